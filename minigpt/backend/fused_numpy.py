@@ -1,0 +1,270 @@
+"""Faster namesakes of the ops on the CPU: in place, in blocks of rows that fit the L2 cache.
+
+Each has the signature, the results (to rounding) and the cache of its op, so that the passes of
+the two can be mixed. Delete this file and everything still works, only slower.
+
+What makes them fast: a block of rows goes through all steps of an op while it is in the cache;
+results are written into memory that is reused (`pool`); sums over rows or columns are products
+with a vector, which BLAS does at the speed of the memory.
+"""
+
+import math
+
+import numpy as np
+
+from minigpt.backend import attention_numpy
+from minigpt.backend.pool import empty
+from minigpt import blocks
+from minigpt.ops import activation, attention
+from minigpt.ops.dropout import GAMMA, LANES, mix, threshold
+
+BLOCK = 2**15  # elements: with three temporaries, half of an L2 cache of 1 MB
+
+
+def row_blocks(n, width):
+    """Yield slices of rows 0 .. n - 1 that hold about BLOCK elements each."""
+    rows = max(1, BLOCK // max(width, 1))
+    for start in range(0, n, rows):
+        yield slice(start, min(start + rows, n))
+
+
+def rows_of(x, width):
+    """Return x as (N, width): a view where it is contiguous, as nearly everything here is."""
+    return x.reshape(-1, width)
+
+
+def linear_forward(x, w, b=None):
+    if b is not None and b.shape != w.shape[1:]:
+        raise ValueError(f"linear_forward: b is {b.shape}, but w {w.shape} needs {w.shape[1:]}")
+    y = empty((*x.shape[:-1], w.shape[1]), w.dtype)
+    y2 = rows_of(y, w.shape[1])
+    np.matmul(rows_of(x, w.shape[0]), w, out=y2)
+    if b is not None:
+        for rows in row_blocks(*y2.shape):
+            y2[rows] += b
+    return y, (x, w, b)
+
+
+def linear_backward(dy, cache):
+    x, w, b = cache
+    n_in, n_out = w.shape
+    dy2 = rows_of(dy, n_out)
+    dw = np.matmul(rows_of(x, n_in).T, dy2, out=empty(w.shape, w.dtype))
+    grads = {"w": dw} if b is None else {"w": dw, "b": column_sums(dy2)}
+    dx = empty((*dy.shape[:-1], n_in), w.dtype)
+    np.matmul(dy2, w.T, out=rows_of(dx, n_in))
+    return dx, grads
+
+
+def column_sums(x):
+    """Return the sum over the rows of x (N, C): (C,)."""
+    return np.ones(len(x), x.dtype) @ x
+
+
+def layernorm_forward(x, w, b=None, eps=1e-5):
+    C = x.shape[-1]
+    if w.shape != (C,) or (b is not None and b.shape != (C,)):
+        raise ValueError(
+            f"layernorm_forward: w is {w.shape} and b is {None if b is None else b.shape}, "
+            f"but the last axis of x {x.shape} needs ({C},)"
+        )
+    y = empty(x.shape, x.dtype)
+    x2, y2 = rows_of(x, C), rows_of(y, C)
+    mu, rstd = np.empty((2, len(x2), 1), x.dtype)
+    mean = np.full(C, 1 / max(C, 1), x.dtype)
+    for rows in row_blocks(*x2.shape):
+        yr, m, r = y2[rows], mu[rows], rstd[rows]
+        np.matmul(x2[rows], mean, out=m[:, 0])
+        np.subtract(x2[rows], m, out=yr)
+        np.einsum("nc,nc->n", yr, yr, out=r[:, 0])
+        r *= 1 / C
+        r += eps
+        np.sqrt(r, out=r)
+        np.reciprocal(r, out=r)
+        yr *= r
+        yr *= w
+        if b is not None:
+            yr += b
+    kept = (*x.shape[:-1], 1)
+    return y, (x, w, b, mu.reshape(kept), rstd.reshape(kept))
+
+
+def layernorm_backward(dy, cache):
+    x, w, b, mu, rstd = cache
+    C = x.shape[-1]
+    dx = empty(x.shape, x.dtype)
+    x2, dy2, dx2 = rows_of(x, C), rows_of(dy, C), rows_of(dx, C)
+    mu, rstd = mu.reshape(-1, 1), rstd.reshape(-1, 1)
+    dw = np.zeros(C, x.dtype)
+    wn = w * (1 / max(C, 1))
+    for rows in row_blocks(*x2.shape):
+        dyr, dxr, r = dy2[rows], dx2[rows], rstd[rows]
+        xhat = np.subtract(x2[rows], mu[rows])
+        xhat *= r
+        np.multiply(dyr, xhat, out=dxr)
+        dw += column_sums(dxr)
+        along = dxr @ wn  # mean(xhat * dxhat)
+        shift = dyr @ wn  # mean(dxhat)
+        np.multiply(dyr, w, out=dxr)
+        xhat *= along[:, None]
+        dxr -= shift[:, None]
+        dxr -= xhat
+        dxr *= r
+    return dx, {"w": dw} if b is None else {"w": dw, "b": column_sums(dy2)}
+
+
+# Hastings' erf: Abramowitz & Stegun 1964, formula 7.1.26; absolute error 1.5e-7, as float32's.
+HASTINGS = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
+T_SCALE = 0.3275911
+
+
+def gelu(x, y, slope):
+    """As ops.activation.gelu, for a block of float32, into y and slope."""
+    t = np.abs(x)
+    t *= T_SCALE * math.sqrt(0.5)
+    t += 1
+    np.reciprocal(t, out=t)
+    e = np.multiply(x, x)
+    e *= -0.5
+    np.exp(e, out=e)
+    np.multiply(t, HASTINGS[-1], out=y)
+    for c in HASTINGS[-2::-1]:
+        y += c
+        y *= t
+    y *= e
+    y *= 0.5  # 1 - Phi(|x|)
+    np.subtract(0.5, y, out=y)
+    np.copysign(y, x, out=y)
+    np.add(y, 0.5, out=slope)  # Phi(x)
+    np.multiply(x, slope, out=y)
+    e *= x
+    e *= 1 / math.sqrt(2 * math.pi)
+    slope += e
+
+
+def gelu_tanh(x, y, slope):
+    """As ops.activation.gelu_tanh, for a block, into y and slope."""
+    a = math.sqrt(2 / math.pi)
+    x2 = np.multiply(x, x)
+    th = np.multiply(x2, 0.044715 * a)
+    th += a
+    th *= x
+    np.tanh(th, out=th)
+    np.multiply(th, th, out=slope)
+    np.subtract(1, slope, out=slope)
+    x2 *= 3 * 0.044715 * a
+    x2 += a
+    x2 *= x
+    slope *= x2
+    th += 1
+    slope += th
+    slope *= 0.5
+    np.multiply(x, th, out=y)
+    y *= 0.5
+
+
+def relu(x, y, slope):
+    np.greater(x, 0, out=slope, casting="unsafe")
+    np.multiply(x, slope, out=y)
+
+
+def activation_forward(x, kind):
+    if kind == "gelu" and x.dtype != np.float32:
+        return activation.activation_forward.reference(x, kind)
+    into = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": relu}[kind]
+    y, slope = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
+    flats = [rows_of(a, 1)[:, 0] for a in (x, y, slope)]
+    for part in row_blocks(x.size, 1):
+        into(*(a[part] for a in flats))
+    return y, (slope,)
+
+
+def activation_backward(dy, cache):
+    (slope,) = cache
+    return np.multiply(dy, slope, out=empty(dy.shape, dy.dtype))
+
+
+def dropout_forward(x, p, rng):
+    if rng is None or p == 0:
+        return x, (p, None)
+    y = empty(x.shape, x.dtype)
+    xs, ys = x.reshape(-1), y.reshape(-1)
+    limit, scale = threshold(p)
+    base = rng.row * math.prod(x.shape[1:])
+    for part in row_blocks(x.size, 1):
+        start, stop = base + part.start, base + part.stop
+        first = start // LANES
+        words = np.arange(first + 1, -(-stop // LANES) + 1, dtype=np.uint64)
+        words *= GAMMA
+        words += rng.key
+        bits = mix_in_place(words).view(np.uint16)[start - first * LANES :][: stop - start]
+        np.multiply(xs[part], bits >= limit, out=ys[part])
+        ys[part] *= scale
+    return y, (p, rng)
+
+
+def mix_in_place(z):
+    """As ops.dropout.mix, for an array of uint64 that may be overwritten."""
+    shifted = np.right_shift(z, 30)
+    z ^= shifted
+    z *= 0xBF58476D1CE4E5B9
+    z ^= np.right_shift(z, 27, out=shifted)
+    z *= 0x94D049BB133111EB
+    z ^= np.right_shift(z, 31, out=shifted)
+    return z
+
+
+def attention_forward(q, k, v, causal=False, key_mask=None, dropout=0.0, rng=None):
+    if q.size == 0 or k.size == 0:
+        return attention.attention_forward.reference(q, k, v, causal, key_mask, dropout, rng)
+    return attention_numpy.forward(q, k, v, causal, key_mask, dropout, rng)
+
+
+def attention_backward(dy, cache):
+    if dy.size == 0 or cache[1].size == 0:
+        return attention.attention_backward.reference(dy, cache)
+    return attention_numpy.backward(dy, cache)
+
+
+def merge_heads(*xs):
+    first, shape = xs[0], xs[0].shape
+    B, H, T, D = shape
+    whole = first.base
+    if whole is None or whole.size != first.size * len(xs) or not whole.flags.c_contiguous:
+        return blocks.merge_heads.reference(*xs)
+    joined = whole.reshape(B, T, len(xs), H, D)
+    expected = joined.transpose(2, 0, 3, 1, 4)
+    for x, y in zip(xs, expected, strict=True):
+        if x.strides != y.strides or x.ctypes.data != y.ctypes.data:
+            return blocks.merge_heads.reference(*xs)
+    return joined.reshape(B, T, len(xs) * H * D)
+
+
+def adamw_step(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, scale=1.0):
+    # With bias corrections moved out of the arrays:
+    # lr mhat / (sqrt(vhat) + eps) = a m / (sqrt(v) + c)
+    root = math.sqrt(1 - beta2**step)
+    a, c = lr * root / (1 - beta1**step), eps * root
+    scratch = np.empty((2, min(p.size, BLOCK)), p.dtype)
+    for part in row_blocks(p.size, 1):
+        pp, mp, vp = p[part], m[part], v[part]
+        t, u = scratch[:, : pp.size]
+        np.multiply(g[part], scale, out=t)
+        np.multiply(t, 1 - beta1, out=u)
+        mp *= beta1
+        mp += u
+        t *= t
+        t *= 1 - beta2
+        vp *= beta2
+        vp += t
+        np.sqrt(vp, out=t)
+        t += c
+        np.divide(mp, t, out=t)
+        t *= a
+        if weight_decay:
+            pp *= 1 - lr * weight_decay
+        pp -= t
+
+
+def sum_of_squares(g):
+    return np.dot(g, g)

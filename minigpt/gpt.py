@@ -1,0 +1,217 @@
+"""The GPT: a decoder-only transformer, with what the lecture, nanoGPT and GPT-2 need between them.
+
+Radford et al. 2018 (GPT) and 2019 (GPT-2). Where they differ, `GPTConfig` has an option.
+"""
+
+import math
+from dataclasses import dataclass
+
+from minigpt import UserError
+from minigpt.backend import host_normal, to_device
+from minigpt.blocks import at, block_backward, block_forward
+from minigpt.cli import option
+from minigpt.ops.activation import KINDS
+from minigpt.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward, head
+from minigpt.ops.dropout import dropout_backward, dropout_forward
+from minigpt.ops.embedding import embedding_backward, embedding_forward
+from minigpt.ops.layernorm import layernorm_backward, layernorm_forward
+from minigpt.params import Params, leaves
+
+STD = 0.02  # of every matrix and embedding at initialization, as in GPT-2
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Model."""
+
+    vocab_size: int = option(50257, "tokens in the vocabulary; in training the tokenizer's")
+    block_size: int = option(64, "longest context, in tokens")
+    n_layer: int = option(4, "number of blocks")
+    n_head: int = option(4, "attention heads per block")
+    n_embd: int = option(128, "channels, a multiple of n_head")
+    dropout: float = option(0.0, "share of activations dropped in training")
+    bias: bool = option(True, "biases in linear layers and layernorms")
+    qkv_bias: bool | None = option(None, "bias of the query/key/value product; as --bias if unset")
+    activation: str = option("gelu", "activation of the MLP", choices=tuple(KINDS))
+    tie_head: bool = option(True, "LM head and token embedding are one matrix")
+    head_bias: bool = option(False, "bias of an untied LM head")
+    init: str = option(
+        "gpt2", "gpt2 scales residual projections by 1/sqrt(2 n_layer)", choices=("gpt2", "lecture")
+    )
+
+    def __post_init__(self):
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+            value = getattr(self, name)
+            if value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1")
+        if self.n_embd % self.n_head:
+            raise UserError(
+                f"n_embd is {self.n_embd}, not a multiple of n_head {self.n_head}: every head "
+                f"gets n_embd / n_head channels; use {self.n_head * -(-self.n_embd // self.n_head)}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+        if self.activation not in KINDS:
+            raise UserError(f"activation is '{self.activation}'; choose from {', '.join(KINDS)}")
+        if self.init not in ("gpt2", "lecture"):
+            raise UserError(f"init is '{self.init}'; choose from gpt2, lecture")
+        if self.tie_head and self.head_bias:
+            raise UserError("head_bias is on with a tied head, which has none; set tie_head off")
+
+
+def shapes(config):
+    """Return the tree of parameter shapes, under GPT-2's names."""
+    C, V = config.n_embd, config.vocab_size
+
+    def norm():
+        return {"w": (C,), "b": (C,)} if config.bias else {"w": (C,)}
+
+    def linear(n_in, n_out, bias):
+        return {"w": (n_in, n_out), "b": (n_out,)} if bias else {"w": (n_in, n_out)}
+
+    def block():
+        qkv_bias = config.bias if config.qkv_bias is None else config.qkv_bias
+        return {
+            "ln_1": norm(),
+            "attn": {
+                "c_attn": linear(C, 3 * C, qkv_bias),
+                "c_proj": linear(C, C, config.bias),
+            },
+            "ln_2": norm(),
+            "mlp": {
+                "c_fc": linear(C, 4 * C, config.bias),
+                "c_proj": linear(4 * C, C, config.bias),
+            },
+        }
+
+    tree = {
+        "wte": (V, C),
+        "wpe": (config.block_size, C),
+        "h": [block() for _ in range(config.n_layer)],
+        "ln_f": norm(),
+    }
+    if not config.tie_head:
+        tree["lm_head"] = {"w": (V, C), "b": (V,)} if config.head_bias else {"w": (V, C)}
+    return tree
+
+
+def count_parameters(config):
+    """Return the number of parameters, without making any."""
+    return sum(math.prod(shape) for _, shape in leaves(shapes(config)))
+
+
+def init_params(config, seed, xp, dtype="float32"):
+    """Return fresh Params: matrices normal with standard deviation 0.02, gains 1, biases 0.
+
+    init="gpt2" divides the projections into the residual stream by sqrt(2 n_layer), since that
+    many of them add up (Radford et al. 2019, section 2.3); init="lecture" does not. The numbers
+    depend on the seed and the name's place alone, not on the backend.
+    """
+    params = Params(shapes(config), xp, dtype)
+    for i, (name, view) in enumerate(params.leaves()):
+        if name.endswith(".b"):
+            continue
+        if view.ndim == 1:
+            view[...] = 1
+            continue
+        residual = config.init == "gpt2" and name.endswith("c_proj.w")
+        std = STD / math.sqrt(2 * config.n_layer) if residual else STD
+        view[...] = to_device(host_normal(seed, i, view.shape, std), xp)
+    return params
+
+
+def gpt_forward(ids, p, config, rng=None, kv=None):
+    """Embedding, blocks, final layernorm.
+
+    Parameters
+    ----------
+    ids : (B, T) int
+    p : tree of parameters
+    config : GPTConfig
+    rng : Rng, optional
+        The key of this step's dropout; None is no dropout.
+    kv : KVCache, optional
+        Keys and values of the tokens before `ids`; those of `ids` are added to it.
+
+    Returns
+    -------
+    x : (B, T, C), dtype of the parameters
+    cache : tuple
+    """
+    start = 0 if kv is None else kv.length
+    x, embedding_cache = embedding_forward(ids, p["wte"], p["wpe"], start)
+    x, dropout_cache = dropout_forward(x, config.dropout, at(rng, config.n_layer))
+    block_caches = []
+    for i, block in enumerate(p["h"]):
+        x, cache = block_forward(
+            x,
+            block,
+            config.n_head,
+            config.activation,
+            config.dropout,
+            at(rng, i),
+            None if kv is None else kv[i],
+        )
+        block_caches.append(cache)
+    x, norm_cache = layernorm_forward(x, **p["ln_f"])
+    if kv is not None:
+        kv.advance(ids.shape[1])
+    return x, (embedding_cache, dropout_cache, block_caches, norm_cache)
+
+
+def gpt_backward(dx, cache, dwte=None):
+    """Return the tree of gradients of gpt_forward.
+
+    Parameters
+    ----------
+    dx : (B, T, C)
+    dwte : (V, C), optional
+        The tied head's gradient of wte, given up by the caller: the embedding's is added to it.
+    """
+    embedding_cache, dropout_cache, block_caches, norm_cache = cache
+    dx, ln_f = layernorm_backward(dx, norm_cache)
+    h = []
+    for block_cache in reversed(block_caches):
+        dx, grads = block_backward(dx, block_cache)
+        h.append(grads)
+    dx = dropout_backward(dx, dropout_cache)
+    return {**embedding_backward(dx, embedding_cache, dwte), "h": h[::-1], "ln_f": ln_f}
+
+
+def head_params(p):
+    """Return {"w", "b"?} of the LM head: its own, or the token embedding."""
+    return p.get("lm_head", {"w": p["wte"]})
+
+
+def logits(x, p):
+    """Return (..., V): what the head makes of x (..., C)."""
+    return head(x, **head_params(p))
+
+
+def loss_forward(ids, targets, p, config, rng=None, count=None):
+    """Cross-entropy of the next tokens, in nats per token.
+
+    Parameters
+    ----------
+    ids, targets : (B, T) int
+        targets[b, t] follows ids[b, t]; -1 is ignored.
+    count : int, optional
+        As in cross_entropy_forward.
+
+    Returns
+    -------
+    loss : () float
+    cache : tuple
+    """
+    x, cache = gpt_forward(ids, p, config, rng)
+    loss, loss_cache = cross_entropy_forward(x, targets, **head_params(p), count=count)
+    return loss, (cache, loss_cache, "lm_head" in p)
+
+
+def loss_backward(dloss, cache):
+    """Return the tree of gradients of loss_forward, nested as the parameters."""
+    cache, loss_cache, untied = cache
+    dx, grads = cross_entropy_backward(dloss, loss_cache)
+    if untied:
+        return {**gpt_backward(dx, cache), "lm_head": grads}
+    return gpt_backward(dx, cache, dwte=grads["w"])

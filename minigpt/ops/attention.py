@@ -1,0 +1,85 @@
+"""Scaled dot-product attention: Vaswani et al. 2017, arXiv:1706.03762, eq. 1, for many heads.
+
+Self-attention under the tril mask (causal=True) and cross attention (queries from one sequence,
+keys and values from another, Tq != Tk) are one op: they differ only in what may be seen.
+"""
+
+import math
+
+from minigpt.backend import array_module, overridable
+from minigpt.ops.dropout import dropout_backward, dropout_forward
+from minigpt.ops.softmax import softmax_backward, softmax_forward
+
+
+def scores(q, k, causal, key_mask):
+    """Return s = q @ k^T / sqrt(D), (B, H, Tq, Tk), with -inf wherever q may not see k.
+
+    The -inf is exact: exp makes it a 0 that no later score, however large, can outweigh.
+    """
+    xp = array_module(q)
+    s = (q @ k.swapaxes(-1, -2)) * (1 / math.sqrt(q.shape[-1]))
+    Tq, Tk = s.shape[-2:]
+    if causal:
+        seen = xp.tril(xp.ones((Tq, Tk), dtype=bool), Tk - Tq)
+        s = xp.where(seen, s, -math.inf)
+    if key_mask is not None:
+        s = xp.where(key_mask[:, None, None, :], s, -math.inf)
+    return s
+
+
+@overridable
+def attention_forward(q, k, v, causal=False, key_mask=None, dropout=0.0, rng=None):
+    """Every query gathers the values, weighted by how well their keys fit it.
+
+        s = q @ k^T / sqrt(D)       the scale keeps the variance of s near 1
+        w = softmax(s)              over the keys that may be seen
+        y = dropout(w) @ v
+
+    Parameters
+    ----------
+    q : (B, H, Tq, D) float
+    k, v : (B, H, Tk, D), dtype of q
+    causal : bool
+        The tril mask: query i sees keys 0 .. i + Tk - Tq. With Tq < Tk the queries are the last
+        ones, as in decoding with a KV cache.
+    key_mask : (B, Tk) bool, optional
+        True where a key may be seen; False is padding. A query that may see nothing yields 0.
+    dropout : float
+        Share of the weights w set to 0, with `rng`; rng=None is none.
+
+    Returns
+    -------
+    y : (B, H, Tq, D), dtype of q
+    cache : (q, k, v, y, w, lse, causal, key_mask, dropout, rng)
+        w (B, H, Tq, Tk) or None. Where it is None, lse (B, H, Tq, 1) = log sum exp s makes it
+        again: w = exp(s - lse).
+    """
+    s = scores(q, k, causal, key_mask)
+    w, _ = softmax_forward(s)
+    y = dropout_forward(w, dropout, rng)[0] @ v
+    return y, (q, k, v, y, w, None, causal, key_mask, dropout, rng)
+
+
+@overridable
+def attention_backward(dy, cache):
+    """Gradients of q, k and v: the forward pass read upwards.
+
+        dv = dropout(w)^T @ dy
+        dw = dropout(dy @ v^T)        with the mask of the forward pass
+        ds = softmax_backward(dw)     0 wherever w is 0, hence nothing flows from the future
+        dq = ds @ k / sqrt(D)
+        dk = ds^T @ q / sqrt(D)
+
+    Returns
+    -------
+    dq : (B, H, Tq, D)
+    dk, dv : (B, H, Tk, D)
+    """
+    q, k, v, _, w, lse, causal, key_mask, dropout, rng = cache
+    if w is None:
+        w = array_module(q).exp(scores(q, k, causal, key_mask) - lse)
+    dropped, dropout_cache = dropout_forward(w, dropout, rng)
+    dv = dropped.swapaxes(-1, -2) @ dy
+    dw = dropout_backward(dy @ v.swapaxes(-1, -2), dropout_cache)
+    ds = softmax_backward(dw, (w,)) * (1 / math.sqrt(q.shape[-1]))
+    return ds @ k, ds.swapaxes(-1, -2) @ q, dv

@@ -1,0 +1,133 @@
+"""How a run is trained: its options, under nanoGPT's names, and the presets."""
+
+from dataclasses import dataclass, fields
+
+from minigpt import UserError
+from minigpt.cli import build, option
+from minigpt.gpt import GPTConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Training."""
+
+    data: str | None = option(None, "text file, UTF-8 (default: tiny Shakespeare)", metavar="FILE")
+    out_dir: str = option("out", "folder for checkpoints and metrics", metavar="DIR")
+    backend: str = option("numpy", "where arrays live", choices=("numpy", "cupy"))
+    threads: int | None = option(None, "threads, each with a shard of the batch (default: cores)")
+    seed: int = option(1337, "of initial weights, batches and dropout")
+    batch_size: int = option(12, "sequences per batch")
+    gradient_accumulation_steps: int = option(1, "batches per step")
+    max_iters: int = option(2000, "steps in all")
+    learning_rate: float = option(1e-3, "highest learning rate")
+    min_lr: float = option(1e-4, "learning rate at the end of the decay")
+    warmup_iters: int = option(100, "steps until the learning rate is at its highest")
+    lr_decay_iters: int | None = option(
+        None, "step at which the cosine is down at min-lr (default: max-iters)"
+    )
+    weight_decay: float = option(0.1, "AdamW's, for matrices and embeddings")
+    beta1: float = option(0.9, "AdamW's")
+    beta2: float = option(0.99, "AdamW's")
+    grad_clip: float = option(1.0, "largest norm of the gradient; 0 is no clipping")
+    eval_interval: int = option(250, "steps between evaluations, each with checkpoints")
+    log_interval: int = option(10, "steps between lines of metrics.jsonl")
+
+    def __post_init__(self):
+        least = {"batch_size": 1, "gradient_accumulation_steps": 1, "max_iters": 0, "seed": 0}
+        least |= {"warmup_iters": 0, "eval_interval": 1, "log_interval": 1}
+        least |= {"learning_rate": 0, "min_lr": 0, "weight_decay": 0, "grad_clip": 0}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {bound}")
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"threads is {self.threads}; it must be at least 1")
+        if self.lr_decay_iters is not None and self.lr_decay_iters < 0:
+            raise UserError(f"lr_decay_iters is {self.lr_decay_iters}; it must be at least 0")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(
+                    f"{name} is {getattr(self, name)}; it must be at least 0 and below 1"
+                )
+
+
+# What a preset does not say is the default of TrainConfig or GPTConfig.
+PRESETS = {
+    # nanoGPT, README, "I only have a macbook": 0.80 M parameters, validation 1.88
+    "nanogpt-cpu": {"bias": False},
+    # nanoGPT, config/train_shakespeare_char.py: 10.65 M, best validation 1.4697
+    "nanogpt-baby": {
+        "n_layer": 6,
+        "n_head": 6,
+        "n_embd": 384,
+        "block_size": 256,
+        "batch_size": 64,
+        "dropout": 0.2,
+        "bias": False,
+        "max_iters": 5000,
+    },
+    # The lecture's gpt.py: 10,788,929 parameters, validation 1.4873. Its AdamW is torch's default,
+    # which decays gains and biases too; here matrices and embeddings alone.
+    "lecture": {
+        "n_layer": 6,
+        "n_head": 6,
+        "n_embd": 384,
+        "block_size": 256,
+        "batch_size": 64,
+        "dropout": 0.2,
+        "qkv_bias": False,
+        "activation": "relu",
+        "tie_head": False,
+        "head_bias": True,
+        "init": "lecture",
+        "max_iters": 5000,
+        "learning_rate": 3e-4,
+        "min_lr": 3e-4,
+        "warmup_iters": 0,
+        "weight_decay": 0.01,
+        "beta2": 0.999,
+        "grad_clip": 0.0,
+        "eval_interval": 500,
+    },
+    # GPT-2 small with nanoGPT's recipe (config/train_gpt2.py): 124,439,808 parameters
+    "gpt2": {
+        "vocab_size": 50257,
+        "n_layer": 12,
+        "n_head": 12,
+        "n_embd": 768,
+        "block_size": 1024,
+        "activation": "gelu_tanh",
+        "batch_size": 12,
+        "gradient_accumulation_steps": 40,
+        "max_iters": 600000,
+        "learning_rate": 6e-4,
+        "min_lr": 6e-5,
+        "warmup_iters": 2000,
+        "beta2": 0.95,
+        "eval_interval": 1000,
+    },
+}
+DEFAULT = "nanogpt-cpu"
+
+
+def configs(values, vocab_size):
+    """Return (GPTConfig, TrainConfig) from a dict of options of both.
+
+    Parameters
+    ----------
+    values : dict
+        Preset, file and flags, already put together.
+    vocab_size : int
+        The tokenizer's, unless `values` has a larger one.
+
+    Raises
+    ------
+    UserError
+        If a key is unknown (the nearest is named), or a value cannot be.
+    """
+    given = values.get("vocab_size", vocab_size)
+    if given < vocab_size:
+        raise UserError(f"vocab_size is {given}, but the text holds {vocab_size} characters")
+    of_model = {field.name for field in fields(GPTConfig)}
+    model = {name: value for name, value in values.items() if name in of_model}
+    rest = {name: value for name, value in values.items() if name not in of_model}
+    return build(GPTConfig, model | {"vocab_size": given}), build(TrainConfig, rest)
