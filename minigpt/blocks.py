@@ -4,9 +4,13 @@ Every backward pass is its forward pass read upwards. `p` is a subtree of the pa
 `grads` comes back with the same nesting; biases that are not in `p` are not there.
 """
 
-from minigpt.backend import array_module, overridable
 from minigpt.ops.activation import activation_backward, activation_forward
-from minigpt.ops.attention import attention_backward, attention_forward
+from minigpt.ops.attention import (
+    attention_backward,
+    attention_forward,
+    merge_heads,
+    split_heads,
+)
 from minigpt.ops.dropout import dropout_backward, dropout_forward
 from minigpt.ops.layernorm import layernorm_backward, layernorm_forward
 from minigpt.ops.linear import linear_backward, linear_forward
@@ -17,24 +21,6 @@ WEIGHTS, ATTENTION, MLP = range(3)  # the places of a block where dropout draws 
 def at(rng, place):
     """Return the key for one place, or None where there is no dropout."""
     return None if rng is None else rng.fold(place)
-
-
-def split_heads(x, n, n_head):
-    """(B, T, n C) -> n views (B, H, T, D), one after the other in the last axis."""
-    B, T, C = x.shape[0], x.shape[1], x.shape[2] // n
-    return tuple(x.reshape(B, T, n, n_head, C // n_head).transpose(2, 0, 3, 1, 4))
-
-
-@overridable
-def merge_heads(*xs):
-    """n arrays (B, H, T, D) -> (B, T, n C): the reverse, a view where one array allows it."""
-    B, H, T, D = xs[0].shape
-    if len(xs) == 1:
-        return xs[0].transpose(0, 2, 1, 3).reshape(B, T, H * D)
-    y = array_module(xs[0]).empty((B, T, len(xs), H, D), dtype=xs[0].dtype)
-    for i, x in enumerate(xs):
-        y[:, :, i] = x.transpose(0, 2, 1, 3)
-    return y.reshape(B, T, len(xs) * H * D)
 
 
 def self_attention_forward(x, p, n_head, dropout=0.0, rng=None, kv=None):

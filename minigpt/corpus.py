@@ -13,6 +13,7 @@ from pathlib import Path
 from minigpt import UserError
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+REFERENCE = "the Python language reference"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 CONTACT = 2.0  # seconds until a server must have answered, tries and name look-up together
 PAUSES = (0.2, 0.4)  # seconds between tries
@@ -46,7 +47,7 @@ def load_text(path=None):
     corpus = os.environ.get("MINIGPT_CORPUS")
     raw = _read(corpus, "MINIGPT_CORPUS") if corpus else _cached() or _downloaded()
     if raw is None:
-        return _reference(), "the Python language reference"
+        return reference_text(), REFERENCE
     if not _is_corpus(raw):
         raise UserError(
             f"MINIGPT_CORPUS {corpus} is not tiny Shakespeare: its SHA-256 is "
@@ -106,7 +107,7 @@ def _downloaded():
         raw = _download()
     except ConnectionError as error:
         _say(
-            f"cannot download tiny Shakespeare ({error}); taking the Python language reference "
+            f"cannot download tiny Shakespeare ({error}); taking {REFERENCE} "
             "in its place; give your own text by --data FILE"
         )
         return None
@@ -195,7 +196,8 @@ def _fetch(patience):
     return bytes(raw)
 
 
-def _reference():
+def reference_text():
+    """Return the text that comes with every Python: its language reference, by topic."""
     try:
         from pydoc_data.topics import topics
     except ImportError:

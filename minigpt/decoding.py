@@ -196,9 +196,10 @@ def next_logits(ids, p, config, kv):
     """
     ids = to_device(ids, array_module(p["wte"]))
     size = max(1, PREFILL_TOKENS // len(ids))
-    for start in range(0, ids.shape[1], size):
-        x, _ = gpt_forward(ids[:, start : start + size], p, config, kv=kv)
-    z = to_host(logits(x[:, -1], p))
+    with np.errstate(over="ignore", invalid="ignore"):  # told below, as an error
+        for start in range(0, ids.shape[1], size):
+            x, _ = gpt_forward(ids[:, start : start + size], p, config, kv=kv)
+        z = to_host(logits(x[:, -1], p))
     if not np.isfinite(z).all():
         raise UserError(
             "the model's logits are not finite, so its weights have diverged: take an earlier "

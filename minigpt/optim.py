@@ -35,12 +35,6 @@ def adamw_step(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, scale=1.0)
     p -= (lr / (1 - beta1**step)) * m / denominator
 
 
-@overridable
-def sum_of_squares(g):
-    """Return the sum of g_i^2 of a flat array, () of its dtype."""
-    return (g * g).sum()
-
-
 def clip_scale(norm, max_norm):
     """Return what brings a gradient of that norm to at most max_norm: min(1, max / (norm + 1e-6)).
 

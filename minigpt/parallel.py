@@ -13,9 +13,7 @@ import threading
 
 from threadpoolctl import threadpool_limits
 
-from minigpt.optim import sum_of_squares
-from minigpt.params import leaves
-
+from minigpt.params import leaves, sum_of_squares
 
 BLOCK = 2**16  # elements of a gradient that are summed and squared at a time
 

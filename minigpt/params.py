@@ -7,6 +7,8 @@ same layout.
 
 import math
 
+from minigpt.backend import overridable
+
 
 def leaves(tree, prefix=""):
     """Yield (dotted name, leaf) of nested dicts and lists, in their order.
@@ -32,6 +34,12 @@ def mapped(tree, fn, prefix=""):
     if isinstance(tree, dict):
         return {key: child(key, value) for key, value in tree.items()}
     return [child(i, value) for i, value in enumerate(tree)]
+
+
+@overridable
+def sum_of_squares(g):
+    """Return the sum of g_i^2 of a flat array, () of its dtype."""
+    return (g * g).sum()
 
 
 class Params:
@@ -80,4 +88,3 @@ class Params:
     def zeros_like(self):
         """Return Params of the same layout, all zero: for gradients and optimizer state."""
         return Params(self.shapes, self._xp, self.flat.dtype)
-

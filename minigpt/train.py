@@ -203,7 +203,9 @@ def thread_count(train):
         return 1
     n = min(train.threads or usable_cores(), train.batch_size)
     if train.threads and n < train.threads:
-        print(f"note: a batch has {n} rows: using {n} threads, not {train.threads}", file=sys.stderr)
+        print(
+            f"note: a batch has {n} rows: using {n} threads, not {train.threads}", file=sys.stderr
+        )
     return n
 
 

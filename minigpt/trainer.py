@@ -104,5 +104,7 @@ class Trainer:
             x, y = (to_device(array, self.xp) for array in batch)
             return float(loss_forward(x, y, self.params.tree, self.config)[0]) * y.size
 
-        batches = list(windows(ids, self.config.block_size, max(1, EVAL_TOKENS // self.config.block_size)))
+        batches = list(
+            windows(ids, self.config.block_size, max(1, EVAL_TOKENS // self.config.block_size))
+        )
         return sum(self.workers.map(total, batches)) / (len(ids) - 1)

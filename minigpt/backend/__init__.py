@@ -13,7 +13,10 @@ import numpy
 from minigpt import UserError
 
 BACKENDS = ("numpy", "cupy")
-INSTALL = "pip install 'minigpt[cuda12]' (CUDA 12), 'minigpt[cuda13]' (CUDA 13) or 'minigpt[rocm]'"
+INSTALL = (
+    "pip install 'cupy-cuda12x[ctk]' (CUDA 12), 'cupy-cuda13x[ctk]' (CUDA 13) "
+    "or cupy-rocm-7-0 (ROCm 7)"
+)
 
 
 def array_module(*args):
@@ -102,7 +105,8 @@ def to_device(x, xp):
 
 def to_host(x):
     """Return `x` as a NumPy array; waits for the device where `x` is on one."""
-    return x if isinstance(x, numpy.ndarray) else array_module(x).asnumpy(x)
+    xp = array_module(x)
+    return numpy.asarray(x) if xp is numpy else xp.asnumpy(x)
 
 
 def host_normal(seed, stream, shape, std):

@@ -14,11 +14,11 @@ import numpy as np
 
 from minigpt.backend import attention_numpy
 from minigpt.backend.pool import empty
-from minigpt import blocks
+from minigpt.backend.tiles_numpy import words_of
 from minigpt.ops import activation, attention
-from minigpt.ops.dropout import GAMMA, LANES, mix, threshold
+from minigpt.ops.dropout import LANES, threshold
 
-BLOCK = 2**15  # elements: with three temporaries, half of an L2 cache of 1 MB
+BLOCK = 2**16  # elements of a block: what Python needs for a call is small beside the work
 
 
 def row_blocks(n, width):
@@ -97,9 +97,10 @@ def layernorm_backward(dy, cache):
     mu, rstd = mu.reshape(-1, 1), rstd.reshape(-1, 1)
     dw = np.zeros(C, x.dtype)
     wn = w * (1 / max(C, 1))
+    scratch = empty((min(len(x2), max(1, BLOCK // max(C, 1))), C), x.dtype)
     for rows in row_blocks(*x2.shape):
         dyr, dxr, r = dy2[rows], dx2[rows], rstd[rows]
-        xhat = np.subtract(x2[rows], mu[rows])
+        xhat = np.subtract(x2[rows], mu[rows], out=scratch[: len(r)])
         xhat *= r
         np.multiply(dyr, xhat, out=dxr)
         dw += column_sums(dxr)
@@ -114,27 +115,30 @@ def layernorm_backward(dy, cache):
 
 
 # Hastings' erf: Abramowitz & Stegun 1964, formula 7.1.26; absolute error 1.5e-7, as float32's.
-HASTINGS = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
+# Halved, since 1 - Phi(x) = erfc(x / sqrt 2) / 2.
+HASTINGS = tuple(c / 2 for c in (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429))
 T_SCALE = 0.3275911
+SIGN = np.uint32(1 << 31)
 
 
-def gelu(x, y, slope):
-    """As ops.activation.gelu, for a block of float32, into y and slope."""
-    t = np.abs(x)
+def gelu(x, y, slope, t, e):
+    """As ops.activation.gelu, for a block of float32, into y and slope; t and e are scratch."""
+    np.abs(x, out=t)
     t *= T_SCALE * math.sqrt(0.5)
     t += 1
     np.reciprocal(t, out=t)
-    e = np.multiply(x, x)
+    np.multiply(x, x, out=e)
     e *= -0.5
     np.exp(e, out=e)
     np.multiply(t, HASTINGS[-1], out=y)
     for c in HASTINGS[-2::-1]:
         y += c
         y *= t
-    y *= e
-    y *= 0.5  # 1 - Phi(|x|)
+    y *= e  # 1 - Phi(|x|)
     np.subtract(0.5, y, out=y)
-    np.copysign(y, x, out=y)
+    # copysign(y, x), several times faster by bits
+    bits = y.view(np.uint32)
+    bits |= np.bitwise_and(x.view(np.uint32), SIGN, out=t.view(np.uint32))
     np.add(y, 0.5, out=slope)  # Phi(x)
     np.multiply(x, slope, out=y)
     e *= x
@@ -142,11 +146,11 @@ def gelu(x, y, slope):
     slope += e
 
 
-def gelu_tanh(x, y, slope):
-    """As ops.activation.gelu_tanh, for a block, into y and slope."""
+def gelu_tanh(x, y, slope, x2, th):
+    """As ops.activation.gelu_tanh, for a block, into y and slope; x2 and th are scratch."""
     a = math.sqrt(2 / math.pi)
-    x2 = np.multiply(x, x)
-    th = np.multiply(x2, 0.044715 * a)
+    np.multiply(x, x, out=x2)
+    np.multiply(x2, 0.044715 * a, out=th)
     th += a
     th *= x
     np.tanh(th, out=th)
@@ -163,7 +167,8 @@ def gelu_tanh(x, y, slope):
     y *= 0.5
 
 
-def relu(x, y, slope):
+def relu(x, y, slope, *_):
+    """As ops.activation.relu, into y and slope."""
     np.greater(x, 0, out=slope, casting="unsafe")
     np.multiply(x, slope, out=y)
 
@@ -173,9 +178,10 @@ def activation_forward(x, kind):
         return activation.activation_forward.reference(x, kind)
     into = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": relu}[kind]
     y, slope = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
-    flats = [rows_of(a, 1)[:, 0] for a in (x, y, slope)]
+    flats = [a.reshape(-1) for a in (x, y, slope)]
+    scratch = empty((2, min(x.size, BLOCK)), x.dtype)
     for part in row_blocks(x.size, 1):
-        into(*(a[part] for a in flats))
+        into(*(a[part] for a in flats), *scratch[:, : part.stop - part.start])
     return y, (slope,)
 
 
@@ -194,28 +200,15 @@ def dropout_forward(x, p, rng):
     for part in row_blocks(x.size, 1):
         start, stop = base + part.start, base + part.stop
         first = start // LANES
-        words = np.arange(first + 1, -(-stop // LANES) + 1, dtype=np.uint64)
-        words *= GAMMA
-        words += rng.key
-        bits = mix_in_place(words).view(np.uint16)[start - first * LANES :][: stop - start]
+        words = words_of(rng.key, np.arange(first + 1, -(-stop // LANES) + 1, dtype=np.uint64))
+        bits = words.view(np.uint16)[start - first * LANES :][: stop - start]
         np.multiply(xs[part], bits >= limit, out=ys[part])
         ys[part] *= scale
     return y, (p, rng)
 
 
-def mix_in_place(z):
-    """As ops.dropout.mix, for an array of uint64 that may be overwritten."""
-    shifted = np.right_shift(z, 30)
-    z ^= shifted
-    z *= 0xBF58476D1CE4E5B9
-    z ^= np.right_shift(z, 27, out=shifted)
-    z *= 0x94D049BB133111EB
-    z ^= np.right_shift(z, 31, out=shifted)
-    return z
-
-
 def attention_forward(q, k, v, causal=False, key_mask=None, dropout=0.0, rng=None):
-    if q.size == 0 or k.size == 0:
+    if q.size == 0 or k.size == 0 or q.shape[2] == 1:  # one query has too little work for tiles
         return attention.attention_forward.reference(q, k, v, causal, key_mask, dropout, rng)
     return attention_numpy.forward(q, k, v, causal, key_mask, dropout, rng)
 
@@ -231,13 +224,18 @@ def merge_heads(*xs):
     B, H, T, D = shape
     whole = first.base
     if whole is None or whole.size != first.size * len(xs) or not whole.flags.c_contiguous:
-        return blocks.merge_heads.reference(*xs)
+        return attention.merge_heads.reference(*xs)
     joined = whole.reshape(B, T, len(xs), H, D)
     expected = joined.transpose(2, 0, 3, 1, 4)
     for x, y in zip(xs, expected, strict=True):
-        if x.strides != y.strides or x.ctypes.data != y.ctypes.data:
-            return blocks.merge_heads.reference(*xs)
+        if x.strides != y.strides or address(x) != address(y):
+            return attention.merge_heads.reference(*xs)
     return joined.reshape(B, T, len(xs) * H * D)
+
+
+def address(x):
+    """Return where the first element of x lies in memory."""
+    return x.__array_interface__["data"][0]
 
 
 def adamw_step(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, scale=1.0):
@@ -245,7 +243,7 @@ def adamw_step(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, scale=1.0)
     # lr mhat / (sqrt(vhat) + eps) = a m / (sqrt(v) + c)
     root = math.sqrt(1 - beta2**step)
     a, c = lr * root / (1 - beta1**step), eps * root
-    scratch = np.empty((2, min(p.size, BLOCK)), p.dtype)
+    scratch = empty((2, min(p.size, BLOCK)), p.dtype)
     for part in row_blocks(p.size, 1):
         pp, mp, vp = p[part], m[part], v[part]
         t, u = scratch[:, : pp.size]

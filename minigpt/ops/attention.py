@@ -11,6 +11,24 @@ from minigpt.ops.dropout import dropout_backward, dropout_forward
 from minigpt.ops.softmax import softmax_backward, softmax_forward
 
 
+def split_heads(x, n, n_head):
+    """(B, T, n C) -> n views (B, H, T, D), one after the other in the last axis."""
+    B, T, C = x.shape[0], x.shape[1], x.shape[2] // n
+    return tuple(x.reshape(B, T, n, n_head, C // n_head).transpose(2, 0, 3, 1, 4))
+
+
+@overridable
+def merge_heads(*xs):
+    """n arrays (B, H, T, D) -> (B, T, n C): the reverse, a view where one array allows it."""
+    B, H, T, D = xs[0].shape
+    if len(xs) == 1:
+        return xs[0].transpose(0, 2, 1, 3).reshape(B, T, H * D)
+    y = array_module(xs[0]).empty((B, T, len(xs), H, D), dtype=xs[0].dtype)
+    for i, x in enumerate(xs):
+        y[:, :, i] = x.transpose(0, 2, 1, 3)
+    return y.reshape(B, T, len(xs) * H * D)
+
+
 def scores(q, k, causal, key_mask):
     """Return s = q @ k^T / sqrt(D), (B, H, Tq, Tk), with -inf wherever q may not see k.
 

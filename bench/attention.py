@@ -1,0 +1,264 @@
+"""Attention forward, backward and both, beside torch's: python bench/attention.py
+
+Before anything is timed, outputs and all three gradients are checked against the reference op in
+float64; a wrong result ends with exit code 1.
+
+FLOPs are those of the products that the mathematics needs: 2 in the forward pass and 4 in the
+backward, 2 D for each query and key that may see each other. So a causal pass counts the lower
+triangle alone, and scores made a second time are not counted.
+
+On threads, minigpt takes shards of the batch, or of the heads where that divides more evenly.
+Results stay an array per shard, as in a training step.
+"""
+
+import argparse
+import json
+import math
+import sys
+
+import numpy as np
+import report
+import threadpoolctl
+import timing
+from attention_check import Shape, WrongResult, checked_rows, compare, expected, inputs
+
+from minigpt import cli
+from minigpt.backend import module, to_device, to_host
+from minigpt.ops.attention import attention_backward, attention_forward
+from minigpt.parallel import Workers, shard_slices
+
+NAIVE_BYTES = 2**30  # torch's naive attention is left out where one array of scores takes more
+NOTE = """
+ms: median, +- half the distance of the quartiles. x: torch's median over minigpt's; above 1
+minigpt is faster. GFLOP/s of minigpt: products of visible queries and keys, 2 forward, 4 backward.
++MB: what forward + backward add at their peak to the resident memory of a fresh process.
+sdpa: torch's scaled_dot_product_attention; naive: attention written out in torch."""
+LABELS = {"minigpt": "minigpt", "sdpa": "torch SDPA", "naive": "torch, written out"}
+PASSES = ("forward", "backward", "both")
+
+
+SHAPES = "12,4,64,32 16,6,256,64 4,12,1024,64 1,6,4096,64 16,6,64,256,64 4,12,256,1024,64"
+LONG = "1,1,16384,64"
+
+
+def shards(shape, n):
+    """Return the index of each thread's part of the (B, H, ...) arrays."""
+    batch = shard_slices(shape.B, n)
+    heads = shard_slices(shape.H, n)
+    if -(-shape.B // len(batch)) * shape.H <= -(-shape.H // len(heads)) * shape.B:
+        return [(rows, slice(None)) for rows in batch]
+    return [(slice(None), rows) for rows in heads]
+
+
+def minigpt_passes(shape, arrays, workers):
+    """Return {"forward", "backward", "both": function}; both returns [(y, dq, dk, dv)]."""
+    parts = [[x[part] for x in arrays] for part in shards(shape, workers.n)]
+
+    def forward(part):
+        return attention_forward(*part[:3], causal=shape.causal)
+
+    def both(part):
+        y, cache = forward(part)
+        return y, *attention_backward(part[3], cache)
+
+    jobs = []  # the forward passes that `backward` goes on from
+
+    def backward():
+        if not jobs:
+            jobs.extend((p[3], cache) for p, (_, cache) in zip(parts, run_forward(), strict=True))
+        return workers.map(lambda job: attention_backward(*job), jobs)
+
+    def run_forward():
+        return workers.map(forward, parts)
+
+    return {"forward": run_forward, "backward": backward, "both": lambda: workers.map(both, parts)}
+
+
+def torch_passes(torch, shape, arrays, naive):
+    """Return the same for torch, as autograd runs them: built-in or written out attention."""
+    device = "cpu" if isinstance(arrays[0], np.ndarray) else "cuda"
+    q, k, v, dy = (torch.from_dlpack(x).to(device) for x in arrays)
+    xs = [x.requires_grad_() for x in (q, k, v)]
+    hidden = torch.ones(shape.Tq, shape.Tk, dtype=torch.bool, device=device).triu(1)
+
+    def forward():
+        if not naive:
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=shape.causal)
+        s = q @ k.transpose(-1, -2) / math.sqrt(shape.D)
+        if shape.causal:
+            s = s.masked_fill(hidden, -math.inf)
+        return torch.softmax(s, dim=-1) @ v
+
+    graph = []  # the output that `backward` goes back from
+
+    def backward():
+        if not graph:
+            graph.append(forward())
+        return torch.autograd.grad(graph[0], xs, dy, retain_graph=True)
+
+    def both():
+        y = forward()
+        return [(y, *torch.autograd.grad(y, xs, dy))]
+
+    return {"forward": forward, "backward": backward, "both": both}
+
+
+def candidates(shape, arrays, workers, torch):
+    """Return {name: passes} of all that run this problem."""
+    found = {"minigpt": minigpt_passes(shape, arrays, workers)}
+    if torch is not None:
+        found["sdpa"] = torch_passes(torch, shape, arrays, naive=False)
+        if 4 * shape.B * shape.H * shape.Tq * shape.Tk < NAIVE_BYTES:
+            found["naive"] = torch_passes(torch, shape, arrays, naive=True)
+    return found
+
+
+def check(shape, workers, torch, xp):
+    """Compare outputs and gradients of every candidate with the reference; raise if they differ."""
+    rows = checked_rows(shape)
+    host = inputs(shape, rows)
+    right = expected(shape, host, rows)
+    arrays = [to_device(x, xp) for x in host]
+    for name, passes in candidates(shape, arrays, workers, torch).items():
+        parts = shards(shape, workers.n) if name == "minigpt" else [...]
+        results = [np.empty_like(x) for x in (host[0], *host[:3])]
+        for part, got in zip(parts, passes["both"](), strict=True):
+            for whole, x in zip(results, got, strict=True):
+                whole[part] = to_host(x) if name == "minigpt" else x.detach().cpu().numpy()
+        compare(name, shape, results, right, rows)
+
+
+def extra_memory(shape, name, threads):
+    """Return the resident bytes that forward + backward add to this process at their peak."""
+    torch = None if name == "minigpt" else timing.torch_on(threads)
+    n = len(shards(shape, threads))
+    with Workers(n) as workers:
+        small = Shape(n, n, 8, 8, shape.D)
+        candidates(small, inputs(small), workers, torch)[name]["both"]()
+        both = candidates(shape, inputs(shape), workers, torch)[name]["both"]
+        before = timing.resident_peak()
+        results = both()
+        after = timing.resident_peak()
+        del results
+    return after - before
+
+
+def memory(shape, names, args, xp):
+    """Return {name: peak extra bytes} of forward + backward, each in a process of its own."""
+    if xp is not np:
+        arrays = [to_device(x, xp) for x in inputs(shape)]
+        both = minigpt_passes(shape, arrays, Workers(1))["both"]
+        return {"minigpt": timing.traced_peak(both, xp)}
+    flags = ("--shapes", shape, "--threads", args.threads, "--memory-of")
+    return {name: timing.in_child(__file__, *flags, name) for name in names}
+
+
+def bench(shape, args, torch, xp):
+    """Check, time and weigh one problem; return a record per pass."""
+    print(f"{shape} ...", file=sys.stderr, flush=True)
+    records = []
+    with Workers(len(shards(shape, args.threads)) if xp is np else 1) as workers:
+        check(shape, workers, torch, xp)
+        arrays = [to_device(x, xp) for x in inputs(shape)]
+        found = candidates(shape, arrays, workers, torch)
+        for name in PASSES:
+            fns = {c: fns[name] for c, fns in found.items() if c != "naive" or name == "both"}
+            times = timing.measure(fns, args.seconds, xp=xp)
+            record = {"name": str(shape), "shape": shape._asdict(), "causal": shape.causal}
+            record |= {"pass": name, "flops": shape.flops()[name], "times": {}}
+            for candidate, time in times.items():
+                record["times"][candidate] = time.record()
+                if candidate != "minigpt":
+                    record[f"ratio_to_{candidate}"] = timing.ratio(time, times["minigpt"])
+            records.append(record)
+    if not args.no_memory:
+        records[-1]["peak_extra_bytes"] = memory(shape, found, args, xp)
+    return records
+
+
+def table(records):
+    """Print a row per problem and pass."""
+    names = list(dict.fromkeys(name for r in records for name in r["times"]))
+    weighed = [
+        name for name in names if any(name in r.get("peak_extra_bytes", {}) for r in records)
+    ]
+    headings = ["B,H,T,D", "pass", "rounds", *(f"{name} ms" for name in names)]
+    headings += [f"x {name}" for name in names[1:]] + ["GFLOP/s"]
+    headings += [f"{name} +MB" for name in weighed]
+    rows = []
+    for r in records:
+        time, extra = r["times"], r.get("peak_extra_bytes", {})
+        row = [r["name"], r["pass"], str(time["minigpt"]["rounds"])]
+        row += [report.milliseconds(time[name]) if name in time else "" for name in names]
+        ratios = [r.get(f"ratio_to_{name}", {}).get("of_medians") for name in names[1:]]
+        row += [f"{x:.2f}" if x else "" for x in ratios]
+        row.append(f"{r['flops'] / time['minigpt']['median_s'] / 1e9:.0f}")
+        row += [f"{extra[name] / 1e6:.1f}" if name in extra else "" for name in weighed]
+        rows.append(row)
+    report.print_table(headings, rows)
+    print(NOTE)
+
+
+def draw(path, records, env):
+    """Draw time per head against sequence length, causal forward + backward."""
+    found = [r for r in records if r["causal"] and r["pass"] == "both"]
+    found.sort(key=lambda r: r["shape"]["Tq"])
+    with report.figure(path) as [axes]:
+        for name in dict.fromkeys(name for r in found for name in r["times"]):
+            drawn = [r for r in found if name in r["times"]]
+            heads = [r["shape"]["B"] * r["shape"]["H"] for r in drawn]
+            times = [1e3 * r["times"][name]["median_s"] for r in drawn]
+            lengths = [r["shape"]["Tq"] for r in drawn]
+            axes.plot(lengths, np.divide(times, heads), "o-", label=LABELS[name])
+        report.log_axes(axes, x=sorted({r["shape"]["Tq"] for r in found}))
+        title = f"Causal attention, forward + backward, {env['threads']} threads, float32"
+        report.label(axes, "sequence length (tokens)", "time per head (ms)", title)
+
+
+def arguments(argv):
+    """Read the command line."""
+    parser = cli.parser("python bench/attention.py", __doc__.split("\n\n")[0])
+    parser.add_argument(
+        "--shapes",
+        nargs="+",
+        type=Shape.parse,
+        metavar="B,H,T,D",
+        default=None,
+        help=f"causal self-attention, or B,H,Tq,Tk,D: cross attention (default: {SHAPES})",
+    )
+    parser.add_argument("--long", action="store_true", help=f"{LONG} as well")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    report.add_flags(parser, backend=True)
+    args = parser.parse_args(argv)
+    args.shapes = args.shapes or [Shape.parse(text) for text in SHAPES.split()]
+    if args.long:
+        args.shapes.append(Shape.parse(LONG))
+    return args
+
+
+def main(argv=None):
+    """Check and time every problem; print, write and draw what was found."""
+    args = arguments(argv)
+    if args.memory_of:
+        print(json.dumps(extra_memory(args.shapes[0], args.memory_of, args.threads)))
+        return 0
+    xp = module(args.backend)
+    torch = timing.torch_on(args.threads)
+    if torch is not None and xp is not np and not torch.cuda.is_available():
+        torch = None
+    env = report.environment(args.threads, xp)
+    report.print_environment(env)
+    with threadpoolctl.threadpool_limits(args.threads, user_api="blas"):
+        try:
+            records = [r for shape in args.shapes for r in bench(shape, args, torch, xp)]
+        except WrongResult as error:
+            print(f"wrong result: {error}", file=sys.stderr)
+            return 1
+    table(records)
+    report.finish(args, "attention", env, records, draw)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,194 @@
+"""What the benches print, write and draw: the record of the machine, tables, JSON, pictures."""
+
+import contextlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import threadpoolctl
+import timing
+
+OPENBLAS_SETTINGS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+
+
+def add_flags(parser, backend=False, seconds=2.0):
+    """Add the flags that every bench has; `--backend` where it can run on a device."""
+    if backend:
+        parser.add_argument(
+            "--backend",
+            choices=("numpy", "cupy"),
+            default="numpy",
+            help="where minigpt runs (default: numpy)",
+        )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=timing.cores(),
+        metavar="N",
+        help=f"threads of every candidate (default: {timing.cores()}, all cores)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=seconds,
+        metavar="X",
+        help=f"time to spend on each comparison (default: {seconds:g})",
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write the figures there")
+    parser.add_argument("--plot", metavar="FILE", help="also draw a picture there (matplotlib)")
+
+
+def installed(*names):
+    """Return the version of each package that is installed, {name: version}."""
+    versions = {}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def environment(threads, xp=np):
+    """Describe machine and software, without names of hosts or paths."""
+    import minigpt
+
+    blas = [
+        {key: pool.get(key) for key in ("internal_api", "version", "architecture", "num_threads")}
+        for pool in threadpoolctl.threadpool_info()
+        if pool["user_api"] == "blas"
+    ]
+    record = {
+        "cpu": cpu_model(),
+        "cores_usable": timing.cores(),
+        "threads": threads,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "minigpt": minigpt.__version__,
+        "commit": commit(),
+        "packages": installed("numpy", "torch", "transformers", "threadpoolctl"),
+        "blas": blas,
+        "openblas_settings": {k: os.environ[k] for k in OPENBLAS_SETTINGS if k in os.environ},
+    }
+    if sys.modules.get("torch"):
+        record["torch_threads"] = sys.modules["torch"].get_num_threads()
+    if xp is not np:
+        properties = xp.cuda.runtime.getDeviceProperties(xp.cuda.runtime.getDevice())
+        record["device"] = properties["name"].decode()
+        record["packages"]["cupy"] = xp.__version__
+    return record
+
+
+def cpu_model():
+    """Return the name of the processor."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as info:
+        found = re.search(r"model name\s*: (.+)", info.read())
+        if found:
+            return found[1]
+    return platform.processor() or "unknown"
+
+
+def commit():
+    """Return the checkout's commit, with a + if files differ from it, or None."""
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        head = git("rev-parse", "--short=12", "HEAD")
+        return head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    return None
+
+
+def git(*args):
+    """Return what a git command in the checkout prints."""
+    command = ["git", "-C", str(timing.ROOT), *args]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def print_environment(record):
+    """Print the record in a few lines, with a warning where settings slow the BLAS down."""
+    blas = ", ".join(
+        f"{b['internal_api']} {b['version']} ({b['architecture']})" for b in record["blas"]
+    )
+    packages = ", ".join(f"{name} {version}" for name, version in record["packages"].items())
+    print(f"{record['cpu']}, {record['cores_usable']} cores usable, {record['threads']} threads")
+    print(f"Python {record['python']}, minigpt {record['minigpt']}, {packages}")
+    print(
+        f"BLAS of NumPy: {blas}" + (f"; device: {record['device']}" if "device" in record else "")
+    )
+    for name, value in record["openblas_settings"].items():
+        print(f"warning: {name}={value} is set; figures are valid only without it (env -u {name})")
+    print()
+
+
+def print_table(headings, rows):
+    """Print rows of texts under headings; the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    for i, row in enumerate([headings, ["-" * width for width in widths], *rows]):
+        cells = [
+            row[0].ljust(widths[0]),
+            *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
+        ]
+        print("  ".join(cells).rstrip(), flush=i == len(rows) + 1)
+
+
+def milliseconds(record):
+    """Return the text of a `Times.record()`: median and half the distance of the quartiles."""
+    half = (record["q3_s"] - record["q1_s"]) / 2
+    return f"{1e3 * record['median_s']:.3g} +-{100 * half / record['median_s']:.0f}%"
+
+
+def finish(args, bench, env, records, draw):
+    """Write and draw what a bench found, as --json and --plot ask for.
+
+    Times are in seconds, all else in units without prefix. `draw` takes the file, the records and
+    the environment.
+    """
+    if args.json:
+        result = {"bench": bench, "environment": env, "records": records}
+        Path(args.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if args.plot:
+        draw(args.plot, records, env)
+
+
+@contextlib.contextmanager
+def figure(path, panels=1):
+    """Give a list of axes to draw on and to `label`; the picture is then written to `path`.
+
+    Raises
+    ------
+    UserError
+        If matplotlib is not installed.
+    """
+    from minigpt import UserError
+
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise UserError("--plot: matplotlib is not installed; run pip install matplotlib") from None
+    fig = Figure(figsize=(7 if panels == 1 else 4.2 * panels, 4.2), layout="constrained")
+    axes = list(fig.subplots(1, panels, squeeze=False)[0])
+    yield axes
+    fig.savefig(path, dpi=150)
+
+
+def label(axes, xlabel, ylabel, title):
+    """Finish one panel: names with units, grid, legend."""
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set_title(title, fontsize=10)
+    axes.grid(True, which="major", color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=9)
+
+
+def log_axes(axes, x):
+    """Make both axes logarithmic, with plain numbers and ticks at the values of x."""
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(x, [str(value) for value in x])
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")

@@ -1,0 +1,136 @@
+"""How the cost of a training step grows: python bench/scaling.py
+
+Three sweeps over one model: threads; sequence length, with the number of tokens in a batch held;
+width, with the size of a head held. BLAS has one thread in each of minigpt's.
+"""
+
+import contextlib
+import dataclasses
+
+import numpy as np
+import report
+import threadpoolctl
+import timing
+
+from minigpt import UserError, cli
+from minigpt.estimate import flops_per_step
+from minigpt.gpt import init_params
+from minigpt.parallel import Workers
+from minigpt.recipe import configs
+from minigpt.trainer import Trainer
+
+LENGTHS = (64, 128, 256, 512, 1024)
+WIDTHS = (64, 128, 256, 512)
+HEAD_SIZE = 64
+VOCABULARY = 65
+
+
+def step(workers, n_embd, block_size, args):
+    """Return a function that takes a training step, and the FLOPs of its matrix products."""
+    if args.tokens % block_size:
+        raise UserError(f"--tokens is {args.tokens}, not a multiple of the context {block_size}")
+    values = {"n_layer": args.n_layer, "n_embd": n_embd, "n_head": max(1, n_embd // HEAD_SIZE)}
+    values |= {"block_size": block_size, "batch_size": args.tokens // block_size, "bias": False}
+    config, train = configs(values, VOCABULARY)
+    train = dataclasses.replace(train, lr_decay_iters=train.max_iters)
+    ids = np.random.default_rng(1337).integers(0, VOCABULARY, 100_000, dtype=np.int32)
+    trainer = Trainer(init_params(config, 1337, np), config, train, np, workers)
+    numbers = iter(range(2**62))
+    return lambda: trainer.step(ids, next(numbers)), flops_per_step(config, train)
+
+
+def sweep(name, values, args):
+    """Time a step at each value of `name`; return a record per value."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(threadpoolctl.threadpool_limits(1, user_api="blas"))
+        points = {}
+        for value in values:
+            point = {"threads": args.threads, "length": args.block_size, "width": args.n_embd}
+            point[name] = value
+            workers = stack.enter_context(Workers(point["threads"]))
+            points[value] = step(workers, point["width"], point["length"], args)
+        times = timing.measure({value: fn for value, (fn, _) in points.items()}, args.seconds)
+    return [
+        {
+            "sweep": name,
+            "value": value,
+            "time": times[value].record(),
+            "tokens_per_s": args.tokens / times[value].median,
+            "flops_per_s": flops / times[value].median,
+            "growth": times[value].median / times[values[0]].median,
+        }
+        for value, (_, flops) in points.items()
+    ]
+
+
+def table(records):
+    """Print a row per point of each sweep."""
+    headings = ["sweep", "value", "rounds", "ms", "x first", "tokens/s", "GFLOP/s"]
+    rows = [
+        [
+            r["sweep"],
+            str(r["value"]),
+            str(r["time"]["rounds"]),
+            report.milliseconds(r["time"]),
+            f"{r['growth']:.2f}",
+            f"{r['tokens_per_s']:,.0f}",
+            f"{r['flops_per_s'] / 1e9:.0f}",
+        ]
+        for r in records
+    ]
+    report.print_table(headings, rows)
+    print(
+        "\nms: median, +- half the distance of the quartiles. x first: median over the first one's."
+        "\nGFLOP/s: matrix products, 6 FLOPs per weight and token, attention by its triangle."
+    )
+
+
+def draw(path, records, env):
+    """Draw a panel per sweep: speed-up on threads, time per token of length and width."""
+    sweeps = list(dict.fromkeys(r["sweep"] for r in records))
+    names = {
+        "threads": "threads",
+        "length": "sequence length (tokens)",
+        "width": "width (channels)",
+    }
+    with report.figure(path, len(sweeps)) as panels:
+        for axes, name in zip(panels, sweeps, strict=True):
+            mine = [r for r in records if r["sweep"] == name]
+            x = [r["value"] for r in mine]
+            if name == "threads":
+                axes.plot(x, x, ":", color="0.6", label="ideal")
+                axes.plot(x, [1 / r["growth"] for r in mine], "o-", label="minigpt")
+                axes.set_xticks(x)
+                report.label(axes, names[name], "speed (1 thread = 1)", "Threads")
+                continue
+            axes.plot(x, [1e6 / r["tokens_per_s"] for r in mine], "o-")
+            report.log_axes(axes, x)
+            title = f"{name.capitalize()}, {env['threads']} threads"
+            report.label(axes, names[name], "time per token (µs)", title)
+
+
+def main(argv=None):
+    """Run the sweeps; print, write and draw what was found."""
+    parser = cli.parser("python bench/scaling.py", __doc__.split("\n\n")[0])
+    add = parser.add_argument
+    names = ("threads", "length", "width")
+    add("--sweep", nargs="+", choices=names, default=names, help="which (default: all)")
+    add("--lengths", nargs="+", type=int, default=LENGTHS, metavar="N", help="sequence lengths")
+    add("--widths", nargs="+", type=int, default=WIDTHS, metavar="N", help="widths, in channels")
+    add("--tokens", type=int, default=4096, metavar="N", help="tokens per batch (default: 4096)")
+    add("--n-layer", type=int, default=4, metavar="N", help="blocks (default: 4)")
+    add("--n-embd", type=int, default=256, metavar="N", help="width elsewhere (default: 256)")
+    add("--block-size", type=int, default=256, metavar="N", help="length elsewhere (default: 256)")
+    report.add_flags(parser, seconds=15.0)
+    args = parser.parse_args(argv)
+    env = report.environment(args.threads)
+    report.print_environment(env)
+    threads = [n for n in (2**i for i in range(10)) if n < args.threads] + [args.threads]
+    values = {"threads": threads, "length": list(args.lengths), "width": list(args.widths)}
+    records = [r for name in args.sweep for r in sweep(name, values[name], args)]
+    table(records)
+    report.finish(args, "scaling", env, records, draw)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,303 @@
+"""A whole training step beside an equal torch model: python bench/step.py
+
+A step is batch, forward, backward, clipping and AdamW, in float32. Both models start from the same
+weights, and before anything is timed loss and gradients are compared; a difference ends with exit
+code 1. Torch has as many threads and the faster of its AdamW implementations.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import op_profile
+import report
+import timing
+
+from minigpt import cli
+from minigpt.estimate import flops_per_step
+from minigpt.gpt import GPTConfig, init_params
+from minigpt.ops.dropout import Rng
+from minigpt.parallel import Workers
+from minigpt.params import leaves
+from minigpt.recipe import PRESETS, TrainConfig, configs
+from minigpt.trainer import Trainer
+
+SIZES = {"nanogpt-cpu": (12, 64), "nanogpt-baby": (16, 256), "gpt2": (4, 64)}  # batch, context
+CHARACTERS = 65  # vocabulary of the presets for tiny Shakespeare
+TOLERANCE = 1e-4  # relative difference of the loss, and of each gradient by norm
+NOTE = """
+ms: median, +- half the distance of the quartiles. x: median over minigpt's, above 1 minigpt is
+faster; in brackets the quartiles of the ratio within a round. peak: share of the rate of float32
+matrix products, measured before and after, for the FLOPs that a step needs: 6 per weight of a
+matrix and token, and attention by its lower triangle (in brackets by the full square, as nanoGPT
+counts). MB: peak resident memory of a process of its own; +MB: less what it held after its imports.
+"""
+
+
+class WrongResult(Exception):
+    """The two models do not compute the same."""
+
+
+class Problem(NamedTuple):
+    """What is trained."""
+
+    name: str
+    config: GPTConfig
+    train: TrainConfig
+
+    @property
+    def tokens(self):
+        return self.train.batch_size * self.config.block_size
+
+    def flops(self):
+        """Return FLOPs of the matrix products of a step, by triangle and by full square."""
+        c = self.config
+        by_triangle = flops_per_step(c, self.train)
+        hidden = c.n_layer * (c.block_size - 1) * c.n_embd
+        return by_triangle, by_triangle + 6 * hidden * self.tokens
+
+
+def problem(name, args):
+    """Return a preset at the sizes that are timed here, or at those of the flags."""
+    batch_size, block_size = SIZES[name]
+    values = PRESETS[name] | {"gradient_accumulation_steps": 1}
+    values["batch_size"] = args.batch_size or batch_size
+    values["block_size"] = args.block_size or block_size
+    if args.dropout is not None:
+        values["dropout"] = args.dropout
+    config, train = configs(values, values.get("vocab_size", CHARACTERS))
+    train = dataclasses.replace(train, lr_decay_iters=train.max_iters)
+    return Problem(name, config, train)
+
+
+def tokens_of(problem):
+    """Return ids to train on: as many as tiny Shakespeare has, random."""
+    rng = np.random.default_rng(1337)
+    return rng.integers(0, problem.config.vocab_size, 1_000_000, dtype=np.int32)
+
+
+def minigpt_trainer(problem, workers):
+    """Return a minigpt Trainer with fresh weights."""
+    params = init_params(problem.config, 1337, np)
+    return Trainer(params, problem.config, problem.train, np, workers)
+
+
+def minigpt_step(problem, workers):
+    """Return a function that trains minigpt by a step."""
+    worker, ids, steps = minigpt_trainer(problem, workers), tokens_of(problem), iter(range(2**62))
+    return lambda: worker.step(ids, next(steps))
+
+
+def check(problem, workers):
+    """Compare loss and gradients of the two models on the same weights and batch, no dropout.
+
+    Raises
+    ------
+    WrongResult
+        If one differs by more than `TOLERANCE`.
+    """
+    import torch
+    import torch_models
+
+    problem = problem._replace(config=dataclasses.replace(problem.config, dropout=0.0))
+    ours = minigpt_trainer(problem, workers)
+    theirs = torch_models.GPT(problem.config)
+    theirs.load(ours.params.tree)
+    T = problem.config.block_size
+    text = tokens_of(problem)[: problem.train.batch_size * (T + 1)].reshape(-1, T + 1)
+    ids, targets = text[:, :-1], text[:, 1:]
+    loss, _ = ours.gradients(np.ascontiguousarray(ids), np.ascontiguousarray(targets), Rng.of(0))
+    want = theirs(*(torch.from_numpy(x).long() for x in (ids, targets)))
+    want.backward()
+    if not abs(loss - want.item()) <= TOLERANCE * want.item():
+        raise WrongResult(f"{problem.name}: loss is {loss}, torch's is {want.item()}")
+    right = theirs.tensors(lambda x: x.grad)
+    for name, grad in leaves(ours.grads.tree):
+        error = (torch_models.as_torch(name, grad) - right[name]).norm() / right[name].norm()
+        if not error <= TOLERANCE:
+            raise WrongResult(
+                f"{problem.name}: gradient of {name} differs from torch's by {error:.1e} of its "
+                f"norm; {TOLERANCE:.0e} is allowed"
+            )
+
+
+def torch_steps(problem, kind):
+    """Return {name: function} of torch's ways to take a step, with the same initial weights."""
+    import torch_models
+
+    weights = init_params(problem.config, 1337, np).tree
+    return torch_models.steps(problem.config, problem.train, weights, tokens_of(problem), kind)
+
+
+def memory(name, args, candidate, kind):
+    """Return {"libraries", "peak"}: resident bytes of a fresh process that takes three steps."""
+    flags = ["--preset", name, "--threads", args.threads, "--memory-of", candidate]
+    for flag in ("batch_size", "block_size", "dropout"):
+        if getattr(args, flag) is not None:
+            flags += ["--" + flag.replace("_", "-"), getattr(args, flag)]
+    return timing.in_child(__file__, *flags, *(["--optimizer", kind] if kind else []))
+
+
+def own_memory(args):
+    """Return what `memory` asks the fresh process for."""
+    this, name = problem(args.preset[0], args), args.memory_of
+    if name != "minigpt":
+        import torch_models  # noqa: F401, counted with the libraries
+
+        timing.torch_on(args.threads)
+    before = timing.resident_peak()
+    ours = name == "minigpt"
+    step = (
+        minigpt_step(this, Workers(args.threads))
+        if ours
+        else torch_steps(this, args.optimizer)[name]
+    )
+    for _ in range(3):
+        step()
+    return {"libraries": before, "peak": timing.resident_peak()}
+
+
+def compare(this, args, names, kind, busy):
+    """Time the candidates in turns; return a record per candidate."""
+    peak = timing.sgemm_peak(args.threads)
+    with Workers(args.threads) as workers:
+        steps = {"minigpt": minigpt_step(this, workers)}
+        if names:
+            theirs = torch_steps(this, kind)
+            steps |= {name: theirs[name] for name in names}
+        times = timing.measure(steps, args.seconds)
+    peak = max(peak, timing.sgemm_peak(args.threads))
+    records = []
+    for name, taken in times.items():
+        rate = [flops / taken.median for flops in this.flops()]
+        record = {
+            "preset": this.name,
+            "candidate": name,
+            "busy": busy,
+            "dropout": this.config.dropout,
+        }
+        record |= {"batch_size": this.train.batch_size, "block_size": this.config.block_size}
+        record |= {"time": taken.record(), "tokens_per_s": this.tokens / taken.median}
+        record |= {"flops": this.flops(), "sgemm_peak_flops_per_s": peak}
+        record |= {"share_of_peak": [r / peak for r in rate]}
+        record |= {"ratio_to_minigpt": timing.ratio(taken, times["minigpt"])}
+        if name.startswith("torch"):
+            record["optimizer"] = kind
+        records.append(record)
+    return records
+
+
+def bench(name, args, torch):
+    """Check, time and weigh one preset; return a record per candidate."""
+    this = problem(name, args)
+    print(f"{name} ...", file=sys.stderr, flush=True)
+    names, kind = [], None
+    if torch is not None:
+        import torch_models
+
+        with Workers(args.threads) as workers:
+            check(this, workers)
+        names = ["torch eager"] + ["torch compiled"] * args.compile + ["torch bf16"] * args.bf16
+        kind = args.optimizer or torch_models.faster_optimizer(this.config, this.train)
+    records = compare(this, args, names, kind, busy=False)
+    if not args.no_memory:
+        for record in records:
+            record["resident_bytes"] = memory(name, args, record["candidate"], kind)
+    if args.busy:
+        with timing.busy_core():
+            records += compare(this, args, names, kind, busy=True)
+    return records
+
+
+def table(records):
+    """Print a row per preset and candidate."""
+    headings = ["preset", "candidate", "rounds", "ms", "x", "tokens/s", "peak", "+MB", "MB"]
+    rows = []
+    for r in records:
+        ratio, share = r["ratio_to_minigpt"], [f"{100 * s:.0f}" for s in r["share_of_peak"]]
+        weight = r.get("resident_bytes")
+        row = [f"{r['preset']} {r['batch_size']} x {r['block_size']}" + ", busy" * r["busy"]]
+        row += [r["candidate"], str(r["time"]["rounds"]), report.milliseconds(r["time"])]
+        row += [f"{ratio['of_medians']:.2f} ({ratio['q1']:.2f}-{ratio['q3']:.2f})"]
+        row += [f"{r['tokens_per_s']:,.0f}", f"{share[0]}% ({share[1]}%)"]
+        row += [f"{(weight['peak'] - weight['libraries']) / 1e6:.0f}" if weight else ""]
+        row += [f"{weight['peak'] / 1e6:.0f}" if weight else ""]
+        rows.append(row)
+    report.print_table(headings, rows)
+    kinds = {r["preset"]: r["optimizer"] for r in records if "optimizer" in r}
+    peak = max(r["sgemm_peak_flops_per_s"] for r in records)
+    print(f"{NOTE}Measured rate of matrix products: {peak / 1e9:.0f} GFLOP/s.", end=" ")
+    print("; ".join(f"torch's AdamW on {name}: {kind}" for name, kind in kinds.items()))
+
+
+def draw(path, records, env):
+    """Draw the time of a step of each candidate as a multiple of minigpt's."""
+    records = [r for r in records if not r["busy"]]
+    presets = list(dict.fromkeys(r["preset"] for r in records))
+    names = list(dict.fromkeys(r["candidate"] for r in records))
+    with report.figure(path) as [axes]:
+        for i, name in enumerate(names):
+            mine = [r for r in records if r["candidate"] == name]
+            places = [presets.index(r["preset"]) + 0.8 * (i + 0.5) / len(names) - 0.4 for r in mine]
+            heights = [r["ratio_to_minigpt"]["of_medians"] for r in mine]
+            bars = axes.bar(places, heights, 0.75 / len(names), label=name)
+            texts = [f"{1e3 * r['time']['median_s']:.3g} ms" for r in mine]
+            axes.bar_label(bars, texts, fontsize=8, padding=2)
+        labels = [next(r for r in records if r["preset"] == name) for name in presets]
+        labels = [f"{r['preset']}\n{r['batch_size']} x {r['block_size']} tokens" for r in labels]
+        axes.set_xticks(range(len(presets)), labels)
+        title = f"A training step, {env['threads']} threads, float32 (bf16: autocast)"
+        report.label(axes, "", "time of a step (minigpt = 1)", title)
+
+
+def arguments(argv):
+    """Read the command line."""
+    parser = cli.parser("python bench/step.py", __doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--preset", nargs="+", choices=SIZES, default=list(SIZES), help="default: all")
+    add("--batch-size", type=int, metavar="N", help="instead of the preset's own here")
+    add("--block-size", type=int, metavar="N", help="instead of the preset's own here")
+    add("--dropout", type=float, metavar="X", help="instead of the preset's own")
+    add("--compile", action="store_true", help="torch.compile as well")
+    add("--bf16", action="store_true", help="torch in bfloat16 autocast as well")
+    add("--busy", action="store_true", help="all again while another process keeps a core busy")
+    add("--profile", action="store_true", help="minigpt's time by op, on one thread")
+    add("--no-memory", action="store_true", help="leave out the peak memory")
+    add("--optimizer", choices=("foreach", "fused"), help="torch's AdamW (default: the faster)")
+    add("--memory-of", help=argparse.SUPPRESS)
+    report.add_flags(parser, seconds=20.0)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Check and time every preset; print, write and draw what was found."""
+    args = arguments(argv)
+    if args.memory_of:
+        print(json.dumps(own_memory(args)))
+        return 0
+    torch = timing.torch_on(args.threads)
+    env = report.environment(args.threads)
+    report.print_environment(env)
+    try:
+        records = [r for name in args.preset for r in bench(name, args, torch)]
+    except WrongResult as error:
+        print(f"wrong result: {error}", file=sys.stderr)
+        return 1
+    table(records)
+    if args.profile:
+        for name in args.preset:
+            with Workers(1) as workers:
+                this = problem(name, args)
+                ops = op_profile.by_op(minigpt_step(this, workers))
+            print(f"\n{name}: {this.train.batch_size} x {this.config.block_size}, one thread")
+            op_profile.table(ops)
+            next(r for r in records if r["preset"] == name)["ops"] = ops
+    report.finish(args, "step", env, records, draw)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

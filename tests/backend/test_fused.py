@@ -1,0 +1,199 @@
+"""Every faster namesake against its definition: signature, values, memory; all pairings."""
+
+import importlib
+import inspect
+import itertools
+import pkgutil
+
+import numpy as np
+import pytest
+
+import minigpt
+from minigpt.ops.activation import activation_backward, activation_forward
+from minigpt.ops.attention import attention_backward, attention_forward
+from minigpt.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward
+from minigpt.ops.dropout import Rng, dropout_backward, dropout_forward
+from minigpt.ops.embedding import embedding_backward, embedding_forward
+from minigpt.ops.layernorm import layernorm_backward, layernorm_forward
+from minigpt.ops.linear import linear_backward, linear_forward
+from minigpt.ops.softmax import softmax_backward, softmax_forward
+from tests.gradcheck import assert_same, call, float_dtypes, map_tree, read_only, strided
+
+BIG = (3, 157, 97)  # more than one block of rows, and none of them whole
+RTOL = {"float32": 5e-6, "float64": 1e-12}  # relative to the largest, for scores of some units
+RNG = Rng.of(1, 2)
+
+
+def draw(numbers, *shapes):
+    return tuple(numbers.standard_normal(shape) for shape in shapes)
+
+
+def linear(numbers, shape, n_out, bias):
+    x, w, b = draw(numbers, shape, (shape[-1], n_out), n_out)
+    return (x,), {"w": w, "b": b} if bias else {"w": w}, {}
+
+
+def layernorm(numbers, shape, bias):
+    x, w, b = draw(numbers, shape, shape[-1:], shape[-1:])
+    return (1 + 2 * x,), {"w": w, "b": b} if bias else {"w": w}, {}
+
+
+def elementwise(numbers, shape, **options):
+    return (3 * numbers.standard_normal(shape),), {}, options
+
+
+def embedding(numbers, B, T, V):
+    wte, wpe = draw(numbers, (V, 5), (T + 2, 5))
+    return (), {"wte": wte, "wpe": wpe}, {"ids": numbers.integers(0, V, (B, T)), "start": 1}
+
+
+def attention(numbers, B, H, Tq, Tk, D, size=1, masked=False, **options):
+    q, k, v = draw(numbers, *[(B, H, T, D) for T in (Tq, Tk, Tk)])
+    if masked:
+        options["key_mask"] = numbers.random((B, Tk)) < 0.7
+        options["key_mask"][-1:] = False  # the queries of the last sequence see nothing
+    return (size * q, size * k, v), {}, options
+
+
+def cross_entropy(numbers, shape, V, bias):
+    x, w, b = draw(numbers, (*shape, 6), (V, 6), V)
+    targets = numbers.integers(-1, V, shape)
+    return (x,), {"w": w, "b": b} if bias else {"w": w}, {"targets": targets}
+
+
+CASES = {
+    (linear_forward, linear_backward): [
+        (linear, *spec)
+        for spec in (((4,), 3, True), ((0, 4), 3, True), ((2, 3, 4), 5, False), (BIG, 65, True))
+    ],
+    (layernorm_forward, layernorm_backward): [
+        (layernorm, *spec)
+        for spec in (((4,), True), ((0, 4), True), ((2, 3, 1), False), (BIG, True), (BIG, False))
+    ],
+    (activation_forward, activation_backward): [
+        (elementwise, shape, {"kind": kind})
+        for kind in ("gelu", "gelu_tanh", "relu")
+        for shape in ((5,), (0, 4), (1, 1), BIG)
+    ],
+    (dropout_forward, dropout_backward): [
+        (elementwise, shape, {"p": p, "rng": key})
+        for shape in ((5,), (0, 4), (3, 7), BIG)
+        for p, key in ((0.3, RNG), (0.3, RNG._replace(row=3)), (0.0, RNG), (0.3, None))
+    ],
+    (softmax_forward, softmax_backward): [
+        (elementwise, s, {}) for s in ((5,), (0, 4), (4, 0), BIG)
+    ],
+    (embedding_forward, embedding_backward): [
+        (embedding, *spec) for spec in ((2, 3, 5), (0, 3, 5), (2, 0, 5), (16, 64, 65), (2, 9, 5000))
+    ],
+    (cross_entropy_forward, cross_entropy_backward): [
+        (cross_entropy, *spec)
+        for spec in (((4,), 5, True), ((0, 3), 5, True), ((3, 50), 65, False), ((900,), 5000, True))
+    ],
+    (attention_forward, attention_backward): [
+        (attention, *sizes, {**size, **masks, **drop})
+        for sizes in ((2, 3, 5, 5, 4), (2, 1, 1, 7, 3), (0, 2, 3, 3, 4), (2, 2, 0, 3, 4))
+        for size, masks, drop in itertools.product(
+            ({},), ({}, {"causal": True}, {"causal": True, "masked": True}), ({}, {"dropout": 0.3})
+        )
+    ]
+    + [
+        (attention, *sizes, options)
+        for sizes in ((2, 2, 131, 131, 8), (2, 1, 5, 1100, 4), (2, 1, 300, 170, 3))
+        for options in (
+            {},
+            {"causal": True},
+            {"masked": True},
+            {"causal": True, "masked": True, "dropout": 0.3},
+            {"causal": True, "size": 6},
+        )
+    ],
+}
+ELSEWHERE = {"adamw_step": "test_optim", "sum_of_squares": "test_params"}
+ELSEWHERE["merge_heads"] = "ops.test_attention"
+
+
+def overridable_ops():
+    """Return every op of the package that a backend may replace, by name."""
+    ops = {}
+    for module in pkgutil.walk_packages(minigpt.__path__, "minigpt."):
+        if module.name.startswith("minigpt.backend.") or module.name.endswith("__main__"):
+            continue
+        for name, op in vars(importlib.import_module(module.name)).items():
+            if hasattr(op, "reference"):
+                ops[name] = op
+    return ops
+
+
+def make(rng, spec):
+    """Return (xs, ws, options) of a case, numbers rounded to what float32 can hold."""
+    builder, *args = spec
+    keywords = args.pop() if isinstance(args[-1], dict) else {}
+    if "dropout" in keywords:
+        keywords = {**keywords, "rng": RNG}
+    xs, ws, options = builder(rng, *args, **keywords)
+    return (*map_tree(lambda x: x.astype(np.float32).astype(float), (xs, ws)), options)
+
+
+@pytest.fixture
+def fused(xp):
+    name = f"minigpt.backend.fused_{xp.__name__}"
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not there")
+    return importlib.import_module(name)
+
+
+@pytest.mark.cupy
+def test_every_namesake_is_checked_and_has_its_definitions_signature(fused):
+    checked = {op.__name__ for pair in CASES for op in pair} | ELSEWHERE.keys()
+    ops = overridable_ops()
+    assert ops.keys() <= checked, "a new op needs its cases here"
+    for name, op in ops.items():
+        namesake = getattr(fused, name, None)
+        if namesake is not None and namesake is not op:
+            assert inspect.signature(namesake) == inspect.signature(op.reference), name
+    for name, file in ELSEWHERE.items():
+        source = inspect.getsource(importlib.import_module(f"tests.{file}"))
+        assert f"{name}.reference" in source
+
+
+@pytest.mark.cupy
+@pytest.mark.parametrize("layout", ["contiguous", "strided"])
+@pytest.mark.parametrize("dtype", RTOL)
+@pytest.mark.parametrize(
+    "pair, spec",
+    [(pair, spec) for pair, specs in CASES.items() for spec in specs],
+    ids=lambda x: x[0].__name__,
+)
+def test_all_pairings_of_the_passes(fused, xp, rng, pair, spec, dtype, layout):
+    case = make(rng, spec)
+    definition = [op.reference for op in pair]
+    y, cache = call(definition[0], *case, np.asarray)
+    dy = rng.standard_normal(y.shape).astype(np.float32).astype(float)
+    expected = y, definition[1](dy, cache)
+
+    def convert(x):
+        x = x.astype(dtype) if x.dtype.kind == "f" else x
+        x = strided(x) if layout == "strided" else x
+        return read_only(x) if xp is np else xp.asarray(x)
+
+    for forward, backward in itertools.product(*zip(pair, definition, strict=True)):
+        y, cache = call(forward, *case, convert)
+        gradients = backward(convert(dy), cache)
+        assert float_dtypes((y, cache, gradients)) == {dtype}
+        size = spec[-1].get("size", 1) if isinstance(spec[-1], dict) else 1
+        assert_same((y, gradients), expected, RTOL[dtype] * size)  # rounding grows with scores
+
+
+@pytest.mark.parametrize(
+    "pair, spec", [(pair, specs[-1]) for pair, specs in CASES.items()], ids=lambda x: x[0].__name__
+)
+def test_calls_do_not_disturb_the_results_of_others(rng, pair, spec):
+    cases = [make(rng, spec) for _ in range(3)]
+    running = [call(pair[0], *case, np.asarray) for case in cases]
+    dys = [read_only(rng.standard_normal(y.shape)) for y, _ in running]
+    results = [(y, pair[1](dy, cache)) for dy, (y, cache) in zip(dys, running, strict=True)]
+    del running
+    for case, dy, result in zip(cases, dys, results, strict=True):
+        y, cache = call(pair[0], *case, np.asarray)
+        assert_same(result, (y, pair[1](dy, cache)), 0)

@@ -1,0 +1,221 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minigpt.ops.attention import (
+    attention_backward,
+    attention_forward,
+    merge_heads,
+    split_heads,
+)
+from minigpt.ops.dropout import Rng, keep_mask
+from tests.gradcheck import check_backends, check_backward, check_float32, check_strided, forms
+
+OP = attention_forward, attention_backward
+MASK = np.array([[True, False, True, True], [False, True, False, False]])
+RNG = Rng.of(1, 2)
+
+
+def inputs(rng, B=2, H=3, Tq=4, Tk=4, D=2):
+    return tuple(rng.standard_normal((B, H, T, D)) for T in (Tq, Tk, Tk))
+
+
+def formula(q, k, v, causal=False, key_mask=None, keep=None):
+    """Attention by loops, over the keys that may be seen alone: nothing here is masked."""
+    (B, H, Tq, D), Tk = q.shape, k.shape[2]
+    y = np.zeros_like(q)
+    for b, h, i in np.ndindex(B, H, Tq):
+        seen = [
+            j
+            for j in range(Tk)
+            if (not causal or j <= i + Tk - Tq) and (key_mask is None or key_mask[b, j])
+        ]
+        e = [math.exp(q[b, h, i] @ k[b, h, j] / math.sqrt(D)) for j in seen]
+        for j, ej in zip(seen, e, strict=True):
+            y[b, h, i] += ej / sum(e) * v[b, h, j] * (1 if keep is None else keep[b, h, i, j])
+    return y
+
+
+def check_causal(forward, backward, rng, Tq=6, Tk=6):
+    """Assert that no query sees, and no gradient reaches, a key after it; to the bit.
+
+    What is in the future gets the largest score of all: once because it is large, once because
+    those of the past are below any finite number that a mask might put in its place.
+    """
+    q0, k0, v = inputs(rng, Tq=Tq, Tk=Tk)
+    for q, k in ((q0, k0), (abs(q0), -1e6 * abs(k0))):
+        y, cache = forward(q, k, v, causal=True)
+        for i in range(Tq):
+            future = slice(max(i + Tk - Tq + 1, 0), None)
+            k2, v2 = k.copy(), v.copy()
+            k2[:, :, future] = 1e5 * q[:, :, i : i + 1]
+            v2[:, :, future] = -1e5
+            y2, _ = forward(q, k2, v2, causal=True)
+            assert np.array_equal(y2[:, :, : i + 1], y[:, :, : i + 1]), f"{i} sees the future"
+            dy = np.zeros_like(y)
+            dy[:, :, i] = rng.standard_normal(y[:, :, i].shape)
+            dq, dk, dv = backward(dy, cache)
+            assert not dk[:, :, future].any() and not dv[:, :, future].any()
+            assert not np.delete(dq, i, axis=2).any()
+            assert future.start == 0 or dv[:, :, : future.start].any()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    "sizes",
+    [(1, 1, 1, 1, 1), (2, 3, 4, 4, 2), (1, 2, 3, 5, 2), (2, 1, 5, 3, 1), (1, 2, 1, 4, 3)],
+    ids=str,
+)
+def test_backward_is_the_gradient(rng, sizes, causal):
+    check_backward(*OP, *inputs(rng, *sizes), rng=rng, options={"causal": causal})
+
+
+@pytest.mark.parametrize("sizes", [(0, 2, 3, 3, 2), (1, 2, 0, 3, 2), (1, 2, 3, 0, 2)], ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+def test_backward_of_nothing(rng, sizes, causal):
+    check_backward(*OP, *inputs(rng, *sizes), rng=rng, options={"causal": causal})
+    y, _ = attention_forward(*inputs(rng, *sizes), causal=causal)
+    np.testing.assert_array_equal(y, 0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"key_mask": MASK},
+        {"key_mask": MASK, "causal": True},
+        {"dropout": 0.4, "rng": RNG},
+        {"dropout": 0.4, "rng": Rng(5, row=3), "key_mask": MASK, "causal": True},
+        {"dropout": 0.4, "rng": None},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_backward_is_the_gradient_with(rng, options):
+    check_backward(*OP, *inputs(rng, Tq=4, Tk=4), rng=rng, options=options)
+
+
+def test_backward_is_the_gradient_of_saturated_weights(rng):
+    q, k, v = inputs(rng)
+    check_backward(*OP, 6 * q, 6 * k, v, rng=rng, options={"causal": True})
+
+
+@pytest.mark.parametrize("options", [{}, {"causal": True, "key_mask": MASK}], ids=["", "masked"])
+def test_float32_stays_float32(rng, options):
+    options = {**options, "dropout": 0.3, "rng": RNG}
+    check_float32(*OP, *inputs(rng), rng=rng, options=options)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_strided_inputs(rng, causal):
+    options = {"causal": causal, "key_mask": MASK}
+    check_strided(*OP, *inputs(rng), rng=rng, options=options)
+
+
+@pytest.mark.cupy
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"causal": True, "key_mask": MASK, "dropout": 0.3, "rng": RNG}],
+    ids=["plain", "all"],
+)
+def test_backends_agree(rng, xp, options):
+    check_backends(*OP, *inputs(rng, Tq=3), rng=rng, xp=xp, options=options)
+
+
+@settings(deadline=None, max_examples=30)
+@given(*[st.integers(1, n) for n in (3, 3, 5, 5, 4)], st.booleans(), st.booleans(), st.booleans())
+def test_is_its_formula(B, H, Tq, Tk, D, causal, masked, dropped):
+    rng = np.random.default_rng(0)
+    q, k, v = inputs(rng, B, H, Tq, Tk, D)
+    mask = rng.random((B, Tk)) < 0.6 if masked else None
+    keep = keep_mask((B, H, Tq, Tk), 0.5, RNG, np) / 0.5 if dropped else None
+    y, _ = attention_forward(q, k, v, causal, mask, 0.5, RNG if dropped else None)
+    expected = formula(q, k, v, causal, mask, keep)
+    np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("Tq, Tk", [(6, 6), (3, 7), (7, 3)])
+def test_no_query_sees_the_future(rng, Tq, Tk):
+    for pair in forms(*OP):
+        check_causal(*pair, rng, Tq, Tk)
+
+
+@pytest.mark.parametrize("T", [33, 130, 257])
+def test_no_query_of_a_long_sequence_sees_the_future(rng, T):
+    q, k, v = inputs(rng, 1, 2, T, T, 4)
+    k2, v2 = k.copy(), v.copy()
+    k2[:, :, T // 2 :] = 1e5
+    y, cache = attention_forward(q, k, v, causal=True)
+    y2, _ = attention_forward(q, k2, v2, causal=True)
+    np.testing.assert_array_equal(y2[:, :, : T // 2], y[:, :, : T // 2])
+    dy = np.zeros_like(y)
+    dy[:, :, : T // 2] = 1
+    dq, dk, dv = attention_backward(dy, cache)
+    assert not any(d[:, :, T // 2 :].any() for d in (dq, dk, dv))
+
+
+def test_padding_is_as_if_it_were_not_there(rng):
+    q, k, v = inputs(rng)
+    expected = attention_forward(q[:1], k[:1, :, MASK[0]], v[:1, :, MASK[0]])[0]
+    k[:, :, 1], v[:, :, 1] = 1e5, -1e5
+    y, cache = attention_forward(q, k, v, key_mask=MASK)
+    np.testing.assert_allclose(y[:1], expected, rtol=1e-14)
+    _, dk, dv = attention_backward(rng.standard_normal(y.shape), cache)
+    assert not dk[0, :, 1].any() and not dv[0, :, 1].any()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_query_that_may_see_nothing_gets_zeros(rng, causal):
+    mask = MASK.copy()
+    mask[1] = False
+    for f, b in forms(*OP):
+        y, cache = f(*inputs(rng), causal=causal, key_mask=mask)
+        grads = b(rng.standard_normal(y.shape), cache)
+        for x in (y, *grads):
+            assert np.isfinite(x).all() and not x[1].any() and x[0].any()
+
+
+def test_the_order_of_keys_does_not_matter_without_a_mask(rng):
+    q, k, v = inputs(rng, Tk=5)
+    y, _ = attention_forward(q, k, v)
+    np.testing.assert_allclose(attention_forward(q, k[:, :, ::-1], v[:, :, ::-1])[0], y, rtol=1e-13)
+
+
+def test_scores_of_any_size_are_finite(rng):
+    q, k, v = inputs(rng)
+    for causal in (False, True):
+        y, cache = attention_forward(1e4 * q, 1e4 * k, v, causal)
+        assert np.isfinite(y).all()
+        assert all(np.isfinite(d).all() for d in attention_backward(y, cache))
+
+
+def test_shards_of_a_batch_drop_what_the_whole_drops(rng):
+    q, k, v = inputs(rng, B=4)
+    y, cache = attention_forward(q, k, v, True, None, 0.5, RNG)
+    grads = attention_backward(y, cache)
+    for a, b in ((0, 1), (1, 4)):
+        shard = RNG._replace(row=a)
+        part, cache = attention_forward(q[a:b], k[a:b], v[a:b], True, None, 0.5, shard)
+        np.testing.assert_allclose(part, y[a:b], rtol=1e-14)
+        for d, d_part in zip(grads, attention_backward(part, cache), strict=True):
+            np.testing.assert_allclose(d_part, d[a:b], rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.cupy
+@pytest.mark.parametrize("n", [1, 3])
+def test_heads_are_split_and_merged_without_loss(rng, xp, n):
+    x = xp.asarray(rng.standard_normal((2, 5, n * 12)))
+    heads = split_heads(x, n, 3)
+    assert len(heads) == n and heads[0].shape == (2, 3, 5, 4)
+    assert (heads[-1][1, 2, 4] == x[1, 4, -4:]).all()
+    for merge in (merge_heads, merge_heads.reference):
+        assert (merge(*heads) == x).all()
+        assert (merge(*[h.copy() for h in heads]) == x).all()
+
+
+def test_merging_does_not_mistake_what_lies_side_by_side(rng):
+    q, k, v = split_heads(rng.standard_normal((2, 5, 36)), 3, 3)
+    for arrays in ((v, q, k), (q, q, q), (q, k), (v[::-1], q, k), (q, k, v[:, ::-1])):
+        expected = np.concatenate([merge_heads(x.copy()) for x in arrays], axis=-1)
+        np.testing.assert_array_equal(merge_heads(*arrays), expected)

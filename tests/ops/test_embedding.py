@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minigpt.ops.embedding import embedding_backward, embedding_forward
+from tests.gradcheck import check_backends, check_backward, check_float32, check_strided
+
+OP = embedding_forward, embedding_backward
+IDS = np.array([[3, 0, 3, 3], [1, 3, 5, 0]], dtype=np.int32)  # 3 is repeated, 2 and 4 are unused
+
+
+def tables(rng, V=6, block_size=5, C=3):
+    return {"wte": rng.standard_normal((V, C)), "wpe": rng.standard_normal((block_size, C))}
+
+
+@pytest.mark.parametrize("start", [0, 1])
+@pytest.mark.parametrize("ids", [IDS, IDS[:, :1], IDS[:1], IDS[:0], IDS[:, :0]], ids=np.shape)
+def test_backward_is_the_gradient(rng, ids, start):
+    check_backward(*OP, **tables(rng), rng=rng, options={"ids": ids, "start": start})
+
+
+def test_float32_stays_float32(rng):
+    check_float32(*OP, **tables(rng), rng=rng, options={"ids": IDS})
+
+
+@pytest.mark.cupy
+@pytest.mark.parametrize("ids", [IDS, IDS[:0]], ids=np.shape)
+def test_backends_agree(rng, xp, ids):
+    def forward(wte, wpe, ids):
+        return embedding_forward(ids, wte, wpe, start=1)
+
+    check_backends(forward, embedding_backward, **tables(rng), options={"ids": ids}, rng=rng, xp=xp)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 4), st.integers(0, 5), st.integers(1, 7), st.integers(0, 99))
+def test_is_the_one_hot_product(B, T, V, seed):
+    rng = np.random.default_rng(seed)
+    p, ids = tables(rng, V=V), rng.integers(0, V, (B, T), dtype=np.int32)
+    x, cache = embedding_forward(ids, **p)
+    onehot = np.eye(V)[ids]
+    np.testing.assert_allclose(x, onehot @ p["wte"] + p["wpe"][:T], rtol=1e-15)
+    dy = rng.standard_normal(x.shape)
+    grads = embedding_backward(dy, cache)
+    expected = onehot.reshape(-1, V).T @ dy.reshape(-1, 3)
+    np.testing.assert_allclose(grads["wte"], expected, rtol=1e-12, atol=1e-14)
+    unused = np.setdiff1d(np.arange(V), ids)
+    assert not grads["wte"][unused].any() and not grads["wpe"][T:].any()
+
+
+def test_backward_adds_to_a_gradient_that_is_given(rng):
+    p = tables(rng)
+    x, cache = embedding_forward(IDS, **p)
+    dy, given = rng.standard_normal(x.shape), rng.standard_normal(p["wte"].shape)
+    expected = given + embedding_backward(dy, cache)["wte"]
+    grads = embedding_backward(dy, cache, dwte=given)
+    assert grads["wte"] is given
+    np.testing.assert_allclose(given, expected, rtol=1e-14)
+
+
+def test_repeats_to_the_bit(rng):
+    x, cache = embedding_forward(rng.integers(0, 6, (7, 5)), **tables(rng))
+    dy = rng.standard_normal(x.shape)
+    first, second = (embedding_backward(dy, cache)["wte"] for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_strided_inputs(rng):
+    check_strided(*OP, **tables(rng), rng=rng, options={"ids": IDS})
+
+
+def test_refuses_positions_beyond_the_last(rng):
+    with pytest.raises(ValueError, match=r"positions 2 to 5 .*\(5, 3\) holds 5"):
+        embedding_forward(IDS, **tables(rng), start=2)

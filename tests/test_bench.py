@@ -1,0 +1,188 @@
+"""The benches as a user runs them, on tiny problems; and that their own checks can fail."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCH = Path(__file__).parents[1] / "bench"
+RUN = """
+import runpy, sys
+sys.argv = {argv!r}
+sys.path.insert(0, {folder!r})
+{before}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+NO_TORCH = "sys.modules['torch'] = None"
+WRONG_ATTENTION = """
+import timing, minigpt.ops.attention as op
+right = op.attention_backward
+def wrong(dy, cache):
+    dq, dk, dv = right(dy, cache)
+    return dq, 1.001 * dk, dv
+wrong.reference = right.reference
+op.attention_backward = wrong
+"""
+WRONG_LAYERNORM = """
+import timing, minigpt.blocks as blocks
+right = blocks.layernorm_backward
+blocks.layernorm_backward = lambda dy, cache: (right(dy, cache)[0] * 1.01, right(dy, cache)[1])
+"""
+WRONG_LOGITS = """
+import timing, minigpt.decoding as decoding
+right = decoding.next_logits
+decoding.next_logits = lambda *args: right(*args) * 1.001
+"""
+ATTENTION = ("attention.py", "--shapes", "3,2,9,4", "1,1,300,4", "1,3,5,7,4", "--seconds", "0.01")
+SMALL = ("--batch-size", "2", "--block-size", "8", "--seconds", "0.01", "--no-memory")
+STEP = ("step.py", "--preset", "nanogpt-cpu", *SMALL)
+SAMPLE = ("sample.py", "--model", "nanogpt-cpu", "--batch", "2", "--prompt-tokens", "5")
+SAMPLE += ("--new-tokens", "2", "--seconds", "0.01")
+
+
+def run(*command, before=""):
+    """Run a bench in a process of its own, after the lines `before`."""
+    argv = [str(BENCH / command[0]), *map(str, command[1:])]
+    code = RUN.format(argv=argv, folder=str(BENCH), before=before)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def records(tmp_path, *command, before=""):
+    """Run a bench that must succeed; return the records that it writes."""
+    file = tmp_path / "found.json"
+    done = run(*command, "--json", file, before=before)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    assert found["environment"]["threads"] >= 1
+    assert str(BENCH.parent) not in file.read_text()
+    return found["records"]
+
+
+@pytest.fixture
+def timing():
+    spec = importlib.util.spec_from_file_location("timing", BENCH / "timing.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_candidates_take_turns(timing, monkeypatch):
+    monkeypatch.setattr(timing, "SAMPLE_S", 0)
+    calls = []
+    candidates = {name: lambda name=name: calls.append(name) for name in "ab"}
+    times = timing.measure(candidates, rounds=4)
+    assert "".join(calls).endswith("abababab")
+    assert [len(t.samples) for t in times.values()] == [4, 4]
+
+
+def test_ratio_pairs_the_samples_of_a_round(timing):
+    slow, fast = timing.Times([2, 4, 60], 1), timing.Times([1, 2, 20], 1)
+    assert timing.ratio(slow, fast) == {"of_medians": 2.0, "q1": 2.0, "q3": 2.5}
+    assert slow.record() | {"median_s": 4.0, "min_s": 2.0, "q1_s": 3.0} == slow.record()
+
+
+def test_memory_is_what_was_allocated(timing):
+    size = 3_000_000
+    assert abs(timing.traced_peak(lambda: np.ones(size, np.uint8)) - size) < 20_000
+    before = timing.resident_peak()
+    np.ones(before + size, np.uint8)
+    assert timing.resident_peak() >= before + size
+
+
+@pytest.mark.cupy
+def test_attention(tmp_path, xp):
+    flags = ("--backend", xp.__name__, "--threads", 2)
+    found = records(tmp_path, *ATTENTION, *flags, before=NO_TORCH)
+    assert [r["pass"] for r in found] == ["forward", "backward", "both"] * 3
+    assert [r["causal"] for r in found] == [True] * 6 + [False] * 3
+    assert found[0]["flops"] == 3 * 2 * 45 * 4 * 4 and found[1]["flops"] == 2 * found[0]["flops"]
+    assert all(r["times"]["minigpt"]["median_s"] > 0 for r in found)
+    assert found[2]["peak_extra_bytes"]["minigpt"] >= 0
+
+
+@pytest.mark.torch
+def test_attention_beside_torch(tmp_path):
+    pytest.importorskip("torch")
+    found = records(tmp_path, *ATTENTION, "--no-memory")
+    assert {name for r in found for name in r["times"]} == {"minigpt", "sdpa", "naive"}
+    for r in found:
+        ours, theirs = r["times"]["minigpt"]["median_s"], r["times"]["sdpa"]["median_s"]
+        assert r["ratio_to_sdpa"]["of_medians"] == pytest.approx(theirs / ours)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_attention_finds_a_wrong_gradient(threads):
+    for shape in ("3,2,9,4", "1,2,300,4"):
+        command = ("attention.py", "--shapes", shape, "--threads", threads)
+        done = run(*command, before=NO_TORCH + WRONG_ATTENTION)
+        assert done.returncode == 1
+        assert f"wrong result: minigpt: dk of {shape} is off by" in done.stderr
+
+
+def test_attention_refuses_what_is_no_shape():
+    done = run("attention.py", "--shapes", "1,2,3")
+    assert done.returncode == 2
+    assert "'1,2,3' is not B,H,T,D or B,H,Tq,Tk,D" in done.stderr
+
+
+def test_step(tmp_path):
+    [found] = records(tmp_path, *STEP, "--profile", before=NO_TORCH)
+    assert found["tokens_per_s"] == pytest.approx(16 / found["time"]["median_s"])
+    assert found["flops"][0] < found["flops"][1]
+    ops = {r["op"]: r["calls"] for r in found["ops"]}
+    assert ops["attention_forward"] == ops["attention_backward"] == 4
+    assert ops["linear_forward"] == 16 and ops["sum_gradients"] == 1
+
+
+@pytest.mark.torch
+def test_step_beside_torch(tmp_path):
+    pytest.importorskip("torch")
+    found = records(tmp_path, *STEP[:-1], "--bf16", "--dropout", "0.1")
+    assert [r["candidate"] for r in found] == ["minigpt", "torch eager", "torch bf16"]
+    for r in found:
+        assert r["resident_bytes"]["peak"] > r["resident_bytes"]["libraries"] > 0
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "command, before, message",
+    [
+        (STEP, WRONG_LAYERNORM, "wrong result: nanogpt-cpu: gradient of"),
+        (SAMPLE, WRONG_LOGITS, "wrong result: logits differ from those of torch, no cache"),
+    ],
+)
+def test_a_difference_from_torch_is_found(command, before, message):
+    pytest.importorskip("torch")
+    done = run(*command, before=before)
+    assert done.returncode == 1
+    assert message in done.stderr
+
+
+def test_sample(tmp_path):
+    [found] = records(tmp_path, *SAMPLE, before=NO_TORCH)
+    assert found["tokens_per_s"] == pytest.approx(4 / found["time"]["median_s"])
+    assert found["weight_bytes"] == 4 * (12 * 4 * 128**2 + 65 * 128)
+
+
+@pytest.mark.torch
+def test_sample_beside_torch(tmp_path):
+    pytest.importorskip("torch")
+    names = [r["candidate"] for r in records(tmp_path, *SAMPLE)]
+    assert names[:2] == ["minigpt", "torch, no cache"]
+
+
+def test_scaling_draws_a_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    command = ("scaling.py", "--lengths", 8, 16, "--widths", 16, 32, "--tokens", 32, "--n-layer", 1)
+    command += ("--n-embd", 16, "--block-size", 8, "--seconds", 0.01, "--threads", 2)
+    found = records(tmp_path, *command, "--plot", tmp_path / "found.png")
+    assert [(r["sweep"], r["value"]) for r in found] == [
+        *(("threads", n) for n in (1, 2)),
+        *(("length", n) for n in (8, 16)),
+        *(("width", n) for n in (16, 32)),
+    ]
+    assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")

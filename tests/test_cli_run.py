@@ -1,0 +1,145 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minigpt import UserError, cli
+
+ROOT = Path(__file__).parents[1]
+
+
+def ending(capsys, error):
+    """Exit code and standard error of a program whose main raises `error`."""
+
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as leaving:
+        cli.run(main)
+    return leaving.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (UserError("text.txt: empty"), (2, "error: text.txt: empty\n")),
+        (UserError("two\nlines"), (2, "error: two lines\n")),
+        (OSError(28, "No space left on device"), (2, "error: No space left on device\n")),
+        (
+            OSError(28, "No space left on device", "out/last.safetensors"),
+            (2, "error: out/last.safetensors: No space left on device\n"),
+        ),
+        (OSError("unreadable"), (2, "error: unreadable\n")),
+        (
+            MemoryError("Unable to allocate 7 TiB"),
+            (
+                2,
+                "error: out of memory; a smaller batch, context or model needs less."
+                " Unable to allocate 7 TiB\n",
+            ),
+        ),
+        (
+            MemoryError(),
+            (2, "error: out of memory; a smaller batch, context or model needs less.\n"),
+        ),
+        (KeyboardInterrupt(), (130, "")),
+        (SystemExit(0), (0, "")),
+        (SystemExit(2), (2, "")),
+    ],
+)
+def test_run_tells_in_one_line(capsys, error, expected):
+    assert ending(capsys, error) == expected
+
+
+def test_run_exits_with_what_main_returns():
+    for status in (None, 0, 130):
+        with pytest.raises(SystemExit) as leaving:
+            cli.run(lambda status=status: status)
+        assert leaving.value.code == status
+
+
+def test_run_shows_the_traceback_of_a_fault_of_the_program():
+    with pytest.raises(ZeroDivisionError):
+        cli.run(lambda: 1 / 0)
+
+
+def program(body):
+    """Command that runs `body` as the main function of a program of its own."""
+    code = f"from minigpt import UserError, cli\ndef main():\n    {body}\ncli.run(main)"
+    return [sys.executable, "-c", code]
+
+
+def shell(line, *args):
+    """Run a line of bash, "$@" being `args`, in which Python buffers its output as usual."""
+    return subprocess.run(
+        ["bash", "-c", line, "bash", *args],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def test_a_user_error_as_seen_in_a_shell():
+    done = shell('"$@"', *program("print('step 1'); raise UserError('x.txt: empty')"))
+    assert (done.returncode, done.stdout, done.stderr) == (2, "step 1\n", "error: x.txt: empty\n")
+
+
+def test_a_fault_as_seen_in_a_shell():
+    done = shell('"$@"', *program("1 / 0"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback") and "ZeroDivisionError" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "for i in range(100_000): print(i)",
+        "import time; print(0, flush=True); time.sleep(0.2); print(1)",
+        "import time; print(0, flush=True); time.sleep(0.2); cli.parser('', '').parse_args(['-h'])",
+    ],
+    ids=["many lines", "a late line", "help"],
+)
+def test_head_is_quiet(body):
+    done = shell('"$@" | head -n 1; exit "${PIPESTATUS[0]}"', *program(body))
+    assert (done.returncode, done.stdout, done.stderr) == (141, "0\n", "")
+
+
+def test_a_character_that_the_terminal_cannot_show_is_escaped():
+    done = shell('PYTHONIOENCODING=ascii "$@"', *program(r"print('na\u00efve')"))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "na\\xefve\n", "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_full_disk_is_one_line():
+    done = shell('"$@" > /dev/full', *program("print('text')"))
+    assert (done.returncode, done.stderr) == (2, "error: No space left on device\n")
+    full = "with open('/dev/full', 'w') as file: file.write('text')"
+    done = shell('"$@"', *program(full))
+    assert (done.returncode, done.stderr) == (2, "error: No space left on device\n")
+
+
+def test_ctrl_c_is_quiet():
+    body = "import time; print('ready', flush=True); time.sleep(30)"
+    with subprocess.Popen(
+        program(body), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == 130
+
+
+def test_a_lack_of_memory_is_one_line():
+    done = shell('"$@"', *program("import numpy; numpy.ones(1 << 60, numpy.int8)"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: out of memory; ") and done.stderr.count("\n") == 1
+
+
+def test_help_needs_no_heavy_import():
+    code = "import sys, minigpt.cli; print([m for m in ('numpy', 'tqdm') if m in sys.modules])"
+    assert shell('"$@"', sys.executable, "-c", code).stdout == "[]\n"

@@ -1,0 +1,96 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minigpt.backend import to_host
+from minigpt.params import Params, leaves, sum_of_squares
+
+SHAPES = {
+    "b": (3,),
+    "wte": (4, 3),
+    "h": [{"w": (2, 2), "ln": {"w": (2,)}}, {"w": (2, 1), "ln": {"w": (5,)}}],
+    "cube": (2, 1, 3),
+}
+NAMES = ["b", "wte", "h.0.w", "h.0.ln.w", "h.1.w", "h.1.ln.w", "cube"]
+shape_trees = st.recursive(
+    st.lists(st.integers(0, 4), max_size=3).map(tuple),
+    lambda child: (
+        st.lists(child, max_size=3) | st.dictionaries(st.text("abc", min_size=1), child, max_size=3)
+    ),
+    max_leaves=8,
+).filter(lambda tree: not isinstance(tree, tuple))
+
+
+@pytest.mark.cupy
+def test_leaves_are_views_on_one_buffer(xp):
+    params = Params(SHAPES, xp, "float32")
+    assert [name for name, _ in params.leaves()] == NAMES
+    assert params.size == params.flat.size == 3 + 12 + 4 + 2 + 2 + 5 + 6
+    assert params.flat.ndim == 1 and not params.flat.any()
+    params.flat[...] = xp.arange(params.size)
+    seen = np.concatenate([to_host(view).ravel() for _, view in params.leaves()])
+    np.testing.assert_array_equal(np.sort(seen), np.arange(params.size))
+    for _, view in params.leaves():
+        assert view.dtype == xp.float32
+        view[...] = -1
+    assert (params.flat == -1).all()
+
+
+def test_the_tree_is_nested_as_the_shapes():
+    tree = Params(SHAPES, np, "float64").tree
+    assert list(tree) == list(SHAPES) and isinstance(tree["h"], list)
+    assert tree["h"][1]["ln"]["w"].shape == (5,) and tree["cube"].shape == (2, 1, 3)
+    assert dict(leaves(tree)).keys() == dict(leaves(SHAPES)).keys()
+
+
+def test_matrices_come_first_and_only_they_decay():
+    params = Params(SHAPES, np, "float32")
+    params.flat[: params.decayed] = 1
+    assert params.decayed == 12 + 4 + 2 + 6
+    for name, view in params.leaves():
+        assert (view == (view.ndim >= 2)).all(), name
+
+
+@settings(deadline=None, max_examples=30)
+@given(shape_trees)
+def test_any_tree_is_laid_out_without_gap_or_overlap(shapes):
+    params = Params(shapes, np, "float64")
+    sizes = [math.prod(shape) for _, shape in leaves(shapes)]
+    assert params.size == sum(sizes)
+    for i, (_, view) in enumerate(params.leaves()):
+        view += i + 1
+    expected = np.repeat(np.arange(len(sizes)) + 1, sizes)
+    np.testing.assert_array_equal(np.sort(params.flat), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_zeros_like_has_the_layout_and_memory_of_its_own(dtype):
+    params = Params(SHAPES, np, dtype)
+    params.flat[...] = 7
+    zeros = params.zeros_like()
+    assert zeros.flat.dtype == dtype and not zeros.flat.any()
+    assert zeros.decayed == params.decayed
+    for (name, a), (name2, b) in zip(params.leaves(), zeros.leaves(), strict=True):
+        assert name == name2 and a.shape == b.shape
+    zeros.flat[...] = 1
+    assert (params.flat == 7).all()
+
+
+def test_a_buffer_that_is_given_is_used():
+    flat = np.arange(34, dtype=np.float32)
+    params = Params(SHAPES, np, "float32", flat)
+    assert params.flat is flat and np.shares_memory(params.tree["b"], flat)
+
+
+@pytest.mark.cupy
+@pytest.mark.parametrize("n", [0, 1, 100_003])
+def test_sum_of_squares(rng, xp, n):
+    g = rng.standard_normal(n)
+    for op in dict.fromkeys((sum_of_squares, sum_of_squares.reference)):
+        np.testing.assert_allclose(float(op(xp.asarray(g))), math.fsum(g * g), rtol=1e-12)
+        low = op(xp.asarray(g.astype(np.float32)))
+        assert low.dtype == np.float32
+        np.testing.assert_allclose(float(low), math.fsum(g * g), rtol=1e-5)
