@@ -4,15 +4,12 @@ import argparse
 from typing import NamedTuple
 
 import numpy as np
+from report import WrongResult
 
 from minigpt.ops.attention import attention_backward, attention_forward
 
 TOLERANCE = 2e-5  # of the largest element
 CHECK_ROWS = 16  # parts of a long sequence of which one query each is checked
-
-
-class WrongResult(Exception):
-    """A candidate does not compute attention and its gradients."""
 
 
 class Shape(NamedTuple):

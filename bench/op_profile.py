@@ -51,7 +51,7 @@ def clocks():
             setattr(module, name, fn)
 
 
-def by_op(step, seconds=2.0):
+def by_op(step, seconds):
     """Return records of the time that each op takes in a step, the longest first, on one thread."""
     with threadpoolctl.threadpool_limits(1, user_api="blas"):
         step()

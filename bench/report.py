@@ -14,7 +14,26 @@ import numpy as np
 import threadpoolctl
 import timing
 
+from minigpt import UserError, __version__, cli
+
 OPENBLAS_SETTINGS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+
+
+class WrongResult(Exception):
+    """A candidate does not compute what it should; its text says which, what and by how much."""
+
+
+def run(main):
+    """Call the main of a bench as a program; a wrong result ends it with exit code 1."""
+
+    def checked():
+        try:
+            return main()
+        except WrongResult as error:
+            print(f"wrong result: {error}", file=sys.stderr)
+            return 1
+
+    cli.run(checked)
 
 
 def add_flags(parser, backend=False, seconds=2.0):
@@ -55,8 +74,6 @@ def installed(*names):
 
 def environment(threads, xp=np):
     """Describe machine and software, without names of hosts or paths."""
-    import minigpt
-
     blas = [
         {key: pool.get(key) for key in ("internal_api", "version", "architecture", "num_threads")}
         for pool in threadpoolctl.threadpool_info()
@@ -68,7 +85,7 @@ def environment(threads, xp=np):
         "threads": threads,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "minigpt": minigpt.__version__,
+        "minigpt": __version__,
         "commit": commit(),
         "packages": installed("numpy", "torch", "transformers", "threadpoolctl"),
         "blas": blas,
@@ -161,8 +178,6 @@ def figure(path, panels=1):
     UserError
         If matplotlib is not installed.
     """
-    from minigpt import UserError
-
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:

@@ -133,4 +133,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    report.run(main)

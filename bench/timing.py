@@ -159,7 +159,7 @@ def ratio(slow, fast):
 # Rates of the machine
 
 
-def sgemm_peak(threads, n=2048, repeats=8):
+def sgemm_peak(threads, n=2048, repeats=5):
     """Return the best float32 matrix product rate seen, in FLOP/s, with that many BLAS threads."""
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((n, n), dtype=np.float32) for _ in range(2))

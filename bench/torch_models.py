@@ -158,8 +158,8 @@ def faster_optimizer(config, train):
     return min(kinds, key=lambda kind: times[kind].median)
 
 
-def steps(config, train, weights, ids, kind):
-    """Return {name: function} of ways to take a training step; they share one model.
+def steps(config, train, weights, ids, kind, names):
+    """Return {name: function}, each of which takes a training step; they share one model.
 
     Parameters
     ----------
@@ -171,6 +171,8 @@ def steps(config, train, weights, ids, kind):
         The training split.
     kind : str
         Of the optimizer.
+    names : sequence of str
+        Which ways: "torch eager", "torch compiled", "torch bf16" (autocast).
     """
     model = GPT(config)
     model.load(weights)
@@ -188,8 +190,9 @@ def steps(config, train, weights, ids, kind):
         adamw.step()
         adamw.zero_grad(set_to_none=True)
 
-    return {
-        "torch eager": step,
-        "torch compiled": functools.partial(step, torch.compile(model)),
-        "torch bf16": functools.partial(step, bf16=True),
+    ways = {
+        "torch eager": lambda: step,
+        "torch compiled": lambda: functools.partial(step, torch.compile(model)),
+        "torch bf16": lambda: functools.partial(step, bf16=True),
     }
+    return {name: ways[name]() for name in names}

@@ -4,6 +4,7 @@ Radford et al. 2018 (GPT) and 2019 (GPT-2). Where they differ, `GPTConfig` has a
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 from minigpt import UserError
@@ -59,36 +60,47 @@ class GPTConfig:
             raise UserError("head_bias is on with a tied head, which has none; set tie_head off")
 
 
+def norm_shapes(config):
+    """Return the shapes of a layernorm's parameters."""
+    C = config.n_embd
+    return {"w": (C,), "b": (C,)} if config.bias else {"w": (C,)}
+
+
+def linear_shapes(n_in, n_out, bias):
+    """Return the shapes of a linear layer's parameters."""
+    return {"w": (n_in, n_out), "b": (n_out,)} if bias else {"w": (n_in, n_out)}
+
+
+def qkv_bias(config):
+    """Tell whether queries, keys and values have biases."""
+    return config.bias if config.qkv_bias is None else config.qkv_bias
+
+
+def block_shapes(config):
+    """Return the tree of parameter shapes of a block."""
+    C = config.n_embd
+    return {
+        "ln_1": norm_shapes(config),
+        "attn": {
+            "c_attn": linear_shapes(C, 3 * C, qkv_bias(config)),
+            "c_proj": linear_shapes(C, C, config.bias),
+        },
+        "ln_2": norm_shapes(config),
+        "mlp": {
+            "c_fc": linear_shapes(C, 4 * C, config.bias),
+            "c_proj": linear_shapes(4 * C, C, config.bias),
+        },
+    }
+
+
 def shapes(config):
     """Return the tree of parameter shapes, under GPT-2's names."""
     C, V = config.n_embd, config.vocab_size
-
-    def norm():
-        return {"w": (C,), "b": (C,)} if config.bias else {"w": (C,)}
-
-    def linear(n_in, n_out, bias):
-        return {"w": (n_in, n_out), "b": (n_out,)} if bias else {"w": (n_in, n_out)}
-
-    def block():
-        qkv_bias = config.bias if config.qkv_bias is None else config.qkv_bias
-        return {
-            "ln_1": norm(),
-            "attn": {
-                "c_attn": linear(C, 3 * C, qkv_bias),
-                "c_proj": linear(C, C, config.bias),
-            },
-            "ln_2": norm(),
-            "mlp": {
-                "c_fc": linear(C, 4 * C, config.bias),
-                "c_proj": linear(4 * C, C, config.bias),
-            },
-        }
-
     tree = {
         "wte": (V, C),
         "wpe": (config.block_size, C),
-        "h": [block() for _ in range(config.n_layer)],
-        "ln_f": norm(),
+        "h": [block_shapes(config) for _ in range(config.n_layer)],
+        "ln_f": norm_shapes(config),
     }
     if not config.tie_head:
         tree["lm_head"] = {"w": (V, C), "b": (V,)} if config.head_bias else {"w": (V, C)}
@@ -107,20 +119,31 @@ def init_params(config, seed, xp, dtype="float32"):
     many of them add up (Radford et al. 2019, section 2.3); init="lecture" does not. The numbers
     depend on the seed and the name's place alone, not on the backend.
     """
-    params = Params(shapes(config), xp, dtype)
+    return draw_params(shapes(config), config.init, seed, xp, dtype)
+
+
+def draw_params(shape_tree, init, seed, xp, dtype):
+    """Return the Params of a tree of shapes, drawn as `init_params` says.
+
+    Where there are several stacks of blocks, "encoder.h" beside "h", each counts its own
+    projections into the residual stream.
+    """
+    params = Params(shape_tree, xp, dtype)
+    names = [name for name, _ in params.leaves() if name.endswith("c_proj.w")]
+    residual = Counter(name.partition("h.")[0] for name in names)
     for i, (name, view) in enumerate(params.leaves()):
         if name.endswith(".b"):
             continue
         if view.ndim == 1:
             view[...] = 1
             continue
-        residual = config.init == "gpt2" and name.endswith("c_proj.w")
-        std = STD / math.sqrt(2 * config.n_layer) if residual else STD
+        scaled = init == "gpt2" and name.endswith("c_proj.w")
+        std = STD / math.sqrt(residual[name.partition("h.")[0]]) if scaled else STD
         view[...] = to_device(host_normal(seed, i, view.shape, std), xp)
     return params
 
 
-def gpt_forward(ids, p, config, rng=None, kv=None):
+def gpt_forward(ids, p, config, rng=None, kv=None, causal=True, key_mask=None):
     """Embedding, blocks, final layernorm.
 
     Parameters
@@ -132,6 +155,8 @@ def gpt_forward(ids, p, config, rng=None, kv=None):
         The key of this step's dropout; None is no dropout.
     kv : KVCache, optional
         Keys and values of the tokens before `ids`; those of `ids` are added to it.
+    causal, key_mask : optional
+        As in self_attention_forward: an encoder's tokens all see each other, but for padding.
 
     Returns
     -------
@@ -151,6 +176,8 @@ def gpt_forward(ids, p, config, rng=None, kv=None):
             config.dropout,
             at(rng, i),
             None if kv is None else kv[i],
+            causal,
+            key_mask,
         )
         block_caches.append(cache)
     x, norm_cache = layernorm_forward(x, **p["ln_f"])

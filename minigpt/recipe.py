@@ -3,8 +3,18 @@
 from dataclasses import dataclass, fields
 
 from minigpt import UserError
-from minigpt.cli import build, option
+from minigpt.cli import build, nearest, option
 from minigpt.gpt import GPTConfig
+from minigpt.parallel import usable_cores
+
+POSITIVE = (
+    *("threads", "batch_size", "gradient_accumulation_steps"),
+    *("max_iters", "eval_interval", "log_interval"),
+)
+NOT_NEGATIVE = (
+    *("seed", "warmup_iters", "lr_decay_iters"),
+    *("learning_rate", "min_lr", "weight_decay", "grad_clip"),
+)
 
 
 @dataclass(frozen=True)
@@ -14,7 +24,7 @@ class TrainConfig:
     data: str | None = option(None, "text file, UTF-8 (default: tiny Shakespeare)", metavar="FILE")
     out_dir: str = option("out", "folder for checkpoints and metrics", metavar="DIR")
     backend: str = option("numpy", "where arrays live", choices=("numpy", "cupy"))
-    threads: int | None = option(None, "threads, each with a shard of the batch (default: cores)")
+    threads: int | None = option(None, "threads, which share each batch (default: cores)")
     seed: int = option(1337, "of initial weights, batches and dropout")
     batch_size: int = option(12, "sequences per batch")
     gradient_accumulation_steps: int = option(1, "batches per step")
@@ -33,21 +43,22 @@ class TrainConfig:
     log_interval: int = option(10, "steps between lines of metrics.jsonl")
 
     def __post_init__(self):
-        least = {"batch_size": 1, "gradient_accumulation_steps": 1, "max_iters": 0, "seed": 0}
-        least |= {"warmup_iters": 0, "eval_interval": 1, "log_interval": 1}
-        least |= {"learning_rate": 0, "min_lr": 0, "weight_decay": 0, "grad_clip": 0}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {bound}")
-        if self.threads is not None and self.threads < 1:
-            raise UserError(f"threads is {self.threads}; it must be at least 1")
-        if self.lr_decay_iters is not None and self.lr_decay_iters < 0:
-            raise UserError(f"lr_decay_iters is {self.lr_decay_iters}; it must be at least 0")
+        for name in (*POSITIVE, *NOT_NEGATIVE):
+            value, least = getattr(self, name), int(name in POSITIVE)
+            if value is not None and not least <= value < 2**63:
+                needed = f"at least {least}" if value < least else "below 2**63"
+                raise UserError(f"{name} is {value}; it must be {needed}")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(
                     f"{name} is {getattr(self, name)}; it must be at least 0 and below 1"
                 )
+
+    def shards(self):
+        """Return how many threads work at once: no more than a batch has rows, 1 on a device."""
+        if self.backend != "numpy":
+            return 1
+        return min(self.threads or usable_cores(), self.batch_size)
 
 
 # What a preset does not say is the default of TrainConfig or GPTConfig.
@@ -124,10 +135,16 @@ def configs(values, vocab_size):
     UserError
         If a key is unknown (the nearest is named), or a value cannot be.
     """
-    given = values.get("vocab_size", vocab_size)
-    if given < vocab_size:
-        raise UserError(f"vocab_size is {given}, but the text holds {vocab_size} characters")
     of_model = {field.name for field in fields(GPTConfig)}
+    known = of_model | {field.name for field in fields(TrainConfig)}
+    for name in values:
+        if name not in known:
+            raise UserError(f"unknown option {name!r}{nearest(name, known)}")
     model = {name: value for name, value in values.items() if name in of_model}
     rest = {name: value for name, value in values.items() if name not in of_model}
-    return build(GPTConfig, model | {"vocab_size": given}), build(TrainConfig, rest)
+    config = build(GPTConfig, {"vocab_size": vocab_size} | model)
+    if config.vocab_size < vocab_size:
+        raise UserError(
+            f"vocab_size is {config.vocab_size}, but the text holds {vocab_size} characters"
+        )
+    return config, build(TrainConfig, rest)

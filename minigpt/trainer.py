@@ -1,5 +1,7 @@
 """One training step and one evaluation, over shards of the batch."""
 
+import dataclasses
+
 from minigpt.backend import to_device
 from minigpt.data import random_batch, windows
 from minigpt.gpt import loss_backward, loss_forward
@@ -7,7 +9,7 @@ from minigpt.ops.dropout import Rng
 from minigpt.optim import AdamW, clip_scale, learning_rate
 from minigpt.parallel import shard_slices, sum_gradients
 
-EVAL_TOKENS = 2048  # per forward pass of an evaluation
+EVAL_TOKENS = 256  # per forward pass of an evaluation, at least
 
 
 class Trainer:
@@ -30,6 +32,8 @@ class Trainer:
     """
 
     def __init__(self, params, config, train, xp, workers):
+        if train.lr_decay_iters is None:
+            train = dataclasses.replace(train, lr_decay_iters=train.max_iters)
         self.params, self.config, self.train, self.xp = params, config, train, xp
         self.workers = workers
         self.grads = params.zeros_like()
@@ -104,7 +108,7 @@ class Trainer:
             x, y = (to_device(array, self.xp) for array in batch)
             return float(loss_forward(x, y, self.params.tree, self.config)[0]) * y.size
 
-        batches = list(
-            windows(ids, self.config.block_size, max(1, EVAL_TOKENS // self.config.block_size))
-        )
-        return sum(self.workers.map(total, batches)) / (len(ids) - 1)
+        # As many rows as in training: an evaluation then fits the memory that a step has taken.
+        T, shards = self.config.block_size, self.workers.n
+        rows = max(-(-self.train.batch_size // shards), EVAL_TOKENS // T)
+        return sum(self.workers.map(total, windows(ids, T, rows))) / (len(ids) - 1)

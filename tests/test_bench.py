@@ -107,7 +107,7 @@ def test_attention(tmp_path, xp):
 @pytest.mark.torch
 def test_attention_beside_torch(tmp_path):
     pytest.importorskip("torch")
-    found = records(tmp_path, *ATTENTION, "--no-memory")
+    found = records(tmp_path, *ATTENTION[:2], *ATTENTION[4:], "--no-memory")
     assert {name for r in found for name in r["times"]} == {"minigpt", "sdpa", "naive"}
     for r in found:
         ours, theirs = r["times"]["minigpt"]["median_s"], r["times"]["sdpa"]["median_s"]
@@ -141,8 +141,8 @@ def test_step(tmp_path):
 @pytest.mark.torch
 def test_step_beside_torch(tmp_path):
     pytest.importorskip("torch")
-    found = records(tmp_path, *STEP[:-1], "--bf16", "--dropout", "0.1")
-    assert [r["candidate"] for r in found] == ["minigpt", "torch eager", "torch bf16"]
+    found = records(tmp_path, *STEP[:-1], "--dropout", "0.1", "--optimizer", "fused")
+    assert [r["candidate"] for r in found] == ["minigpt", "torch eager"]
     for r in found:
         assert r["resident_bytes"]["peak"] > r["resident_bytes"]["libraries"] > 0
 

@@ -39,7 +39,7 @@ FLOORS = {
 # only they import. They may take what they share with the ops: those are complete by the time
 # that one of them is first called.
 FUSED = {NUMPYS := "minigpt.backend.fused_numpy", "minigpt.backend.fused_cupy"}
-PARTS_OF_FUSED = {"minigpt.backend.attention_numpy", "minigpt.backend.tiles_numpy"}
+PARTS_OF_FUSED = {f"minigpt.backend.{part}_numpy" for part in ("attention", "tiles", "vocabulary")}
 WITHIN_A_FLOOR = {
     ("minigpt.ops.attention", "minigpt.ops.softmax"),
     ("minigpt.ops.attention", "minigpt.ops.dropout"),
@@ -142,7 +142,11 @@ def test_imports_come_from_lower_floors(module):
         ("minigpt.backend.fused_cupy", "from .fused_numpy import softmax_forward", [NUMPYS]),
         ("minigpt.backend.fused_numpy", "from minigpt import cli", ["minigpt.cli"]),
         ("minigpt.backend.attention_numpy", f"import {NUMPYS}", [NUMPYS]),
-        ("minigpt.train", "from minigpt.backend import attention_numpy", sorted(PARTS_OF_FUSED)),
+        (
+            "minigpt.train",
+            "from minigpt.backend import attention_numpy",
+            ["minigpt.backend.attention_numpy"],
+        ),
         ("minigpt.backend.fused_numpy", "import minigpt.params", ["minigpt.params"]),
         ("minigpt.backend.fused_numpy", "import minigpt.gpt", ["minigpt.gpt"]),
     ],

@@ -22,6 +22,15 @@ from tests.ops.test_attention import check_causal
 ROOT = Path(__file__).parents[1]
 
 
+def check(test, faulty, match=None):
+    """Run `test`, which must fail where a fault is planted and pass where none is."""
+    if faulty:
+        with pytest.raises((AssertionError, ValueError), match=match):
+            test()
+    else:
+        test()
+
+
 def changed(backward, change):
     """Return `backward` with a fault: `change(gradients, dy, cache)` returns the wrong ones."""
     return lambda dy, cache: change(backward(dy, cache), dy, cache)
@@ -95,15 +104,6 @@ def test_a_lost_term_of_layernorm_is_found(rng, name):
     x, w, b = arrays(rng, (2, 3, 4), 4, 4)
     pair = LAYERNORM.get(name, (layernorm_forward, layernorm_without(None)))
     check(lambda: check_backward(*pair, x, w=w, b=b, rng=rng), faulty=name is not None)
-
-
-def check(test, faulty, match=None):
-    """Run `test`, which must fail where a fault is planted and pass where none is."""
-    if faulty:
-        with pytest.raises((AssertionError, ValueError), match=match):
-            test()
-    else:
-        test()
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,15 @@ import numpy as np
 from minigpt.backend import attention_numpy
 from minigpt.backend.pool import empty
 from minigpt.backend.tiles_numpy import words_of
-from minigpt.ops import activation, attention
+from minigpt.backend.vocabulary_numpy import (
+    cross_entropy_backward,
+    cross_entropy_forward,
+    embedding_backward,
+)
+from minigpt.ops import activation, attention, softmax
 from minigpt.ops.dropout import LANES, threshold
+
+__all__ = ["cross_entropy_backward", "cross_entropy_forward", "embedding_backward"]
 
 BLOCK = 2**16  # elements of a block: what Python needs for a call is small beside the work
 
@@ -112,6 +119,37 @@ def layernorm_backward(dy, cache):
         dxr -= xhat
         dxr *= r
     return dx, {"w": dw} if b is None else {"w": dw, "b": column_sums(dy2)}
+
+
+def softmax_forward(x):
+    n = x.shape[-1]
+    if x.size == 0:
+        return softmax.softmax_forward.reference(x)
+    y, ones = empty(x.shape, x.dtype), np.ones(n, x.dtype)
+    x2, y2 = rows_of(x, n), rows_of(y, n)
+    for rows in row_blocks(*x2.shape):
+        top = x2[rows].max(axis=-1, keepdims=True)
+        top[top == -math.inf] = 0
+        np.subtract(x2[rows], top, out=y2[rows])
+        np.exp(y2[rows], out=y2[rows])
+        total = y2[rows] @ ones
+        total[total == 0] = 1
+        y2[rows] /= total[:, None]
+    return y, (y,)
+
+
+def softmax_backward(dy, cache):
+    (y,) = cache
+    if y.size == 0:
+        return softmax.softmax_backward.reference(dy, cache)
+    n = y.shape[-1]
+    dx = empty(y.shape, y.dtype)
+    y2, dy2, dx2 = (rows_of(a, n) for a in (y, dy, dx))
+    for rows in row_blocks(*y2.shape):
+        along = np.einsum("nc,nc->n", y2[rows], dy2[rows])
+        np.subtract(dy2[rows], along[:, None], out=dx2[rows])
+        dx2[rows] *= y2[rows]
+    return dx
 
 
 # Hastings' erf: Abramowitz & Stegun 1964, formula 7.1.26; absolute error 1.5e-7, as float32's.

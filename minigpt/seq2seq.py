@@ -1,0 +1,222 @@
+"""The encoder-decoder: one sequence is read, another is written, cross attention joins the two.
+
+Vaswani et al. 2017, arXiv:1706.03762, figure 1, with the GPT's pre-norm blocks and learned
+positions. The encoder is a GPT whose tokens all see each other. The decoder is a GPT with a cross
+attention layer in every block; its parameters bear the GPT's names, the encoder's stand under
+"encoder".
+
+Rows of a batch end in padding of -1. No token attends to it, it predicts nothing, and no gradient
+comes from it. The last id of the vocabulary is END: the decoder starts from it, and writes it when
+it is done.
+"""
+
+from dataclasses import dataclass
+
+from minigpt import UserError
+from minigpt.backend import array_module
+from minigpt.blocks import at, cross_block_backward, cross_block_forward
+from minigpt.cli import option
+from minigpt.gpt import (
+    GPTConfig,
+    block_shapes,
+    draw_params,
+    gpt_backward,
+    gpt_forward,
+    head_params,
+    linear_shapes,
+    norm_shapes,
+    qkv_bias,
+)
+from minigpt.gpt import shapes as gpt_shapes
+from minigpt.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward
+from minigpt.ops.dropout import dropout_backward, dropout_forward
+from minigpt.ops.embedding import embedding_backward, embedding_forward
+from minigpt.ops.layernorm import layernorm_backward, layernorm_forward
+
+
+@dataclass(frozen=True)
+class Seq2SeqConfig(GPTConfig):
+    """Encoder-decoder (--task seq2seq; n_layer blocks in each of the two)."""
+
+    source_vocab_size: int = option(65, "tokens of the source; found from the data", flag=False)
+    share_embedding: bool = option(False, "source and target have one vocabulary and embedding")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.source_vocab_size < 1:
+            raise UserError(f"source_vocab_size is {self.source_vocab_size}; it must be at least 1")
+        if self.share_embedding and self.source_vocab_size > self.vocab_size:
+            raise UserError(
+                f"source_vocab_size is {self.source_vocab_size}, but with share_embedding it "
+                f"must not exceed vocab_size, {self.vocab_size}"
+            )
+
+
+def cross_block_shapes(config):
+    """Return the tree of parameter shapes of a block with cross attention."""
+    C, bias = config.n_embd, qkv_bias(config)
+    cross = {
+        "c_q": linear_shapes(C, C, bias),
+        "c_kv": linear_shapes(C, 2 * C, bias),
+        "c_proj": linear_shapes(C, C, config.bias),
+    }
+    return {**block_shapes(config), "cross": cross, "ln_3": norm_shapes(config)}
+
+
+def shapes(config):
+    """Return the tree of parameter shapes."""
+    encoder = {
+        "wte": (config.source_vocab_size, config.n_embd),
+        "wpe": (config.block_size, config.n_embd),
+        "h": [block_shapes(config) for _ in range(config.n_layer)],
+        "ln_f": norm_shapes(config),
+    }
+    if config.share_embedding:
+        del encoder["wte"]
+    decoder = {"h": [cross_block_shapes(config) for _ in range(config.n_layer)]}
+    return {**gpt_shapes(config), **decoder, "encoder": encoder}
+
+
+def init_params(config, seed, xp, dtype="float32"):
+    """Return fresh Params, as gpt.init_params; a decoder has three projections a block."""
+    return draw_params(shapes(config), config.init, seed, xp, dtype)
+
+
+def encoder_forward(source, p, config, rng=None):
+    """Read the source.
+
+    Parameters
+    ----------
+    source : (B, Ts) int
+        -1 is padding, at the end of a row.
+
+    Returns
+    -------
+    memory : (B, Ts, C)
+    seen : (B, Ts) bool
+        False where there is padding.
+    cache : tuple
+    """
+    seen = source >= 0
+    encoder = {"wte": p["wte"], **p["encoder"]}  # its own wte, where it has one
+    key = at(rng, config.n_layer + 1)  # apart from the decoder's blocks and embedding
+    memory, cache = gpt_forward(source * seen, encoder, config, key, causal=False, key_mask=seen)
+    return memory, seen, cache
+
+
+def decoder_forward(ids, memory, seen, p, config, rng=None, kv=None):
+    """Embedding, blocks with cross attention to memory, final layernorm.
+
+    Parameters
+    ----------
+    ids : (B, T) int
+    memory : (B, Ts, C)
+    seen : (B, Ts) bool
+    p : tree of parameters
+    config : Seq2SeqConfig
+    rng : Rng, optional
+        The key of this step's dropout; None is no dropout.
+    kv : optional
+        A KVCache that also has `cross`, the keys and values of memory by layer, which is then
+        not looked at; those of `ids` are added to it.
+
+    Returns
+    -------
+    x : (B, T, C)
+    cache : tuple
+    """
+    start = 0 if kv is None else kv.length
+    x, embedding_cache = embedding_forward(ids, p["wte"], p["wpe"], start)
+    x, dropout_cache = dropout_forward(x, config.dropout, at(rng, config.n_layer))
+    block_caches = []
+    for i, block in enumerate(p["h"]):
+        x, cache = cross_block_forward(
+            x,
+            memory,
+            block,
+            config.n_head,
+            config.activation,
+            seen,
+            config.dropout,
+            at(rng, i),
+            *((None, None) if kv is None else (kv[i], kv.cross[i])),
+        )
+        block_caches.append(cache)
+    x, norm_cache = layernorm_forward(x, **p["ln_f"])
+    if kv is not None:
+        kv.advance(ids.shape[1])
+    return x, (embedding_cache, dropout_cache, block_caches, norm_cache)
+
+
+def decoder_backward(dx, cache, dwte=None):
+    """Return dmemory (B, Ts, C), summed over the blocks, and the tree of gradients.
+
+    Parameters
+    ----------
+    dx : (B, T, C)
+    dwte : (V, C), optional
+        As in gpt_backward.
+    """
+    embedding_cache, dropout_cache, block_caches, norm_cache = cache
+    dx, ln_f = layernorm_backward(dx, norm_cache)
+    h, dmemory = [], 0
+    for block_cache in reversed(block_caches):
+        dx, dm, grads = cross_block_backward(dx, block_cache)
+        dmemory = dmemory + dm
+        h.append(grads)
+    dx = dropout_backward(dx, dropout_cache)
+    grads = {**embedding_backward(dx, embedding_cache, dwte), "h": h[::-1], "ln_f": ln_f}
+    return dmemory, grads
+
+
+def seq2seq_forward(source, targets, p, config, rng=None):
+    """Encoder, then decoder: what it says at each place of the targets.
+
+    Parameters
+    ----------
+    source, targets : (B, Ts), (B, T) int
+        -1 is padding, at the end of a row.
+
+    Returns
+    -------
+    x : (B, T, C), dtype of the parameters
+    cache : tuple
+    """
+    ids = array_module(targets).empty_like(targets)
+    ids[:, :1] = config.vocab_size - 1
+    ids[:, 1:] = targets[:, :-1] * (targets[:, :-1] >= 0)
+    memory, seen, encoder_cache = encoder_forward(source, p, config, rng)
+    x, decoder_cache = decoder_forward(ids, memory, seen, p, config, rng)
+    return x, (encoder_cache, decoder_cache, config.share_embedding)
+
+
+def seq2seq_backward(dx, cache, dwte=None):
+    """Return the tree of gradients of seq2seq_forward; dwte as in gpt_backward."""
+    encoder_cache, decoder_cache, shared = cache
+    dmemory, grads = decoder_backward(dx, decoder_cache, dwte)
+    encoder = gpt_backward(dmemory, encoder_cache, grads["wte"] if shared else None)
+    if shared:
+        grads["wte"] = encoder.pop("wte")
+    return {**grads, "encoder": encoder}
+
+
+def loss_forward(source, targets, p, config, rng=None, count=None):
+    """Cross-entropy of the targets, in nats per token; arguments as in gpt.loss_forward.
+
+    Parameters
+    ----------
+    source, targets : (B, Ts), (B, T) int
+        -1 is padding, at the end of a row; a target ends with END.
+    """
+    x, cache = seq2seq_forward(source, targets, p, config, rng)
+    loss, loss_cache = cross_entropy_forward(x, targets, **head_params(p), count=count)
+    return loss, (cache, loss_cache, "lm_head" in p)
+
+
+def loss_backward(dloss, cache):
+    """Return the tree of gradients of loss_forward, nested as the parameters."""
+    cache, loss_cache, untied = cache
+    dx, grads = cross_entropy_backward(dloss, loss_cache)
+    if untied:
+        return {**seq2seq_backward(dx, cache), "lm_head": grads}
+    return seq2seq_backward(dx, cache, dwte=grads["w"])
