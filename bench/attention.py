@@ -31,8 +31,8 @@ NAIVE_BYTES = 2**30  # torch's naive attention is left out where one array of sc
 NOTE = """
 ms: median, +- half the distance of the quartiles. x: torch's median over minigpt's; above 1
 minigpt is faster. GFLOP/s of minigpt: products of visible queries and keys, 2 forward, 4 backward.
-+MB: what forward + backward add at their peak to the resident memory of a fresh process.
-sdpa: torch's scaled_dot_product_attention; naive: attention written out in torch."""
++MB: what forward + backward add at their peak to the resident memory of a fresh process (cupy: to
+the memory pool). sdpa: torch's scaled_dot_product_attention; naive: written out in torch."""
 LABELS = {"minigpt": "minigpt", "sdpa": "torch SDPA", "naive": "torch, written out"}
 PASSES = ("forward", "backward", "both")
 
@@ -136,7 +136,7 @@ def extra_memory(shape, name, threads):
         small = Shape(n, n, 8, 8, shape.D)
         candidates(small, inputs(small), workers, torch)[name]["both"]()
         both = candidates(shape, inputs(shape), workers, torch)[name]["both"]
-        before = timing.resident_peak()
+        before = timing.resident_start()
         results = both()
         after = timing.resident_peak()
         del results
@@ -210,7 +210,8 @@ def draw(path, records, env):
             times = [1e3 * r["times"][name]["median_s"] for r in drawn]
             lengths = [r["shape"]["Tq"] for r in drawn]
             axes.plot(lengths, np.divide(times, heads), "o-", label=LABELS[name])
-        report.log_axes(axes, x=sorted({r["shape"]["Tq"] for r in found}))
+        report.log_x(axes, sorted({r["shape"]["Tq"] for r in found}))
+        report.log_y(axes)
         title = f"Causal attention, forward + backward, {env['threads']} threads, float32"
         report.label(axes, "sequence length (tokens)", "time per head (ms)", title)
 

@@ -1,5 +1,6 @@
 """What the benches print, write and draw: the record of the machine, tables, JSON, pictures."""
 
+import argparse
 import contextlib
 import json
 import os
@@ -36,6 +37,13 @@ def run(main):
     cli.run(checked)
 
 
+def positive(text):
+    """Read a whole number of 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
 def add_flags(parser, backend=False, seconds=2.0):
     """Add the flags that every bench has; `--backend` where it can run on a device."""
     if backend:
@@ -47,7 +55,7 @@ def add_flags(parser, backend=False, seconds=2.0):
         )
     parser.add_argument(
         "--threads",
-        type=int,
+        type=positive,
         default=timing.cores(),
         metavar="N",
         help=f"threads of every candidate (default: {timing.cores()}, all cores)",
@@ -150,10 +158,16 @@ def print_table(headings, rows):
         print("  ".join(cells).rstrip(), flush=i == len(rows) + 1)
 
 
+def three_digits(number):
+    """Return a text with at least three significant digits, never with an exponent of ten."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def milliseconds(record):
     """Return the text of a `Times.record()`: median and half the distance of the quartiles."""
     half = (record["q3_s"] - record["q1_s"]) / 2
-    return f"{1e3 * record['median_s']:.3g} +-{100 * half / record['median_s']:.0f}%"
+    share = 100 * half / record["median_s"]
+    return f"{three_digits(1e3 * record['median_s'])} +-{share:.0f}%"
 
 
 def finish(args, bench, env, records, draw):
@@ -189,21 +203,29 @@ def figure(path, panels=1):
 
 
 def label(axes, xlabel, ylabel, title):
-    """Finish one panel: names with units, grid, legend."""
+    """Finish one panel: names with units, grid, legend. Without xlabel, x is categories."""
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.set_title(title, fontsize=10)
-    axes.grid(True, which="major", color="0.9")
+    axes.grid(True, axis="both" if xlabel else "y", color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=9)
 
 
-def log_axes(axes, x):
-    """Make both axes logarithmic, with plain numbers and ticks at the values of x."""
+def log_x(axes, x):
+    """Make the x axis logarithmic, with ticks at the values of x alone."""
     axes.set_xscale("log")
-    axes.set_yscale("log")
     axes.set_xticks(x, [str(value) for value in x])
     axes.set_xticks([], minor=True)
-    axes.yaxis.set_major_formatter("{x:g}")
+
+
+def log_y(axes):
+    """Make the y axis logarithmic, with plain numbers at 1, 2 and 5 of every power of ten."""
+    from matplotlib.ticker import LogLocator
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+    axes.yaxis.set_major_formatter("{x:,g}")
     axes.yaxis.set_minor_formatter("")

@@ -173,8 +173,8 @@ def draw(path, records, env):
             rates = [r["tokens_per_s"] for r in mine]
             bars = axes.bar(np.add(places, offset), rates, 0.75 / len(names), label=name)
             axes.bar_label(bars, [f"{rate:,.0f}" for rate in rates], fontsize=8, padding=2)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:,g}")
+        report.log_y(axes)
+        axes.margins(y=0.15)
         axes.set_xticks(range(len(groups)), [f"{model}\nbatch {batch}" for model, batch in groups])
         report.label(axes, "", "tokens per second", f"Sampling, {env['threads']} threads, float32")
 
@@ -185,10 +185,15 @@ def main(argv=None):
     add = parser.add_argument
     add("--model", nargs="+", choices=MODELS, default=MODELS, help="presets (default: both)")
     add(
-        "--batch", nargs="+", type=int, default=(1, 8), metavar="N", help="sequences (default: 1 8)"
+        "--batch",
+        nargs="+",
+        type=report.positive,
+        default=(1, 8),
+        metavar="N",
+        help="sequences (default: 1 8)",
     )
-    add("--prompt-tokens", type=int, metavar="N", help="default: half of the context")
-    add("--new-tokens", type=int, metavar="N", help="default: a quarter of the context")
+    add("--prompt-tokens", type=report.positive, metavar="N", help="default: half of the context")
+    add("--new-tokens", type=report.positive, metavar="N", help="default: a quarter of the context")
     report.add_flags(parser, seconds=10.0)
     args = parser.parse_args(argv)
     torch = timing.torch_on(args.threads)

@@ -104,25 +104,66 @@ def draw(path, records, env):
                 report.label(axes, names[name], "speed (1 thread = 1)", "Threads")
                 continue
             axes.plot(x, [1e6 / r["tokens_per_s"] for r in mine], "o-")
-            report.log_axes(axes, x)
+            report.log_x(axes, x)
+            if name == "width":
+                report.log_y(axes)
+            else:
+                axes.set_ylim(bottom=0)
             title = f"{name.capitalize()}, {env['threads']} threads"
             report.label(axes, names[name], "time per token (µs)", title)
 
 
-def main(argv=None):
-    """Run the sweeps; print, write and draw what was found."""
+def arguments(argv):
+    """Read the command line."""
     parser = cli.parser("python bench/scaling.py", __doc__.split("\n\n")[0])
     add = parser.add_argument
     names = ("threads", "length", "width")
     add("--sweep", nargs="+", choices=names, default=names, help="which (default: all)")
-    add("--lengths", nargs="+", type=int, default=LENGTHS, metavar="N", help="sequence lengths")
-    add("--widths", nargs="+", type=int, default=WIDTHS, metavar="N", help="widths, in channels")
-    add("--tokens", type=int, default=4096, metavar="N", help="tokens per batch (default: 4096)")
-    add("--n-layer", type=int, default=4, metavar="N", help="blocks (default: 4)")
-    add("--n-embd", type=int, default=256, metavar="N", help="width elsewhere (default: 256)")
-    add("--block-size", type=int, default=256, metavar="N", help="length elsewhere (default: 256)")
+    add(
+        "--lengths",
+        nargs="+",
+        type=report.positive,
+        default=LENGTHS,
+        metavar="N",
+        help="sequence lengths",
+    )
+    add(
+        "--widths",
+        nargs="+",
+        type=report.positive,
+        default=WIDTHS,
+        metavar="N",
+        help="widths, in channels",
+    )
+    add(
+        "--tokens",
+        type=report.positive,
+        default=4096,
+        metavar="N",
+        help="tokens per batch (default: 4096)",
+    )
+    add("--n-layer", type=report.positive, default=4, metavar="N", help="blocks (default: 4)")
+    add(
+        "--n-embd",
+        type=report.positive,
+        default=256,
+        metavar="N",
+        help="width elsewhere (default: 256)",
+    )
+    add(
+        "--block-size",
+        type=report.positive,
+        default=256,
+        metavar="N",
+        help="length elsewhere (default: 256)",
+    )
     report.add_flags(parser, seconds=15.0)
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Run the sweeps; print, write and draw what was found."""
+    args = arguments(argv)
     env = report.environment(args.threads)
     report.print_environment(env)
     threads = [n for n in (2**i for i in range(10)) if n < args.threads] + [args.threads]

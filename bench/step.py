@@ -145,7 +145,7 @@ def own_memory(args):
         import torch_models  # noqa: F401, counted with the libraries
 
         timing.torch_on(args.threads)
-    before = timing.resident_peak()
+    before = timing.resident_start()
     if name == "minigpt":
         step = minigpt_step(this, Workers(args.threads))
     else:
@@ -238,11 +238,12 @@ def draw(path, records, env):
             places = [presets.index(r["preset"]) + 0.8 * (i + 0.5) / len(names) - 0.4 for r in mine]
             heights = [r["ratio_to_minigpt"]["of_medians"] for r in mine]
             bars = axes.bar(places, heights, 0.75 / len(names), label=name)
-            texts = [f"{1e3 * r['time']['median_s']:.3g} ms" for r in mine]
+            texts = [report.three_digits(1e3 * r["time"]["median_s"]) + " ms" for r in mine]
             axes.bar_label(bars, texts, fontsize=8, padding=2)
         labels = [next(r for r in records if r["preset"] == name) for name in presets]
         labels = [f"{r['preset']}\n{r['batch_size']} x {r['block_size']} tokens" for r in labels]
         axes.set_xticks(range(len(presets)), labels)
+        axes.margins(y=0.2)
         title = f"A training step, {env['threads']} threads, float32 (bf16: autocast)"
         report.label(axes, "", "time of a step (minigpt = 1)", title)
 
@@ -252,8 +253,8 @@ def arguments(argv):
     parser = cli.parser("python bench/step.py", __doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--preset", nargs="+", choices=SIZES, default=list(SIZES), help="default: all")
-    add("--batch-size", type=int, metavar="N", help="instead of the preset's own here")
-    add("--block-size", type=int, metavar="N", help="instead of the preset's own here")
+    add("--batch-size", type=report.positive, metavar="N", help="instead of the preset's own here")
+    add("--block-size", type=report.positive, metavar="N", help="instead of the preset's own here")
     add("--dropout", type=float, metavar="X", help="instead of the preset's own")
     add("--compile", action="store_true", help="torch.compile as well")
     add("--bf16", action="store_true", help="torch in bfloat16 autocast as well")

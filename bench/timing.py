@@ -102,7 +102,7 @@ def measure(candidates, seconds=3.0, rounds=None, warmup=2, xp=np):
     rounds : int, optional
         Takes the place of `seconds`.
     warmup : int
-        Untimed calls of each candidate before.
+        Untimed calls of each candidate before, at least; one where a call is slow.
     xp : module
         numpy: wall clock. cupy: device events around the calls, on the default stream.
 
@@ -112,9 +112,7 @@ def measure(candidates, seconds=3.0, rounds=None, warmup=2, xp=np):
     """
     calls, round_s = {}, 0.0
     for name, fn in candidates.items():
-        once = time_calls(fn, 1, xp)
-        for _ in range(1 if once > SLOW_S else warmup):
-            once = time_calls(fn, 1, xp)
+        once = warm_up(fn, warmup, xp)
         calls[name] = max(1, math.ceil(SAMPLE_S / max(once, 1e-7)))
         round_s += calls[name] * once + SETTLE_S
     least = 3 if round_s > 4 * SLOW_S else MIN_ROUNDS
@@ -126,6 +124,18 @@ def measure(candidates, seconds=3.0, rounds=None, warmup=2, xp=np):
             time.sleep(SETTLE_S)
             samples[name].append(time_calls(fn, calls[name], xp))
     return {name: Times(samples[name], calls[name]) for name in candidates}
+
+
+def warm_up(fn, least, xp):
+    """Call `fn` for about `SAMPLE_S`, at least so often; return the seconds of the fastest call.
+
+    The very first call does not count, and is followed by a single one where it is slow.
+    """
+    spent = [time_calls(fn, 1, xp)]
+    least = 1 if spent[0] > SLOW_S else least
+    while len(spent) <= least or sum(spent) < SAMPLE_S:
+        spent.append(time_calls(fn, 1, xp))
+    return min(spent[1:])
 
 
 def time_calls(fn, calls, xp=np):
@@ -227,6 +237,16 @@ def resident_peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def resident_start():
+    """Return the resident bytes now, from where `resident_peak` then starts anew.
+
+    Where the system cannot do that (it is Linux's /proc), return the peak so far.
+    """
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as reset:
+        reset.write("5")
+    return resident_peak()
+
+
 def in_child(script, *flags):
     """Run a bench script in a fresh process and return the JSON of its last line.
 
@@ -235,7 +255,9 @@ def in_child(script, *flags):
     command = [sys.executable, str(Path(script).resolve()), *map(str, flags)]
     child = subprocess.run(command, capture_output=True, text=True)
     if child.returncode:
-        raise RuntimeError(f"{Path(script).name} {' '.join(flags)}: {child.stderr.strip()[-500:]}")
+        raise RuntimeError(
+            f"{Path(script).name} {' '.join(map(str, flags))}: {child.stderr.strip()[-500:]}"
+        )
     return json.loads(child.stdout.splitlines()[-1])
 
 

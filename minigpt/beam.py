@@ -57,9 +57,17 @@ class DecoderCache(KVCache):
         self.store[..., :n, :] = self.store[:, :, rows, :, :n]
 
 
+def next_logits(ids, seen, p, config, kv):
+    """Run one token of each row, ids (B, 1), behind those in `kv`; return logits (B, V)."""
+    with np.errstate(over="ignore", invalid="ignore"):  # told by check_finite, as an error
+        x, _ = decoder_forward(to_device(ids, array_module(seen)), None, seen, p, config, kv=kv)
+        return check_finite(to_host(logits(x[:, -1], p)))
+
+
 def log_softmax(z):
-    """Return z - log sum exp z over the last axis."""
-    z = z - z.max(axis=-1, keepdims=True)
+    """Return z - log sum exp z over the last axis, in float64."""
+    z = z.astype(np.float64)
+    z -= z.max(axis=-1, keepdims=True)
     return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
 
 
@@ -91,8 +99,7 @@ def search(source, p, config, beam=1):
     log_prob[:, 0] = 0  # to begin with there is one hypothesis, the empty one
     token = np.full((B, beam), end, np.int32)
     for t in range(config.block_size):
-        x, _ = decoder_forward(to_device(token.reshape(-1, 1), xp), None, seen, p, config, kv=kv)
-        step = log_softmax(check_finite(to_host(logits(x[:, -1], p))).astype(np.float64))
+        step = log_softmax(next_logits(token.reshape(-1, 1), seen, p, config, kv))
         step = step.reshape(B, beam, -1)
         step[done] = np.where(np.arange(config.vocab_size) == end, 0.0, -np.inf)
         total, length = log_prob[..., None] + step, length + ~done

@@ -14,6 +14,7 @@ from minigpt.ops.attention import (
 from minigpt.ops.dropout import dropout_backward, dropout_forward
 from minigpt.ops.layernorm import layernorm_backward, layernorm_forward
 from minigpt.ops.linear import linear_backward, linear_forward
+from minigpt.ops.residual import add
 
 WEIGHTS, ATTENTION, MLP, CROSS = range(4)  # the places of a block where dropout draws its own bits
 
@@ -171,10 +172,10 @@ def block_forward(
     """
     h, c1 = layernorm_forward(x, **p["ln_1"])
     h, c2 = self_attention_forward(h, p["attn"], n_head, dropout, rng, kv, causal, key_mask)
-    x = x + h
+    x = add(x, h)
     h, c3 = layernorm_forward(x, **p["ln_2"])
     h, c4 = mlp_forward(h, p["mlp"], activation, dropout, at(rng, MLP))
-    return x + h, (c1, c2, c3, c4)
+    return add(x, h), (c1, c2, c3, c4)
 
 
 def block_backward(dy, cache):
@@ -182,10 +183,10 @@ def block_backward(dy, cache):
     c1, c2, c3, c4 = cache
     dh, mlp = mlp_backward(dy, c4)
     dh, ln_2 = layernorm_backward(dh, c3)
-    dy = dy + dh
+    dy = add(dy, dh)
     dh, attn = self_attention_backward(dy, c2)
     dh, ln_1 = layernorm_backward(dh, c1)
-    return dy + dh, {"ln_1": ln_1, "attn": attn, "ln_2": ln_2, "mlp": mlp}
+    return add(dy, dh), {"ln_1": ln_1, "attn": attn, "ln_2": ln_2, "mlp": mlp}
 
 
 def cross_block_forward(
@@ -212,15 +213,15 @@ def cross_block_forward(
     """
     h, c1 = layernorm_forward(x, **p["ln_1"])
     h, c2 = self_attention_forward(h, p["attn"], n_head, dropout, rng, kv)
-    x = x + h
+    x = add(x, h)
     h, c3 = layernorm_forward(x, **p["ln_2"])
     h, c4 = cross_attention_forward(
         h, memory, p["cross"], n_head, key_mask, dropout, at(rng, CROSS), memory_kv
     )
-    x = x + h
+    x = add(x, h)
     h, c5 = layernorm_forward(x, **p["ln_3"])
     h, c6 = mlp_forward(h, p["mlp"], activation, dropout, at(rng, MLP))
-    return x + h, (c1, c2, c3, c4, c5, c6)
+    return add(x, h), (c1, c2, c3, c4, c5, c6)
 
 
 def cross_block_backward(dy, cache):
@@ -229,10 +230,10 @@ def cross_block_backward(dy, cache):
     g = {}
     dh, g["mlp"] = mlp_backward(dy, c6)
     dh, g["ln_3"] = layernorm_backward(dh, c5)
-    dy = dy + dh
+    dy = add(dy, dh)
     dh, dmemory, g["cross"] = cross_attention_backward(dy, c4)
     dh, g["ln_2"] = layernorm_backward(dh, c3)
-    dy = dy + dh
+    dy = add(dy, dh)
     dh, g["attn"] = self_attention_backward(dy, c2)
     dh, g["ln_1"] = layernorm_backward(dh, c1)
-    return dy + dh, dmemory, g
+    return add(dy, dh), dmemory, g

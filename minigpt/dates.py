@@ -77,8 +77,8 @@ def written(day, bits):
         bits, i = divmod(bits, len(options))
         return options[i]
 
-    month, weekday = MONTHS[day.month - 1], WEEKDAYS[day.weekday()]
-    years = (f"{day:%Y}", f"{day:%y}", f"'{day:%y}") if day.year in SHORT_YEARS else (f"{day:%Y}",)
+    month, weekday, year = MONTHS[day.month - 1], WEEKDAYS[day.weekday()], str(day.year)
+    years = (year, year[2:], "'" + year[2:]) if day.year in SHORT_YEARS else (year,)
     pattern = pick(PREFIXES) + pick(PATTERNS)
     numeric = "{month}" not in pattern
     return pick(CASES)(
@@ -91,7 +91,7 @@ def written(day, bits):
             m=pick((str(day.month), f"{day.month:02}")),
             dd=f"{day.day:02}",
             mm=f"{day.month:02}",
-            Y=day.year,
+            Y=year,
             year=pick(years[:2] if numeric else years),
         )
     )

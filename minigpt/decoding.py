@@ -187,19 +187,23 @@ def generate(
 
 
 def next_logits(ids, p, config, kv):
-    """Run the tokens `ids` (B, T) that follow those in `kv`; return the last logits (B, V).
+    """Run the tokens `ids` (B, T) that follow those in `kv`; return the last logits (B, V)."""
+    ids = to_device(ids, array_module(p["wte"]))
+    size = max(1, PREFILL_TOKENS // len(ids))
+    with np.errstate(over="ignore", invalid="ignore"):  # told below, as an error
+        for start in range(0, ids.shape[1], size):
+            x, _ = gpt_forward(ids[:, start : start + size], p, config, kv=kv)
+        return check_finite(to_host(logits(x[:, -1], p)))
+
+
+def check_finite(z):
+    """Return the logits z.
 
     Raises
     ------
     UserError
         If one of them is not finite: a probability made of it would be nonsense.
     """
-    ids = to_device(ids, array_module(p["wte"]))
-    size = max(1, PREFILL_TOKENS // len(ids))
-    with np.errstate(over="ignore", invalid="ignore"):  # told below, as an error
-        for start in range(0, ids.shape[1], size):
-            x, _ = gpt_forward(ids[:, start : start + size], p, config, kv=kv)
-        z = to_host(logits(x[:, -1], p))
     if not np.isfinite(z).all():
         raise UserError(
             "the model's logits are not finite, so its weights have diverged: take an earlier "

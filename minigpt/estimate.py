@@ -2,6 +2,8 @@
 
 from minigpt.gpt import count_parameters
 
+SCRATCH = 2**19  # numbers in a thread's buffers of a fixed size
+
 
 def flops_per_step(config, train):
     """Return floating-point operations of one step, forward and backward.
@@ -29,14 +31,12 @@ def memory(config, train):
     # attention returns, the MLP's activation and its slope; weights of attention if T is short.
     layer = (2 + 2 + 3 + 1 + 8) * C + (config.n_head * T if T <= 64 else 0)
     in_flight = 28 * C  # of one layer or outside of all, in both passes
-    # Of the LM head, each thread has a gradient in flight; and buffers of a fixed size.
-    scratch = config.vocab_size * C + 2**19
     kept = train.batch_size * T * (config.n_layer * layer + in_flight)
     return {
         "weights": size,
         "gradients": (1 + threads) * size,
         "optimizer (two moments)": 2 * size,
-        "activations (about)": 4 * (kept + threads * scratch),
+        "activations (about)": 4 * (kept + threads * SCRATCH),
     }
 
 

@@ -54,11 +54,13 @@ class TrainConfig:
                     f"{name} is {getattr(self, name)}; it must be at least 0 and below 1"
                 )
 
+    def cores(self):
+        """Return how many cores may be busy."""
+        return self.threads or usable_cores()
+
     def shards(self):
-        """Return how many threads work at once: no more than a batch has rows, 1 on a device."""
-        if self.backend != "numpy":
-            return 1
-        return min(self.threads or usable_cores(), self.batch_size)
+        """Return the number of parts that a batch is cut into, each for a thread of its own."""
+        return min(self.cores(), self.batch_size) if self.backend == "numpy" else 1
 
 
 # What a preset does not say is the default of TrainConfig or GPTConfig.
@@ -147,4 +149,7 @@ def configs(values, vocab_size):
         raise UserError(
             f"vocab_size is {config.vocab_size}, but the text holds {vocab_size} characters"
         )
+    weights = config.n_embd * (config.vocab_size + 12 * config.n_layer * config.n_embd)
+    if weights > 2**44:
+        raise UserError(f"the model would have {weights:.0e} parameters: no machine holds so many")
     return config, build(TrainConfig, rest)

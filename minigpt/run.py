@@ -4,19 +4,27 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
+import os
 from pathlib import Path
 
 from minigpt import UserError
+from minigpt.backend import module, to_device
 from minigpt.checkpoint import load, save
 from minigpt.corpus import load_text
 from minigpt.data import check_length, split
 from minigpt.gpt import init_params
+from minigpt.params import Params
 from minigpt.recipe import TrainConfig, configs
 from minigpt.tokenizer import CharTokenizer
 from minigpt.trainer import Trainer
 
 METRICS, BEST, LAST, PICTURE = "metrics.jsonl", "best.safetensors", "last.safetensors", "loss.png"
-PROGRESS = ("step", "tokens", "seconds", "best_loss", "best_step", "val_loss")
+FILES = (METRICS, BEST, LAST, PICTURE)
+PROGRESS = (
+    *("step", "tokens", "seconds", "loss_sum", "loss_count"),
+    *("val_loss", "best_loss", "best_step"),
+)
 
 
 class Run:
@@ -28,8 +36,12 @@ class Run:
         Steps done, tokens seen.
     seconds : float
         Spent on them, evaluations included, over all resumptions.
+    loss_sum, loss_count : float, int
+        Of the training losses since the last multiple of log_interval.
+    val_loss : float or None
+        Of the last evaluation, nats per token.
     best_loss : float or None
-        Lowest validation loss so far, nats per token, at `best_step`.
+        The lowest so far, at `best_step`.
     """
 
     def __init__(self, config, train, tokenizer, text, name):
@@ -39,115 +51,206 @@ class Run:
         self.train_ids, self.val_ids = split(tokenizer.encode_array(text))
         check_length(self.train_ids, self.val_ids, config.block_size)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
-        self.best_loss, self.best_step, self.val_loss = None, None, None
-        self.trainer = None
+        self.loss_sum, self.loss_count = 0.0, 0
+        self.val_loss, self.best_loss, self.best_step = None, None, None
+        self.checkpoint = self.trainer = None
 
-    def start(self, workers, xp, checkpoint=None):
-        """Make the weights and the optimizer, or take them over from a checkpoint."""
+    def start(self, workers):
+        """Make the weights and the optimizer, or take them over from `checkpoint`."""
+        xp, (checkpoint, self.checkpoint) = module(self.train.backend), (self.checkpoint, None)
         if checkpoint is None:
             params = init_params(self.config, self.train.seed, xp)
         else:
             params = checkpoint.params
+            params = Params(params.shapes, xp, "float32", to_device(params.flat, xp))
         self.trainer = Trainer(params, self.config, self.train, xp, workers)
         if checkpoint is not None:
+            optimizer = self.trainer.optimizer
             for name, moment in checkpoint.optimizer_arrays.items():
-                getattr(self.trainer.optimizer, name).flat[...] = moment.flat
-            for key in PROGRESS:
-                setattr(self, key, checkpoint.state[key])
-            self.trainer.optimizer.step_count = self.step
+                getattr(optimizer, name).flat[...] = to_device(moment.flat, xp)
+            optimizer.step_count = self.step
 
-    def state(self):
-        """Return what a checkpoint keeps beside weights and moments."""
-        return {
-            **{key: getattr(self, key) for key in PROGRESS},
-            "train": dataclasses.asdict(self.train),
-            "text": self.name,
-            "text_sha256": self.text_sha256,
-        }
+    def advance(self):
+        """Train a step.
 
-    def save(self, name, optimizer=None):
-        """Write a checkpoint of this moment into the run's folder."""
-        save(
-            self.folder / name,
-            self.trainer.params,
-            self.config,
-            tokenizer=self.tokenizer,
-            state=self.state(),
-            optimizer=optimizer,
-        )
+        Returns
+        -------
+        numbers : {"learning_rate": float, "grad_norm": float}
+
+        Raises
+        ------
+        UserError
+            If the loss or the gradient is not finite; the weights are of no use then.
+        """
+        loss, norm, lr = self.trainer.step(self.train_ids, self.step)
+        if not math.isfinite(loss + norm):
+            kept = (self.folder / LAST).exists()
+            again = f"go on from {self.folder / LAST} by --resume" if kept else "train again"
+            raise UserError(
+                f"training has diverged: the loss is {loss:.4g}, the norm of the gradient "
+                f"{norm:.4g} at step {self.step + 1}; {again} with a lower --learning-rate"
+            )
+        if self.step % self.train.log_interval == 0:
+            self.loss_sum, self.loss_count = 0.0, 0
+        self.loss_sum, self.loss_count = self.loss_sum + loss, self.loss_count + 1
+        self.step, self.tokens = self.step + 1, self.tokens + self.batch_tokens
+        return {"learning_rate": lr, "grad_norm": norm}
+
+    @property
+    def batch_tokens(self):
+        """Tokens of a step."""
+        train = self.train
+        return train.batch_size * train.gradient_accumulation_steps * self.config.block_size
+
+    @property
+    def train_loss(self):
+        """Mean over the steps since the last multiple of log_interval."""
+        return self.loss_sum / self.loss_count
 
     def evaluate(self):
-        """Take the validation loss; write the last checkpoint, and the best if it is."""
+        """Take the validation loss, and write the best checkpoint if this is it."""
         self.val_loss = self.trainer.evaluate(self.val_ids)
         if self.best_loss is None or self.val_loss < self.best_loss:
             self.best_loss, self.best_step = self.val_loss, self.step
             self.save(BEST)
 
+    def save(self, name, optimizer=None):
+        """Write a checkpoint of this moment into the run's folder."""
+        state = {
+            **{key: getattr(self, key) for key in PROGRESS},
+            "train": dataclasses.asdict(self.train),
+            "text": self.name,
+            "text_sha256": self.text_sha256,
+        }
+        save(
+            self.folder / name,
+            self.trainer.params,
+            self.config,
+            tokenizer=self.tokenizer,
+            state=state,
+            optimizer=optimizer,
+        )
+
     def save_last(self):
         """Write the checkpoint that --resume goes on from."""
         self.save(LAST, self.trainer.optimizer)
 
-
-def prepare_folder(folder, overwrite):
-    """Make the folder of a new run, or raise a UserError if it holds another one."""
-    files = [folder / name for name in (METRICS, BEST, LAST, PICTURE)]
-    if any(file.exists() for file in files):
-        if not overwrite:
-            raise UserError(
-                f"--out-dir {folder} holds another run: go on with it by --resume, lose it by "
-                "--overwrite, or name another folder by --out-dir"
-            )
-        for file in files:
-            file.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    def log(self, line):
+        """Add a line to the metrics."""
+        with writing(self.folder / METRICS) as path, open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
 
-def keep_metrics(path, step):
-    """Cut from a resumed run's metrics what came after the checkpoint, and half-written lines."""
+@contextlib.contextmanager
+def writing(path):
+    """Make a UserError of what goes wrong while `path` is written."""
+    try:
+        yield path
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def check_folder(folder, overwrite):
+    """Raise a UserError if a new run cannot have the folder."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out-dir {folder} is a file; name a folder")
+    if any((folder / name).exists() for name in FILES) and not overwrite:
+        resume = "go on with it by --resume, " if (folder / LAST).exists() else ""
+        raise UserError(
+            f"--out-dir {folder} holds another run: {resume}lose it by --overwrite, or name "
+            "another folder"
+        )
+
+
+def clear_folder(folder):
+    """Make the folder of a new run, or empty it of an old one."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
+
+
+def cut_metrics(path, step):
+    """Cut from a resumed run's metrics what came after `step`, and half-written lines."""
+    lines = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     kept = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-    path.write_text("".join(kept), encoding="utf-8")
+    for line in lines.splitlines(keepends=True):
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
+    with writing(path):
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, path)
 
 
-def begun(values):
+def begun(values, overwrite):
     """Return the Run that a dict of options describes, in a folder of its own."""
-    text, name = load_text(values.get("data"))
+    _, train = configs(values, 1)  # what is wrong with the options is said before any work
+    module(train.backend)
+    check_folder(Path(train.out_dir), overwrite)
+    text, name = load_text(train.data)
     tokenizer = CharTokenizer.from_text(text)
     config, train = configs(values, tokenizer.vocab_size)
-    return Run(config, train, tokenizer, text, name)
+    return Run(config, dataclasses.replace(train, threads=train.cores()), tokenizer, text, name)
+
+
+def stored(given):
+    """Return (checkpoint, GPTConfig, TrainConfig) of the run in --out-dir.
+
+    Parameters
+    ----------
+    given : dict
+        The options beside --resume. They win over those of the run.
+
+    Raises
+    ------
+    UserError
+        If there is nothing to go on from, or if one of them would make another model of it.
+    """
+    folder = Path(str(given.get("out_dir", TrainConfig.out_dir)))
+    path = folder / LAST
+    if not path.exists():
+        begin = "give --overwrite" if (folder / METRICS).exists() else "leave out --resume"
+        raise UserError(f"--resume: there is no {path} to go on from; {begin} to begin")
+    checkpoint = load(path)
+    model, state = dataclasses.asdict(checkpoint.config), checkpoint.state
+    known = isinstance(state.get("train"), dict) and {*PROGRESS, "text_sha256"} <= state.keys()
+    if checkpoint.optimizer_arrays is None or not known:
+        raise UserError(f"--resume: {path} holds a model, but not the state of its training")
+    for name, value in given.items():
+        if name in model and name != "dropout" and value != model[name]:
+            raise UserError(
+                f"--resume: {name} is {model[name]} in {folder}; it is part of the model and "
+                f"cannot become {value}: leave it out"
+            )
+    values = {**state["train"], **model, **given, "out_dir": str(folder)}
+    return checkpoint, *configs(values, checkpoint.tokenizer.vocab_size)
 
 
 def resumed(given):
-    """Return (Run, checkpoint) of the run in --out-dir, with the flags given beside --resume."""
-    folder = Path(given.get("out_dir", TrainConfig.out_dir))
-    if not (folder / LAST).exists():
-        raise UserError(f"--resume: {folder / LAST} does not exist; leave out --resume to begin")
-    checkpoint = load(folder / LAST)
-    stored, state = dataclasses.asdict(checkpoint.config), checkpoint.state
-    for name, value in given.items():
-        if name in stored and name != "dropout" and value != stored[name]:
-            raise UserError(
-                f"--resume: {name} is {stored[name]} in {folder}; it is part of the model and "
-                f"cannot become {value}: leave out --{name.replace('_', '-')}"
-            )
-    if checkpoint.optimizer_arrays is None or "train" not in state:
-        raise UserError(f"--resume: {folder / LAST} holds no optimizer state to go on with")
-    values = {**state["train"], **stored, **given, "out_dir": str(folder)}
-    config, train = configs(values, checkpoint.tokenizer.vocab_size)
-    text, name = load_text(train.data)
-    run = Run(config, train, checkpoint.tokenizer, text, name)
-    if run.text_sha256 != state["text_sha256"] and "data" not in given:
-        raise UserError(
-            f"--resume: the run was trained on {state['text']}, but the text is now another "
-            f"({name}); bring the old one back, or name the new one by --data"
-        )
+    """Return the Run in --out-dir as it was saved, with the options given beside --resume."""
+    checkpoint, config, train = stored(given)
+    state = checkpoint.state
     if state["step"] >= train.max_iters:
         raise UserError(
-            f"--resume: the run in {folder} is complete, with {state['step']} of "
+            f"--resume: the run in {train.out_dir} is complete, with {state['step']} of "
             f"{train.max_iters} steps; give a larger --max-iters to go on"
         )
-    return run, checkpoint
+    module(train.backend)
+    try:
+        text, name = load_text(train.data)
+        run = Run(config, train, checkpoint.tokenizer, text, name)
+    except UserError as error:
+        raise UserError(f"--resume: the run was trained on {state['text']}, but {error}") from None
+    for key in PROGRESS:
+        setattr(run, key, state[key])
+    run.checkpoint = checkpoint
+    if run.text_sha256 != state["text_sha256"]:
+        if "data" not in given:
+            raise UserError(
+                f"--resume: the run was trained on {state['text']}, but the text is now another "
+                f"({name}); bring the old one back, or name the new one by --data"
+            )
+        run.best_loss = run.best_step = None  # losses of two texts do not compare
+    return run

@@ -22,6 +22,7 @@ from tests.gradcheck import check_backends, check_backward, check_float32
 
 RNG = Rng.of(3, 1, 4)
 N_HEAD, C = 2, 4
+RTOL = 1e-7  # of gradients through several ops
 MASK = np.array([[True, False, True], [False, True, True]])
 
 
@@ -73,7 +74,7 @@ def by_name(layer, *args):
 def test_backward_of_self_attention(rng, bias, qkv_bias, dropout, key):
     forward = by_name(self_attention_forward, N_HEAD, dropout, key)
     x, p = rng.standard_normal((2, 3, C)), attention(rng, bias, qkv_bias)
-    check_backward(forward, self_attention_backward, x, **p, rng=rng)
+    check_backward(forward, self_attention_backward, x, **p, rng=rng, rtol=RTOL)
 
 
 @pytest.mark.parametrize("dropout, key", [(0.0, None), (0.3, RNG)])
@@ -81,14 +82,15 @@ def test_backward_of_self_attention(rng, bias, qkv_bias, dropout, key):
 @pytest.mark.parametrize("bias", [True, False])
 def test_backward_of_mlp(rng, activation, bias, dropout, key):
     forward = by_name(mlp_forward, activation, dropout, key)
-    check_backward(forward, mlp_backward, rng.standard_normal((2, 3, C)), **mlp(rng, bias), rng=rng)
+    x, p = rng.standard_normal((2, 3, C)), mlp(rng, bias)
+    check_backward(forward, mlp_backward, x, **p, rng=rng, rtol=RTOL)
 
 
 def test_backward_of_mlp_with_relu(rng):
     x, p = rng.standard_normal((2, 3, C)), mlp(rng)
     h = x @ p["c_fc"]["w"] + p["c_fc"]["b"]
     assert abs(h).min() > 5e-3  # farther from the kink than the stencil reaches
-    check_backward(by_name(mlp_forward, "relu"), mlp_backward, x, **p, rng=rng)
+    check_backward(by_name(mlp_forward, "relu"), mlp_backward, x, **p, rng=rng, rtol=RTOL)
 
 
 @pytest.mark.parametrize("dropout, key", [(0.0, None), (0.3, RNG)])
@@ -97,13 +99,13 @@ def test_backward_of_mlp_with_relu(rng):
 def test_backward_of_block(rng, shape, bias, dropout, key):
     forward = by_name(block_forward, N_HEAD, "gelu", dropout, key)
     x, p = rng.standard_normal(shape), block(rng, bias)
-    check_backward(forward, block_backward, x, **p, rng=rng, rtol=1e-7)
+    check_backward(forward, block_backward, x, **p, rng=rng, rtol=RTOL)
 
 
 def test_backward_of_the_block_of_an_encoder(rng):
     forward = by_name(partial(block_forward, causal=False, key_mask=MASK), N_HEAD, "gelu")
     x, p = rng.standard_normal((2, 3, C)), block(rng)
-    check_backward(forward, block_backward, x, **p, rng=rng, rtol=1e-7)
+    check_backward(forward, block_backward, x, **p, rng=rng, rtol=RTOL)
 
 
 @pytest.mark.parametrize("mask", [None, MASK], ids=["", "padding"])
@@ -115,7 +117,8 @@ def test_backward_of_cross_attention(rng, Tq, bias, dropout, key, mask):
         return cross_attention_forward(x, memory, p, N_HEAD, mask, dropout, key)
 
     x, memory = rng.standard_normal((2, Tq, C)), rng.standard_normal((2, 3, C))
-    check_backward(forward, cross_attention_backward, x, memory, **cross(rng, bias), rng=rng)
+    p = cross(rng, bias)
+    check_backward(forward, cross_attention_backward, x, memory, **p, rng=rng, rtol=RTOL)
 
 
 @pytest.mark.parametrize("dropout, key", [(0.0, None), (0.3, RNG)])
@@ -126,7 +129,7 @@ def test_backward_of_cross_block(rng, bias, dropout, key):
 
     x, memory = rng.standard_normal((2, 4, C)), rng.standard_normal((2, 3, C))
     p = cross_block(rng, bias)
-    check_backward(forward, cross_block_backward, x, memory, **p, rng=rng, rtol=1e-7)
+    check_backward(forward, cross_block_backward, x, memory, **p, rng=rng, rtol=RTOL)
 
 
 def test_float32_stays_float32(rng):

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OPS = (
     *("embedding", "linear", "layernorm", "softmax"),
-    *("dropout", "attention", "activation", "cross_entropy"),
+    *("dropout", "attention", "activation", "residual", "cross_entropy"),
 )
 FLOORS = {
     "minigpt": -1,
@@ -39,7 +39,9 @@ FLOORS = {
 # only they import. They may take what they share with the ops: those are complete by the time
 # that one of them is first called.
 FUSED = {NUMPYS := "minigpt.backend.fused_numpy", "minigpt.backend.fused_cupy"}
-PARTS_OF_FUSED = {f"minigpt.backend.{part}_numpy" for part in ("attention", "tiles", "vocabulary")}
+PARTS_OF_FUSED = {
+    f"minigpt.backend.{part}_numpy" for part in ("activation", "attention", "tiles", "vocabulary")
+}
 WITHIN_A_FLOOR = {
     ("minigpt.ops.attention", "minigpt.ops.softmax"),
     ("minigpt.ops.attention", "minigpt.ops.dropout"),

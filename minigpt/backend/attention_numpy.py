@@ -4,15 +4,14 @@ Scores exist one tile at a time and never above the tiles of the diagonal. Betwe
 stands one number a query, lse = log sum exp s, from which the backward pass makes the weights
 again; only where sequences are short are the weights kept.
 
-Three devices keep the elementwise work on a tile down to one exp (and one product backwards):
+What keeps the work on a tile small, beside its matrix products:
 
-- a column is appended to operands, so that the matrix product itself subtracts lse
-  ([q, -lse] @ [k, 1]^T = s - lse) and delta ([dy, -delta] @ [v, 1]^T = dw - delta, where
-  delta = sum_j w_j dw_j = y . dy);
 - the softmax is shifted by the row's maximum only where a bound says that exp could overflow:
   |s_ij| <= |q_i| max_j |k_j| / sqrt(D), Cauchy-Schwarz. Without a shift it is the same quotient.
   Each query decides by the keys that it may see, so that none of its bits depends on the future;
-- the scale 1/sqrt(D) is applied to q, which is small, and not to s.
+- the quotient's denominator divides y, not w;
+- the scale 1/sqrt(D) goes into the transposed copies of k and v, which cost a copy anyway;
+- sum_j w_j dw_j, which the softmax's gradient needs, is y . dy: no second pass over the keys.
 """
 
 import math
@@ -23,7 +22,6 @@ from minigpt.backend.pool import empty
 from minigpt.backend.tiles_numpy import (
     Tiles,
     batches,
-    flat,
     gradients_like,
     heads_last,
     tile_buffer,
@@ -34,8 +32,8 @@ from minigpt.ops.attention import scores
 SAFE = 64.0  # exp(64) summed over any sequence that fits in memory stays finite in float32
 
 
-def shifts(q, k, tiles):
-    """Return what each score is lessened by before exp, (B * H, Tq, 1), or None for nothing.
+def shifts(q, k, kt, tiles):
+    """Return what each score is lessened by before exp, (B, H, Tq, 1), or None for nothing.
 
     It is the row's maximum where exp could overflow, and 0 elsewhere.
     """
@@ -50,129 +48,126 @@ def shifts(q, k, tiles):
         k_norm = np.maximum.accumulate(k_norm, axis=-1)[..., np.maximum(last, 0)]
     else:
         k_norm = k_norm.max(axis=-1, keepdims=True)
-    safe = (q_norm * k_norm < limit).reshape(-1, tiles.Tq)
-    top = np.full((tiles.B * tiles.H, tiles.Tq), -math.inf, q.dtype)
-    qs, kt = flat(q, 1 / math.sqrt(tiles.D)), transposed(k)
-    for h, i, j, n in tiles:
-        s = tiles.scores(qs, kt, h, i, j, np.empty(n, q.dtype))
-        np.maximum(top[h, i], s.max(axis=-1), out=top[h, i])
-    top[safe | (top == -math.inf)] = 0
+    top = np.full(q.shape[:3], -math.inf, q.dtype)
+    scratch = tile_buffer(tiles)
+    for g in tiles.heads():
+        for i in tiles.queries():
+            for j in tiles.keys(i):
+                s = tiles.scores(q, kt, g, i, j, scratch)
+                np.maximum(top[g][:, i], s.max(axis=-1), out=top[g][:, i])
+    top[(q_norm * k_norm < limit) | (top == -math.inf)] = 0
     return top[..., None]
 
 
 def forward(q, k, v, causal, key_mask, dropout, rng):
     """attention_forward by tiles; see there."""
     tiles = Tiles(q, k, causal, key_mask, dropout, rng)
-    B, H, Tq, D = q.shape
-    shift = shifts(q, k, tiles)
+    kt = transposed(k, tiles.scale)
+    shift = shifts(q, k, kt, tiles)
     if tiles.short:
-        y, w = short_forward(q, k, v, tiles, shift)
+        y, w = short_forward(q, kt, v, tiles, shift)
         return y, (q, k, v, y, w, None, causal, key_mask, dropout, rng)
-    qs, kt, vs = flat(q, 1 / math.sqrt(D)), transposed(k), flat(v)
-    total = np.zeros((B * H, Tq, 1), q.dtype)
-    ya = empty((B * H, Tq, D), q.dtype)  # y times total
-    ya[...] = 0
-    s_scratch, y_scratch = (tile_buffer(tiles, q.dtype) for _ in range(2))
+    y, total = heads_last(q), np.zeros((*q.shape[:3], 1), q.dtype)
+    scratch, y_scratch = tile_buffer(tiles), tile_buffer(tiles)
     ones = np.ones(tiles.columns, q.dtype)
-    for h, i, j, n in tiles:
-        s = tiles.scores(qs, kt, h, i, j, s_scratch(*n))
-        if shift is not None:
-            s -= shift[h, i]
-        np.exp(s, out=s)
-        total[h, i, 0] += (s.reshape(-1, n[2]) @ ones[: n[2]]).reshape(n[:2])
-        if tiles.rng is not None:
-            s *= tiles.drop(h, i, j, s.dtype)
-        ya[h, i] += np.matmul(s, vs[h, j], out=y_scratch(*n[:2], D))
-    total[total == 0] = 1  # a query that sees nothing: y = 0 / 1
-    y = heads_last(q)
-    np.divide(ya.reshape(q.shape), total.reshape(B, H, Tq, 1), out=y)
+    for g in tiles.heads():
+        for i in tiles.queries():
+            yi, ti = y[g][:, i], total[g][:, i]
+            for j in tiles.keys(i):
+                s = tiles.scores(q, kt, g, i, j, scratch)
+                if shift is not None:
+                    s -= shift[g][:, i]
+                np.exp(s, out=s)
+                ti[..., 0] += s @ ones[: s.shape[2]]
+                if tiles.rng is not None:
+                    s *= tiles.drop(slice(g[0], g[0] + 1), g[1], i, j)[0]
+                put(s, v[g][:, j], yi, j.start == 0, y_scratch)
+            if not ti.all():  # queries that see nothing: y = 0 / 1
+                yi[np.broadcast_to(ti == 0, yi.shape)] = 0
+                ti[ti == 0] = 1
+            yi /= ti
     lse = np.log(total) if shift is None else np.log(total) + shift
-    return y, (q, k, v, y, None, lse.reshape(B, H, Tq, 1), causal, key_mask, dropout, rng)
+    return y, (q, k, v, y, None, lse, causal, key_mask, dropout, rng)
+
+
+def put(a, b, to, first, scratch):
+    """Put a @ b into the array `to`, or add it where it is not the first."""
+    if first:
+        np.matmul(a, b, out=to)
+    else:
+        to += np.matmul(a, b, out=scratch(*to.shape))
+
+
+def short_forward(q, kt, v, tiles, shift):
+    """Return y and the weights w: all scores of some sequences at a time."""
+    y, w = heads_last(q), empty((*q.shape[:3], tiles.Tk), q.dtype)
+    ones = np.ones(tiles.Tk, q.dtype)
+    i, j = slice(0, tiles.Tq), slice(0, tiles.Tk)
+    for b in batches(tiles):
+        s = np.matmul(q[b], kt[b], out=w[b])
+        tiles.mask(s, b, i, j)
+        if shift is not None:
+            s -= shift[b]
+        np.exp(s, out=s)
+        total = s.reshape(-1, tiles.Tk) @ ones
+        total[total == 0] = 1
+        s *= np.reciprocal(total, out=total).reshape(*s.shape[:3], 1)
+        if tiles.rng is not None:
+            s = s * tiles.drop(b, slice(0, tiles.H), i, j)
+        np.matmul(s, v[b], out=y[b])
+    return y, w
 
 
 def backward(dy, cache):
     """attention_backward by tiles; see there."""
     q, k, v, y, w, lse, causal, key_mask, dropout, rng = cache
     tiles = Tiles(q, k, causal, key_mask, dropout, rng)
+    vt = transposed(v, tiles.scale)
+    delta = np.einsum("bhtd,bhtd->bht", dy, y)[..., None] * tiles.scale
+    dq, dk, dv = gradients_like(q, k)
     if w is not None and tiles.short:
-        return short_backward(dy, cache, tiles)
+        short_backward(dy, q, k, w, vt, delta, tiles, (dq, dk, dv))
+        return dq, dk, dv
     if lse is None:
         lse = lse_of(w, q, k, causal, key_mask)
-    D, scale = tiles.D, 1 / math.sqrt(tiles.D)
-    plain = tiles.rng is None
-    delta = np.einsum("bhtd,bhtd->bht", dy, y)
-    qa, dya = flat(q, scale, -lse[..., 0]), flat(dy, 1, -delta if plain else 0)
-    delta = delta.reshape(-1, tiles.Tq, 1)
-    kt, vt, ks = transposed(k, ones=1), transposed(v, ones=1), flat(k)
-    dq, dk, dv = (empty((tiles.B * tiles.H, x.shape[2], D), q.dtype) for x in (q, k, v))
-    for x in (dq, dk, dv):
-        x[...] = 0
-    p_scratch, ds_scratch, d_scratch = (tile_buffer(tiles, q.dtype) for _ in range(3))
-    for h, i, j, n in tiles:
-        p = tiles.scores(qa, kt, h, i, j, p_scratch(*n))
-        np.exp(p, out=p)
-        ds = np.matmul(dya[h, i], vt[h, :, j], out=ds_scratch(*n))
-        if not plain:
-            mask = tiles.drop(h, i, j, q.dtype)
-            ds *= mask
-            ds -= delta[h, i]
-        ds *= p
-        if not plain:
-            p *= mask
-        to = d_scratch(n[0], n[2], D)
-        dv[h, j] += np.matmul(p.swapaxes(1, 2), dya[h, i, :D], out=to)
-        dk[h, j] += np.matmul(ds.swapaxes(1, 2), qa[h, i, :D], out=to)
-        dq[h, i] += np.matmul(ds, ks[h, j], out=d_scratch(*n[:2], D))
-    outs = gradients_like(q, k)
-    for out, dx, factor in zip(outs, (dq, dk, dv), (scale, 1, 1), strict=True):
-        np.multiply(dx.reshape(out.shape), factor, out=out)
-    return tuple(outs)
+    kt = transposed(k, tiles.scale)
+    if tiles.causal and tiles.past < 0:  # queries that see nothing
+        dq[...] = 0
+    p_scratch, ds_scratch, d_scratch = (tile_buffer(tiles) for _ in range(3))
+    for g in tiles.heads():
+        for i in tiles.queries():
+            for j in tiles.keys(i):
+                p = tiles.scores(q, kt, g, i, j, p_scratch)
+                p -= lse[g][:, i]
+                np.exp(p, out=p)
+                ds = np.matmul(dy[g][:, i], vt[g][..., j], out=ds_scratch(*p.shape))
+                if tiles.rng is not None:
+                    mask = tiles.drop(slice(g[0], g[0] + 1), g[1], i, j)[0]
+                    ds *= mask
+                ds -= delta[g][:, i]
+                ds *= p
+                if tiles.rng is not None:
+                    p *= mask
+                last = i.stop == tiles.Tq  # comes first, and sees all keys
+                put(p.swapaxes(1, 2), dy[g][:, i], dv[g][:, j], last, d_scratch)
+                put(ds.swapaxes(1, 2), q[g][:, i], dk[g][:, j], last, d_scratch)
+                put(ds, k[g][:, j], dq[g][:, i], j.start == 0, d_scratch)
+    return dq, dk, dv
 
 
-def short_forward(q, k, v, tiles, shift):
-    """Return y and the weights w: all scores of some sequences at a time."""
-    B, H, Tq, D = q.shape
-    Tk, dtype = tiles.Tk, q.dtype
-    y, w = heads_last(q), empty((B, H, Tq, Tk), dtype)
-    kt = transposed(k).reshape(B, H, D, Tk)
-    ones, scale = np.ones(Tk, dtype), 1 / math.sqrt(D)
-    everything = slice(0, Tq), slice(0, Tk)
-    for b, h in batches(tiles):
-        s = np.matmul(q[b] * scale, kt[b], out=w[b])
-        s3 = s.reshape(-1, Tq, Tk)
-        tiles.mask(s3, h, *everything)
-        if shift is not None:
-            s3 -= shift[h]
-        np.exp(s, out=s)
-        total = s.reshape(-1, Tk) @ ones
-        total[total == 0] = 1
-        s3 *= np.reciprocal(total).reshape(-1, Tq, 1)
-        if tiles.rng is not None:
-            s = s * tiles.drop(h, *everything, dtype).reshape(s.shape)
-        np.matmul(s, v[b], out=y[b])
-    return y, w
-
-
-def short_backward(dy, cache, tiles):
-    """Return dq, dk and dv from weights that were kept."""
-    q, k, v, y, w = cache[:5]
-    outs = gradients_like(q, k)
-    delta = np.einsum("bhtd,bhtd->bht", dy, y)[..., None]
-    vt = transposed(v).reshape(*v.shape[:2], tiles.D, tiles.Tk)
-    everything = slice(0, tiles.Tq), slice(0, tiles.Tk)
-    for b, h in batches(tiles):
+def short_backward(dy, q, k, w, vt, delta, tiles, outs):
+    """Put dq, dk and dv into `outs`, from weights that were kept."""
+    for b in batches(tiles):
         ds, dropped = dy[b] @ vt[b], w[b]
         if tiles.rng is not None:
-            mask = tiles.drop(h, *everything, q.dtype).reshape(ds.shape)
+            mask = tiles.drop(b, *(slice(0, n) for n in w.shape[1:]))
             ds *= mask
             dropped = w[b] * mask
         ds -= delta[b]
         ds *= w[b]
-        ds *= 1 / math.sqrt(tiles.D)
-        for out, a, x in zip(outs, (ds, ds.swapaxes(2, 3)), (k, q), strict=False):
-            np.matmul(a, x[b], out=out[b])
+        np.matmul(ds, k[b], out=outs[0][b])
+        np.matmul(ds.swapaxes(2, 3), q[b], out=outs[1][b])
         np.matmul(dropped.swapaxes(2, 3), dy[b], out=outs[2][b])
-    return tuple(outs)
 
 
 def lse_of(w, q, k, causal, key_mask):

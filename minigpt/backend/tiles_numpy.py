@@ -23,54 +23,73 @@ def query_rows(Tq):
 class Tiles:
     """The tiles of one call: which there are, and what masks and dropout do to them.
 
-    Iteration yields (h, i, j, n): slices of the B * H heads, of queries and of keys, and the
-    shape of the tile. Tiles above the diagonal do not occur.
+    g = (b, heads) is the index of some heads of a sequence, i and j are slices of queries and
+    keys. Tiles above the diagonal do not occur.
     """
 
     def __init__(self, q, k, causal, key_mask, dropout, rng):
         self.B, self.H, self.Tq, self.D = q.shape
-        self.Tk = k.shape[2]
+        self.Tk, self.dtype = k.shape[2], q.dtype
+        self.scale = 1 / math.sqrt(self.D)
         self.past = self.Tk - self.Tq  # query i may see keys up to i + past
         self.causal, self.key_mask = causal, key_mask
         self.dropout, self.rng = (dropout, rng) if rng is not None and dropout else (0.0, None)
         self.short = self.Tq * self.Tk <= KEPT  # one tile, whose weights are kept
         self.rows = self.Tq if self.short else query_rows(self.Tq)
         self.columns = self.Tk if self.short else min(self.Tk, KEYS)
-        self.group = min(self.B * self.H, max(1, TILE // (self.rows * self.columns)))
+        self.group = min(self.H, max(1, TILE // (self.rows * self.columns)))
         self.future = np.triu(np.full((self.rows, self.rows), -math.inf, q.dtype), 1)
 
-    def __iter__(self):
-        for head in range(0, self.B * self.H, self.group):
-            h = slice(head, min(head + self.group, self.B * self.H))
-            for row in range(0, self.Tq, self.rows):
-                i = slice(row, min(row + self.rows, self.Tq))
-                seen = min(self.Tk, max(0, i.stop + self.past)) if self.causal else self.Tk
-                for column in range(0, seen, self.columns):
-                    j = slice(column, min(column + self.columns, seen))
-                    yield h, i, j, (h.stop - h.start, i.stop - i.start, j.stop - j.start)
+    def heads(self):
+        """Yield g for all heads of all sequences."""
+        for b in range(self.B):
+            for h in range(0, self.H, self.group):
+                yield b, slice(h, min(h + self.group, self.H))
 
-    def scores(self, q, kt, h, i, j, out):
-        """Return the tile of q @ k^T, masked, in `out`."""
-        np.matmul(q[h, i], kt[h, :, j], out=out)
-        self.mask(out, h, i, j)
-        return out
+    def queries(self):
+        """Yield slices of queries, the last ones first: they see all keys."""
+        for stop in range(self.Tq, 0, -self.rows):
+            yield slice(max(0, stop - self.rows), stop)
 
-    def mask(self, s, h, i, j):
-        """Add -inf to the tile s (heads h, queries i, keys j) where a key may not be seen."""
-        n, width = s.shape[1:]
+    def keys(self, i):
+        """Yield slices of the keys that queries i may see."""
+        seen = min(self.Tk, max(0, i.stop + self.past)) if self.causal else self.Tk
+        for start in range(0, seen, self.columns):
+            yield slice(start, min(start + self.columns, seen))
+
+    def scores(self, q, kt, g, i, j, out):
+        """Return the tile of q @ k^T, masked; `out` makes the array."""
+        s = out(g[1].stop - g[1].start, i.stop - i.start, j.stop - j.start)
+        np.matmul(q[g][:, i], kt[g][..., j], out=s)
+        self.mask(s, g[0], i, j)
+        return s
+
+    def mask(self, s, b, i, j):
+        """Put -inf into the tile s (..., queries i, keys j) where a key may not be seen.
+
+        b is a sequence, or a slice of them where s is (sequences, heads, queries, keys).
+        """
+        n, width = s.shape[-2:]
         diagonal = i.start + self.past - j.start  # the first query's last key, in this tile
         first = max(0, diagonal)
         if self.causal and first < width:
-            s[:, :, first:] += self.future[:n, first - diagonal : width - diagonal]
+            s[..., first:] += self.future[:n, first - diagonal : width - diagonal]
         if self.key_mask is not None:
-            batch = np.arange(h.start, h.stop) // self.H
-            s[~np.broadcast_to(self.key_mask[batch, None, j], s.shape)] = -math.inf
+            hidden = ~self.key_mask[b, j]
+            s[np.broadcast_to(hidden[..., None, None, :] if s.ndim == 4 else hidden, s.shape)] = (
+                -math.inf
+            )
 
-    def drop(self, h, i, j, dtype):
-        """Return 0 or 1 / (1 - p) for each weight of the tile: keep_mask's bits for its places."""
-        row = np.arange(h.start, h.stop, dtype=np.uint64)[:, None] * self.Tq
-        row = row + np.arange(i.start, i.stop, dtype=np.uint64)  # (heads, queries)
-        row += self.rng.row * self.H * self.Tq
+    def drop(self, b, h, i, j):
+        """Return 0 or 1 / (1 - p) for each weight: keep_mask's bits for its place.
+
+        Sequences b, heads h, queries i and keys j, all slices: (sequences, heads, i, j).
+        """
+        sequence, head, query = (
+            np.arange(x.start, x.stop, dtype=np.uint64).reshape(shape)
+            for x, shape in ((b, (-1, 1, 1)), (h, (-1, 1)), (i, -1))
+        )
+        row = ((sequence + self.rng.row) * self.H + head) * self.Tq + query
         place = row[..., None] * self.Tk + j.start
         width = j.stop - j.start
         limit, scale = threshold(self.dropout)
@@ -82,7 +101,7 @@ class Tiles:
             place = place + np.arange(width, dtype=np.uint64)
             word = words_of(self.rng.key, place // LANES + 1)
             bits = (word >> (place % LANES * 16)).astype(np.uint16)
-        return np.multiply(bits >= limit, scale, dtype=dtype)
+        return np.multiply(bits >= limit, scale, dtype=self.dtype)
 
 
 def words_of(key, counter):
@@ -99,41 +118,24 @@ def words_of(key, counter):
     return z
 
 
-def flat(x, scale=1.0, column=None):
-    """Return scale * x, with a column (B, H, T) appended if given: (B * H, T, D or D + 1)."""
+def transposed(x, scale=1.0):
+    """Return scale * x^T, (B, H, D, T): BLAS multiplies faster by small matrices that lie so."""
     B, H, T, D = x.shape
-    y = empty((B, H, T, D + (column is not None)), x.dtype)
-    np.multiply(x, scale, out=y[..., :D])
-    if column is not None:
-        y[..., D] = column
-    return y.reshape(B * H, T, y.shape[-1])
+    return np.multiply(x.swapaxes(2, 3), scale, out=empty((B, H, D, T), x.dtype))
 
 
-def transposed(x, ones=0):
-    """Return x^T, with rows of ones below: (B * H, D + ones, T).
-
-    BLAS multiplies by small matrices faster when they lie so.
-    """
-    B, H, T, D = x.shape
-    y = empty((B, H, D + ones, T), x.dtype)
-    y[:, :, :D] = x.swapaxes(2, 3)
-    y[:, :, D:] = 1
-    return y.reshape(B * H, D + ones, T)
-
-
-def tile_buffer(tiles, dtype):
+def tile_buffer(tiles):
     """Return a function that gives an uninitialised (heads, n, m), the same memory every time."""
     n, m = tiles.rows, tiles.columns
-    buffer = empty((tiles.group * max(n * m, max(n, m) * tiles.D),), dtype)
+    buffer = empty((tiles.group * max(n * m, max(n, m) * tiles.D),), tiles.dtype)
     return lambda *shape: buffer[: math.prod(shape)].reshape(shape)
 
 
 def batches(tiles):
-    """Yield slices of the batch whose scores together are about a TILE, with their heads."""
+    """Yield slices of the batch whose scores together are about a TILE."""
     n = max(1, TILE // (tiles.H * tiles.Tq * tiles.Tk))
     for start in range(0, tiles.B, n):
-        b = slice(start, min(start + n, tiles.B))
-        yield b, slice(b.start * tiles.H, b.stop * tiles.H)
+        yield slice(start, min(start + n, tiles.B))
 
 
 def heads_last(x):
@@ -150,5 +152,5 @@ def gradients_like(q, k):
     """
     B, H, Tq, D = q.shape
     if Tq == k.shape[2]:
-        return empty((B, Tq, 3, H, D), q.dtype).transpose(2, 0, 3, 1, 4)
+        return tuple(empty((B, Tq, 3, H, D), q.dtype).transpose(2, 0, 3, 1, 4))
     return heads_last(q), heads_last(k), heads_last(k)

@@ -69,8 +69,8 @@ def attention_forward(q, k, v, causal=False, key_mask=None, dropout=0.0, rng=Non
     -------
     y : (B, H, Tq, D), dtype of q
     cache : (q, k, v, y, w, lse, causal, key_mask, dropout, rng)
-        w (B, H, Tq, Tk) or None. Where it is None, lse (B, H, Tq, 1) = log sum exp s makes it
-        again: w = exp(s - lse).
+        w (B, H, Tq, Tk), or None where the backward pass makes it again; a faster namesake then
+        keeps lse (B, H, Tq, 1) = log sum exp s, from which w = exp(s - lse).
     """
     s = scores(q, k, causal, key_mask)
     w, _ = softmax_forward(s)
@@ -93,9 +93,9 @@ def attention_backward(dy, cache):
     dq : (B, H, Tq, D)
     dk, dv : (B, H, Tk, D)
     """
-    q, k, v, _, w, lse, causal, key_mask, dropout, rng = cache
+    q, k, v, _, w, _, causal, key_mask, dropout, rng = cache
     if w is None:
-        w = array_module(q).exp(scores(q, k, causal, key_mask) - lse)
+        w, _ = softmax_forward(scores(q, k, causal, key_mask))
     dropped, dropout_cache = dropout_forward(w, dropout, rng)
     dv = dropped.swapaxes(-1, -2) @ dy
     dw = dropout_backward(dy @ v.swapaxes(-1, -2), dropout_cache)

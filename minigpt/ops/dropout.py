@@ -53,8 +53,8 @@ def random_words(key, start, n, xp):
 
 
 def threshold(p):
-    """Return p in units of 2^-16, and 1 / (1 - p) for the p so rounded."""
-    t = round(p * 65536)
+    """Return p in units of 2^-16, below 1, and 1 / (1 - p) for the p so rounded."""
+    t = min(round(p * 65536), 65535)
     return t, 65536 / (65536 - t)
 
 
