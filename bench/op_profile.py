@@ -9,7 +9,7 @@ import threadpoolctl
 
 from minigpt import blocks, gpt, optim, trainer
 
-OTHERS = {trainer: ("random_batch", "sum_gradients"), optim: ("adamw_step",)}
+OTHERS = {trainer: ("sum_gradients",), optim: ("adamw_step",)}
 
 
 def timed_names():

@@ -44,6 +44,15 @@ def positive(text):
     return int(text)
 
 
+def add_number(parser, flag, default, help):
+    """Add a flag that takes a positive number, or several where the default is a tuple."""
+    many = isinstance(default, tuple)
+    shown = " ".join(map(str, default)) if many else default
+    help += f" (default: {shown})" if default else ""
+    nargs = "+" if many else None
+    parser.add_argument(flag, type=positive, nargs=nargs, default=default, metavar="N", help=help)
+
+
 def add_flags(parser, backend=False, seconds=2.0):
     """Add the flags that every bench has; `--backend` where it can run on a device."""
     if backend:
@@ -53,13 +62,7 @@ def add_flags(parser, backend=False, seconds=2.0):
             default="numpy",
             help="where minigpt runs (default: numpy)",
         )
-    parser.add_argument(
-        "--threads",
-        type=positive,
-        default=timing.cores(),
-        metavar="N",
-        help=f"threads of every candidate (default: {timing.cores()}, all cores)",
-    )
+    add_number(parser, "--threads", timing.cores(), "threads of every candidate")
     parser.add_argument(
         "--seconds",
         type=float,

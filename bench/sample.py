@@ -182,18 +182,12 @@ def draw(path, records, env):
 def main(argv=None):
     """Check and time every model and batch size; print, write and draw what was found."""
     parser = cli.parser("python bench/sample.py", __doc__.split("\n\n")[0])
-    add = parser.add_argument
-    add("--model", nargs="+", choices=MODELS, default=MODELS, help="presets (default: both)")
-    add(
-        "--batch",
-        nargs="+",
-        type=report.positive,
-        default=(1, 8),
-        metavar="N",
-        help="sequences (default: 1 8)",
+    parser.add_argument(
+        "--model", nargs="+", choices=MODELS, default=MODELS, help="presets (default: both)"
     )
-    add("--prompt-tokens", type=report.positive, metavar="N", help="default: half of the context")
-    add("--new-tokens", type=report.positive, metavar="N", help="default: a quarter of the context")
+    report.add_number(parser, "--batch", (1, 8), "sequences side by side")
+    report.add_number(parser, "--prompt-tokens", None, "default: half of the context")
+    report.add_number(parser, "--new-tokens", None, "default: a quarter of the context")
     report.add_flags(parser, seconds=10.0)
     args = parser.parse_args(argv)
     torch = timing.torch_on(args.threads)

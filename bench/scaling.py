@@ -116,47 +116,16 @@ def draw(path, records, env):
 def arguments(argv):
     """Read the command line."""
     parser = cli.parser("python bench/scaling.py", __doc__.split("\n\n")[0])
-    add = parser.add_argument
     names = ("threads", "length", "width")
-    add("--sweep", nargs="+", choices=names, default=names, help="which (default: all)")
-    add(
-        "--lengths",
-        nargs="+",
-        type=report.positive,
-        default=LENGTHS,
-        metavar="N",
-        help="sequence lengths",
+    parser.add_argument(
+        "--sweep", nargs="+", choices=names, default=names, help="which (default: all)"
     )
-    add(
-        "--widths",
-        nargs="+",
-        type=report.positive,
-        default=WIDTHS,
-        metavar="N",
-        help="widths, in channels",
-    )
-    add(
-        "--tokens",
-        type=report.positive,
-        default=4096,
-        metavar="N",
-        help="tokens per batch (default: 4096)",
-    )
-    add("--n-layer", type=report.positive, default=4, metavar="N", help="blocks (default: 4)")
-    add(
-        "--n-embd",
-        type=report.positive,
-        default=256,
-        metavar="N",
-        help="width elsewhere (default: 256)",
-    )
-    add(
-        "--block-size",
-        type=report.positive,
-        default=256,
-        metavar="N",
-        help="length elsewhere (default: 256)",
-    )
+    report.add_number(parser, "--lengths", LENGTHS, "sequence lengths, in tokens")
+    report.add_number(parser, "--widths", WIDTHS, "widths, in channels")
+    report.add_number(parser, "--tokens", 4096, "tokens per batch")
+    report.add_number(parser, "--n-layer", 4, "blocks")
+    report.add_number(parser, "--n-embd", 256, "width elsewhere")
+    report.add_number(parser, "--block-size", 256, "length elsewhere")
     report.add_flags(parser, seconds=15.0)
     return parser.parse_args(argv)
 

@@ -253,8 +253,8 @@ def arguments(argv):
     parser = cli.parser("python bench/step.py", __doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--preset", nargs="+", choices=SIZES, default=list(SIZES), help="default: all")
-    add("--batch-size", type=report.positive, metavar="N", help="instead of the preset's own here")
-    add("--block-size", type=report.positive, metavar="N", help="instead of the preset's own here")
+    report.add_number(parser, "--batch-size", None, "instead of the preset's own here")
+    report.add_number(parser, "--block-size", None, "instead of the preset's own here")
     add("--dropout", type=float, metavar="X", help="instead of the preset's own")
     add("--compile", action="store_true", help="torch.compile as well")
     add("--bf16", action="store_true", help="torch in bfloat16 autocast as well")

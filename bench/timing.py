@@ -2,8 +2,9 @@
 
 Every figure that a bench prints is taken here. Candidates take turns within one process (A B A B
 ...), so that whatever else the machine does meets all of them alike. A sample is the mean of as
-many calls in a row as last `SAMPLE_S`, after a pause of `SETTLE_S`: the idle thread pool of the
-candidate before (OpenMP and BLAS workers go on spinning for a while) then falls outside.
+many calls in a row as last `SAMPLE_S`. Before it come a pause of `SETTLE_S`, so that the idle thread
+pool of the candidate before (OpenMP and BLAS workers go on spinning for a while) falls outside, and
+an untimed call, which fills the caches again.
 
 Importing this module puts the checkout first on sys.path, so that a bench times the code beside
 it, installed or not. It comes before `minigpt` in every bench.
@@ -27,7 +28,7 @@ import threadpoolctl
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-SAMPLE_S = 0.02
+SAMPLE_S = 0.05
 SETTLE_S = 0.005
 SLOW_S = 0.5  # a call this long needs one warm-up and no more than a few rounds
 MIN_ROUNDS, MAX_ROUNDS = 5, 200
@@ -71,12 +72,6 @@ class Times:
         """Median seconds per call."""
         return float(np.median(self.samples))
 
-    @property
-    def spread(self):
-        """Half the distance of the quartiles as a share of the median."""
-        low, high = np.percentile(self.samples, (25, 75))
-        return float((high - low) / 2 / self.median)
-
     def record(self):
         """Return what goes into the JSON; times in seconds."""
         low, high = np.percentile(self.samples, (25, 75))
@@ -110,19 +105,20 @@ def measure(candidates, seconds=3.0, rounds=None, warmup=2, xp=np):
     -------
     {name: Times}
     """
-    calls, round_s = {}, 0.0
-    for name, fn in candidates.items():
-        once = warm_up(fn, warmup, xp)
-        calls[name] = max(1, math.ceil(SAMPLE_S / max(once, 1e-7)))
-        round_s += calls[name] * once + SETTLE_S
-    least = 3 if round_s > 4 * SLOW_S else MIN_ROUNDS
-    rounds = rounds or min(MAX_ROUNDS, max(least, round(seconds / round_s)))
+    once = {name: warm_up(fn, warmup, xp) for name, fn in candidates.items()}
+    calls = {name: max(1, math.ceil(SAMPLE_S / max(t, 1e-7))) for name, t in once.items()}
+    slow = sum(once.values()) > 2 * SLOW_S
+    least, most = (rounds, rounds) if rounds else (3 if slow else MIN_ROUNDS, MAX_ROUNDS)
     samples = {name: [] for name in candidates}
     gc.collect()
-    for _ in range(rounds):
+    start, done = time.perf_counter(), 0
+    while done < least or (done < most and time.perf_counter() - start < seconds):
         for name, fn in candidates.items():
             time.sleep(SETTLE_S)
+            if once[name] < SLOW_S:
+                fn()  # the others have emptied the caches
             samples[name].append(time_calls(fn, calls[name], xp))
+        done += 1
     return {name: Times(samples[name], calls[name]) for name in candidates}
 
 

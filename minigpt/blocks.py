@@ -8,6 +8,7 @@ from minigpt.ops.activation import activation_backward, activation_forward
 from minigpt.ops.attention import (
     attention_backward,
     attention_forward,
+    attention_weights,
     merge_heads,
     split_heads,
 )
@@ -237,3 +238,15 @@ def cross_block_backward(dy, cache):
     dh, g["attn"] = self_attention_backward(dy, c2)
     dh, g["ln_1"] = layernorm_backward(dh, c1)
     return add(dy, dh), dmemory, g
+
+
+def block_weights(cache):
+    """Return what the tokens looked at in the forward pass of a block, cross or not.
+
+    Returns
+    -------
+    weights : {"self": (B, H, T, T)}, and of a cross block "cross": (B, H, T, Tk)
+    """
+    _, (_, _, attention_cache, *_), _, cross_cache, *rest = cache
+    weights = {"self": attention_weights(attention_cache)}
+    return {**weights, "cross": attention_weights(cross_cache[3])} if rest else weights

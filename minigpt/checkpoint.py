@@ -1,8 +1,9 @@
 """Checkpoints: a safetensors file that holds all there is to know of a model, and no pickle.
 
     metadata   format      "minigpt 1"
-               config      GPTConfig, as JSON
-               tokenizer   the tokenizer's table, as JSON
+               model       "gpt" or "seq2seq"; "gpt" if left out
+               config      GPTConfig or Seq2SeqConfig, as JSON
+               tokenizer   the tokenizer's table, as JSON; of two, where source and target differ
                state       what the caller keeps beside them (step, losses, ...), as JSON
     tensors    the weights, float32, under their dotted names: wte, wpe, h.0.ln_1.w, ...
                optimizer.m.NAME and optimizer.v.NAME: the moments of AdamW, where they are kept
@@ -25,9 +26,8 @@ import safetensors
 
 from minigpt import UserError, cli
 from minigpt.backend import to_device, to_host
-from minigpt.gpt import GPTConfig, shapes
+from minigpt.models import GPT, MODELS, model_of
 from minigpt.params import Params, leaves
-from minigpt.tokenizer import CharTokenizer
 
 FORMAT = "minigpt 1"
 MOMENTS = ("m", "v")
@@ -39,16 +39,16 @@ class Checkpoint(NamedTuple):
 
     Attributes
     ----------
-    config : GPTConfig
-    tokenizer : CharTokenizer
+    config : GPTConfig or Seq2SeqConfig
+    tokenizer : CharTokenizer or PairTokenizer
     params : Params
         float32, on the backend asked for.
     optimizer_arrays : {"m": Params, "v": Params} or None
     state : dict
     """
 
-    config: GPTConfig
-    tokenizer: CharTokenizer
+    config: object
+    tokenizer: object
     params: Params
     optimizer_arrays: dict | None
     state: dict
@@ -62,8 +62,8 @@ def save(path, params, config, *, tokenizer, state, optimizer=None):
     path : str or path
     params : Params
         float32; arrays on a device are copied to the host one by one.
-    config : GPTConfig
-    tokenizer : CharTokenizer
+    config : GPTConfig or Seq2SeqConfig
+    tokenizer : CharTokenizer or PairTokenizer
     state : dict
         Of what JSON knows; floats come back to the bit.
     optimizer : AdamW, optional
@@ -83,6 +83,7 @@ def save(path, params, config, *, tokenizer, state, optimizer=None):
     tensors = {name: x.astype("<f4", casting="equiv", copy=False) for name, x in tensors.items()}
     metadata = {
         "format": FORMAT,
+        "model": model_of(config).name,
         "config": json.dumps(dataclasses.asdict(config)),
         "tokenizer": tokenizer.to_json(),
         "state": json.dumps(state),
@@ -182,7 +183,7 @@ def read(file, xp, with_optimizer):
         raise UserError(f"its format is {found!r}, but this version reads {FORMAT!r} only; {ELSE}")
     names = set(file.keys())
     config, tokenizer, state = read_metadata(metadata, len(names))
-    shape_tree = shapes(config)
+    shape_tree = model_of(config).shapes(config)
     weights = dict(leaves(shape_tree))
     moments = {f"optimizer.{moment}.{name}": s for moment in MOMENTS for name, s in weights.items()}
     has_moments = any(name.startswith("optimizer.") for name in names)
@@ -203,16 +204,18 @@ def read_metadata(metadata, n_tensors):
             fields[key] = None
         if not isinstance(fields[key], dict):
             raise UserError(f"damaged: its metadata {key!r} is missing or no JSON object; {ELSE}")
-    config = cli.build(GPTConfig, fields["config"])
+    model = cli.choose(metadata.get("model", GPT.name), MODELS, "model")
+    config = cli.build(model.config, fields["config"])
     if config.n_layer > n_tensors:
         raise UserError(f"damaged: {config.n_layer} layers, but {n_tensors} tensors; {ELSE}")
     try:
-        tokenizer = CharTokenizer.from_json(metadata.get("tokenizer", ""))
+        tokenizer = model.tokenizer.from_json(metadata.get("tokenizer", ""))
     except RecursionError:
         raise UserError(f"damaged: its tokenizer is no JSON that can be read; {ELSE}") from None
-    if tokenizer.vocab_size != config.vocab_size:
+    padded = model is GPT and tokenizer.vocab_size < config.vocab_size
+    if tokenizer.vocab_size != config.vocab_size and not padded:
         raise UserError(
-            f"its tokenizer has {tokenizer.vocab_size} tokens, but its config needs "
+            f"its tokenizer has {tokenizer.vocab_size} tokens, but its config has "
             f"vocab_size {config.vocab_size}; {ELSE}"
         )
     return config, tokenizer, fields["state"]

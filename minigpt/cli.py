@@ -55,7 +55,8 @@ def add_flags(parser, *config_classes, defaults=None):
     """Add a flag per option: `n_layer` becomes `--n-layer`, a bool `--bias` and `--no-bias`.
 
     The parsed namespace holds only what was given, so that presets and stored configs can fill in
-    the rest. Each class is a group of the help, under the first line of its docstring.
+    the rest. Each class is a group of the help, under the first line of its docstring; fields that
+    it has from a class before it are not repeated.
 
     Parameters
     ----------
@@ -64,11 +65,13 @@ def add_flags(parser, *config_classes, defaults=None):
     defaults : dict, optional
         Values that the help shows in place of the fields' own defaults.
     """
+    known = set()
     for cls in config_classes:
         group = parser.add_argument_group(cls.__doc__.splitlines()[0].rstrip("."))
         types = field_types(cls)
         for field in dataclasses.fields(cls):
-            if field.metadata.get("flag"):
+            if field.metadata.get("flag") and field.name not in known:
+                known.add(field.name)
                 kind = next(t for t in types[field.name] if t is not NoneType)
                 add_flag(group, field, kind, (defaults or {}).get(field.name, field.default))
 

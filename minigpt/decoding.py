@@ -132,7 +132,17 @@ def draw(probabilities, uniforms):
 
 
 def generate(
-    p, config, ids, max_new_tokens, *, temperature=1.0, top_k=0, top_p=1.0, seed=0, rows=None
+    p,
+    config,
+    ids,
+    max_new_tokens,
+    *,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    seed=0,
+    rows=None,
+    vocab_size=None,
 ):
     """Iterate over the next tokens of each row.
 
@@ -154,6 +164,8 @@ def generate(
         From 0 to 2**64 - 1.
     rows : sequence of B int, optional
         The numbers of the rows, 0 .. B - 1 if left out.
+    vocab_size : int, optional
+        The tokenizer's, where the model's is padded: no id from there on is drawn.
 
     Yields
     ------
@@ -174,7 +186,7 @@ def generate(
     context = np.empty((B, config.block_size), np.int32)
     context[:, :n] = ids
     for _ in range(max_new_tokens):
-        z = next_logits(context[:, kv.length : n], p, config, kv)
+        z = next_logits(context[:, kv.length : n], p, config, kv)[:, :vocab_size]
         uniforms = np.array([stream.random() for stream in streams])
         new = draw(next_probabilities(z, temperature, top_k, top_p), uniforms)
         yield new

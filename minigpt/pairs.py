@@ -95,39 +95,42 @@ def parse_line(line, where):
     return tuple(parts)
 
 
+def padded(rows):
+    """Return ids (B, T) int32 of rows of ids, with -1 behind the shorter ones."""
+    ids = np.full((len(rows), max(map(len, rows))), -1, np.int32)
+    for into, row in zip(ids, rows, strict=True):
+        into[: len(row)] = row
+    return ids
+
+
 class Sequences(NamedTuple):
     """Many sequences of ids, one behind the other.
 
     Attributes
     ----------
     ids : (M,) int32
-    stops : (N,) int
-        Where each sequence ends in `ids`.
+    starts, lengths : (N,) int
+        Where each sequence begins in `ids`, and how many ids it has.
     """
 
     ids: np.ndarray
-    stops: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
 
     @classmethod
     def of(cls, texts, tokenizer, end=None):
         """Encode texts, each with the id `end` behind it if there is one."""
         ids = tokenizer.encode_array("".join(texts))
-        stops = np.cumsum([len(text) for text in texts])
+        lengths = np.array([len(text) for text in texts])
         if end is not None:
-            ids = np.insert(ids, stops, end)
-            stops = stops + np.arange(1, len(stops) + 1)
-        return cls(ids, stops)
-
-    @property
-    def lengths(self):
-        """Tokens of each sequence, (N,) int."""
-        return np.diff(self.stops, prepend=0)
+            ids, lengths = np.insert(ids, lengths.cumsum(), end), lengths + 1
+        return cls(ids, lengths.cumsum() - lengths, lengths)
 
     def rows(self, which):
         """Return the sequences `which` (B,), one a row, padded with -1 to the longest of them."""
         lengths = self.lengths[which, None]
         places = np.arange(lengths.max())
-        ids = self.ids.take(self.stops[which, None] - lengths + places, mode="clip")
+        ids = self.ids.take(self.starts[which, None] + places, mode="clip")
         return np.where(places < lengths, ids, np.int32(-1))
 
 
@@ -156,26 +159,34 @@ class Pairs:
         """Return (source, targets) of the pairs `which`: (B, Ts), (B, T) int32, -1 is padding."""
         return self.source.rows(which), self.target.rows(which)
 
-    def batch(self, seed, step, batch_size):
-        """Draw the batch of a training step, as data.random_batch: a function of its arguments.
 
-        The bucket is that of a pair drawn from all, and the batch is drawn from the bucket: every
-        pair comes as often as any other.
+def random_pairs(pairs, seed, step, batch_size, block_size=None):
+    """Draw the batch of a training step, as data.random_batch: a function of its arguments.
 
-        Returns
-        -------
-        source, targets : (batch_size, Ts), (batch_size, T) int32
-        """
-        bits = np.random.Philox(key=seed, counter=step << 64).random_raw(batch_size + 1)
-        bucket = self.bucket[bits[0] % np.uint64(len(self))]
-        first, last = (np.searchsorted(self.bucket, bucket, side) for side in ("left", "right"))
-        return self.rows(self.order[first + (bits[1:] % np.uint64(last - first)).astype(np.int64)])
+    The bucket is that of a pair drawn from all, and the batch is drawn from the bucket: every
+    pair comes as often as any other.
 
-    def batches(self, batch_size):
-        """Iterate over all pairs, short ones first: (pairs (B,) int, source, targets)."""
-        for start in range(0, len(self), batch_size):
-            which = self.order[start : start + batch_size]
-            yield which, *self.rows(which)
+    Parameters
+    ----------
+    pairs : Pairs
+    seed, step, batch_size : int, not negative
+    block_size : int, optional
+        Not needed: pairs are of their own lengths.
+
+    Returns
+    -------
+    source, targets : (batch_size, Ts), (batch_size, T) int32
+    """
+    bits = np.random.Philox(key=seed, counter=step << 64).random_raw(batch_size + 1)
+    bucket = pairs.bucket[bits[0] % np.uint64(len(pairs))]
+    first, last = (np.searchsorted(pairs.bucket, bucket, side) for side in ("left", "right"))
+    return pairs.rows(pairs.order[first + (bits[1:] % np.uint64(last - first)).astype(np.int64)])
+
+
+def all_pairs(pairs, block_size, batch_size):
+    """Iterate over batches (source, targets) of all pairs, short ones first; see random_pairs."""
+    for start in range(0, len(pairs), batch_size):
+        yield pairs.rows(pairs.order[start : start + batch_size])
 
 
 def digest(pairs):

@@ -13,6 +13,7 @@ import threading
 
 from threadpoolctl import threadpool_limits
 
+from minigpt.backend import array_module
 from minigpt.params import leaves, sum_of_squares
 
 BLOCK = 2**16  # elements of a gradient that are summed and squared at a time
@@ -126,11 +127,15 @@ def sum_gradients(workers, trees, grads, add=False):
         for rows in shard_slices(view.size, -(-view.size // BLOCK))
     ]
 
+    xp = array_module(grads.flat)
+
     def reduce(jobs):
         total = 0.0
         for out, first, *rest in jobs:
             if add:
-                out += first
+                rest = [first, *rest]
+            elif rest:
+                xp.add(first, rest.pop(0), out=out)
             else:
                 out[...] = first
             for other in rest:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -11,19 +10,17 @@ from pathlib import Path
 from minigpt import UserError
 from minigpt.backend import module, to_device
 from minigpt.checkpoint import load, save
-from minigpt.corpus import load_text
-from minigpt.data import check_length, split
-from minigpt.gpt import init_params
+from minigpt.models import model_of
 from minigpt.params import Params
 from minigpt.recipe import TrainConfig, configs
-from minigpt.tokenizer import CharTokenizer
+from minigpt.tasks import TASKS
 from minigpt.trainer import Trainer
 
 METRICS, BEST, LAST, PICTURE = "metrics.jsonl", "best.safetensors", "last.safetensors", "loss.png"
 FILES = (METRICS, BEST, LAST, PICTURE)
 PROGRESS = (
     *("step", "tokens", "seconds", "loss_sum", "loss_count"),
-    *("val_loss", "best_loss", "best_step"),
+    *("val_loss", "measures", "best_loss", "best_step"),
 )
 
 
@@ -38,28 +35,26 @@ class Run:
         Spent on them, evaluations included, over all resumptions.
     loss_sum, loss_count : float, int
         Of the training losses since the last multiple of log_interval.
-    val_loss : float or None
-        Of the last evaluation, nats per token.
+    val_loss, measures : float or None, dict
+        Of the last evaluation: nats per token, and what else the task measures.
     best_loss : float or None
         The lowest so far, at `best_step`.
     """
 
-    def __init__(self, config, train, tokenizer, text, name):
-        self.config, self.train, self.tokenizer, self.name = config, train, tokenizer, name
-        self.text_sha256 = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    def __init__(self, config, train, task):
+        self.config, self.train, self.task = config, train, task
         self.folder = Path(train.out_dir)
-        self.train_ids, self.val_ids = split(tokenizer.encode_array(text))
-        check_length(self.train_ids, self.val_ids, config.block_size)
+        task.check(config)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.loss_sum, self.loss_count = 0.0, 0
-        self.val_loss, self.best_loss, self.best_step = None, None, None
+        self.val_loss, self.measures, self.best_loss, self.best_step = None, {}, None, None
         self.checkpoint = self.trainer = None
 
     def start(self, workers):
         """Make the weights and the optimizer, or take them over from `checkpoint`."""
         xp, (checkpoint, self.checkpoint) = module(self.train.backend), (self.checkpoint, None)
         if checkpoint is None:
-            params = init_params(self.config, self.train.seed, xp)
+            params = model_of(self.config).init_params(self.config, self.train.seed, xp)
         else:
             params = checkpoint.params
             params = Params(params.shapes, xp, "float32", to_device(params.flat, xp))
@@ -80,27 +75,25 @@ class Run:
         Raises
         ------
         UserError
-            If the loss or the gradient is not finite; the weights are of no use then.
+            If the loss or the gradient is not finite.
         """
-        loss, norm, lr = self.trainer.step(self.train_ids, self.step)
-        if not math.isfinite(loss + norm):
-            kept = (self.folder / LAST).exists()
-            again = f"go on from {self.folder / LAST} by --resume" if kept else "train again"
-            raise UserError(
-                f"training has diverged: the loss is {loss:.4g}, the norm of the gradient "
-                f"{norm:.4g} at step {self.step + 1}; {again} with a lower --learning-rate"
-            )
+        loss, norm, lr = self.trainer.step(self.task.train, self.step)
+        self.check_finite(f"the loss of step {self.step + 1}", loss)
+        self.check_finite(f"the norm of the gradient of step {self.step + 1}", norm)
         if self.step % self.train.log_interval == 0:
             self.loss_sum, self.loss_count = 0.0, 0
         self.loss_sum, self.loss_count = self.loss_sum + loss, self.loss_count + 1
-        self.step, self.tokens = self.step + 1, self.tokens + self.batch_tokens
+        self.step, self.tokens = self.step + 1, self.tokens + self.trainer.count
         return {"learning_rate": lr, "grad_norm": norm}
 
-    @property
-    def batch_tokens(self):
-        """Tokens of a step."""
-        train = self.train
-        return train.batch_size * train.gradient_accumulation_steps * self.config.block_size
+    def check_finite(self, what, number):
+        """Raise a UserError if a number is not finite: the weights are of no use then."""
+        if not math.isfinite(number):
+            last = self.folder / LAST
+            again = f"go on from {last} by --resume" if last.exists() else "train again"
+            raise UserError(
+                f"training has diverged: {what} is {number}; {again} with a lower --learning-rate"
+            )
 
     @property
     def train_loss(self):
@@ -108,8 +101,10 @@ class Run:
         return self.loss_sum / self.loss_count
 
     def evaluate(self):
-        """Take the validation loss, and write the best checkpoint if this is it."""
-        self.val_loss = self.trainer.evaluate(self.val_ids)
+        """Take validation loss and measures, and write the best checkpoint if this is it."""
+        self.val_loss = self.trainer.evaluate(self.task.val)
+        self.check_finite(f"the validation loss after step {self.step}", self.val_loss)
+        self.measures = self.task.measures(self.trainer)
         if self.best_loss is None or self.val_loss < self.best_loss:
             self.best_loss, self.best_step = self.val_loss, self.step
             self.save(BEST)
@@ -119,14 +114,14 @@ class Run:
         state = {
             **{key: getattr(self, key) for key in PROGRESS},
             "train": dataclasses.asdict(self.train),
-            "text": self.name,
-            "text_sha256": self.text_sha256,
+            "text": self.task.name,
+            "text_sha256": self.task.sha256,
         }
         save(
             self.folder / name,
             self.trainer.params,
             self.config,
-            tokenizer=self.tokenizer,
+            tokenizer=self.task.tokenizer,
             state=state,
             optimizer=optimizer,
         )
@@ -189,14 +184,13 @@ def begun(values, overwrite):
     _, train = configs(values, 1)  # what is wrong with the options is said before any work
     module(train.backend)
     check_folder(Path(train.out_dir), overwrite)
-    text, name = load_text(train.data)
-    tokenizer = CharTokenizer.from_text(text)
-    config, train = configs(values, tokenizer.vocab_size)
-    return Run(config, dataclasses.replace(train, threads=train.cores()), tokenizer, text, name)
+    task = TASKS[train.task](train, values.get("share_embedding", False))
+    config, train = configs(values, *task.sizes)
+    return Run(config, dataclasses.replace(train, threads=train.cores()), task)
 
 
 def stored(given):
-    """Return (checkpoint, GPTConfig, TrainConfig) of the run in --out-dir.
+    """Return (checkpoint, config of the model, TrainConfig) of the run in --out-dir.
 
     Parameters
     ----------
@@ -218,6 +212,7 @@ def stored(given):
     known = isinstance(state.get("train"), dict) and {*PROGRESS, "text_sha256"} <= state.keys()
     if checkpoint.optimizer_arrays is None or not known:
         raise UserError(f"--resume: {path} holds a model, but not the state of its training")
+    model["task"] = state["train"].get("task", TrainConfig.task)
     for name, value in given.items():
         if name in model and name != "dropout" and value != model[name]:
             raise UserError(
@@ -225,7 +220,7 @@ def stored(given):
                 f"cannot become {value}: leave it out"
             )
     values = {**state["train"], **model, **given, "out_dir": str(folder)}
-    return checkpoint, *configs(values, checkpoint.tokenizer.vocab_size)
+    return checkpoint, *configs(values, model["vocab_size"], model.get("source_vocab_size"))
 
 
 def resumed(given):
@@ -239,18 +234,18 @@ def resumed(given):
         )
     module(train.backend)
     try:
-        text, name = load_text(train.data)
-        run = Run(config, train, checkpoint.tokenizer, text, name)
+        task = TASKS[train.task](train, tokenizer=checkpoint.tokenizer, name=state["text"])
+        run = Run(config, train, task)
     except UserError as error:
         raise UserError(f"--resume: the run was trained on {state['text']}, but {error}") from None
     for key in PROGRESS:
         setattr(run, key, state[key])
     run.checkpoint = checkpoint
-    if run.text_sha256 != state["text_sha256"]:
+    if task.sha256 != state["text_sha256"]:
         if "data" not in given:
             raise UserError(
                 f"--resume: the run was trained on {state['text']}, but the text is now another "
-                f"({name}); bring the old one back, or name the new one by --data"
+                f"({task.name}); bring the old one back, or name the new one by --data"
             )
         run.best_loss = run.best_step = None  # losses of two texts do not compare
     return run

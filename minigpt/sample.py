@@ -1,7 +1,10 @@
 """Text from a trained model: `python -m minigpt.sample --out-dir DIR`.
 
-With --stop, a text ends before the first place where the string occurs behind the prompt. One
-text appears as it is made; several are made side by side, and printed one after the other.
+A GPT goes on from the prompt. With --stop, a text ends before the first place where the string
+occurs behind the prompt. One text appears as it is made; several are made side by side, and
+printed one after the other.
+
+An encoder-decoder answers each line of the prompt, or of standard input, by a line.
 """
 
 import sys
@@ -13,13 +16,17 @@ from threadpoolctl import threadpool_limits
 
 from minigpt import UserError, cli
 from minigpt.backend import BACKENDS, module
+from minigpt.beam import search
 from minigpt.checkpoint import load
 from minigpt.decoding import KVCache, generate
+from minigpt.models import SEQ2SEQ, model_of
+from minigpt.pairs import padded
 
 __all__ = ["KVCache", "SampleConfig", "generate", "main"]
 
 CACHE_BYTES = 2**30  # texts are made side by side as long as their caches fit in this
 SEPARATOR = "-" * 15  # between texts, as in nanoGPT
+LINES = 64  # that an encoder-decoder answers side by side
 
 
 @dataclass(frozen=True)
@@ -28,8 +35,10 @@ class SampleConfig:
 
     out_dir: str = cli.option("out", "a run: its best, else its last checkpoint", None, "DIR")
     checkpoint: str | None = cli.option(None, "a checkpoint, instead of --out-dir", None, "FILE")
-    prompt: str = cli.option("", "text to go on from (left out: a new line)")
-    prompt_file: str | None = cli.option(None, "file with the text to go on from", None, "FILE")
+    prompt: str = cli.option(
+        "", "text to go on from (left out: a new line) or to answer (left out: standard input)"
+    )
+    prompt_file: str | None = cli.option(None, "file with that text", None, "FILE")
     max_new_tokens: int = cli.option(500, "tokens to write for each text")
     temperature: float = cli.option(0.8, "the higher, the bolder; 0 always takes the likeliest")
     top_k: int = cli.option(200, "draw from the N likeliest tokens; 0: from all")
@@ -37,6 +46,8 @@ class SampleConfig:
     num_samples: int = cli.option(1, "texts to write")
     seed: int = cli.option(1337, "the same seed draws the same text")
     stop: str = cli.option("", "end the text before this string")
+    beam: int = cli.option(1, "encoder-decoder: answers to keep in mind; 1 is greedy")
+    verbose: bool = cli.option(False, "encoder-decoder: all of them, with log-probabilities")
     backend: str = cli.option("numpy", "where to compute", BACKENDS)
 
     def __post_init__(self):
@@ -46,6 +57,7 @@ class SampleConfig:
             ("top_k", self.top_k >= 0, "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("num_samples", self.num_samples >= 1, "1 or more"),
+            ("beam", self.beam >= 1, "1 or more"),
             ("seed", 0 <= self.seed < 2**64, "0 or more and below 2**64"),
         ):
             if not good:
@@ -125,6 +137,7 @@ def grow(checkpoint, options, ids, rows):
     """
     texts, stop = [""] * len(rows), options.stop
     settings = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed")}
+    settings["vocab_size"] = checkpoint.tokenizer.vocab_size
     ids = np.broadcast_to(ids, (len(rows), len(ids)))
     p, config = checkpoint.params.tree, checkpoint.config
     for new in generate(p, config, ids, options.max_new_tokens, rows=rows, **settings):
@@ -155,6 +168,94 @@ def write(checkpoint, options, prompt, ids):
                 print(SEPARATOR, flush=True)
 
 
+def go_on(checkpoint, options):
+    """Print what a GPT makes of the prompt."""
+    prompt, block_size = read_prompt(options), checkpoint.config.block_size
+    ids = encode(options, prompt, checkpoint.tokenizer)
+    if len(ids) > block_size:
+        print(
+            f"note: of the prompt's {len(ids)} tokens, the model sees the last {block_size}",
+            file=sys.stderr,
+        )
+    write(checkpoint, options, prompt, ids)
+
+
+def arriving(file):
+    """Yield lists of lines, bytes without their ends, as they arrive, at most LINES at a time."""
+    rest = b""
+    while chunk := file.read1(2**16):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for start in range(0, len(lines), LINES):
+            yield lines[start : start + LINES]
+    if rest:
+        yield [rest]
+
+
+def prompt_lines(options, given):
+    """Yield lists of (where it stands, line): of the prompt if there is one, else of stdin."""
+    if {"prompt", "prompt_file"} & given:
+        lines = read_prompt(options).removesuffix("\n").split("\n")
+        name = "--prompt" if options.prompt_file is None else f"--prompt-file {options.prompt_file}"
+        parts = ([line.encode("utf-8", "surrogatepass") for line in lines],)
+    else:
+        name, parts = "standard input", arriving(sys.stdin.buffer)
+    number = 0
+    for part in parts:
+        batch = []
+        for raw in part:
+            number += 1
+            where = f"{name}, line {number}"
+            try:
+                batch.append((where, raw.removesuffix(b"\r").decode("utf-8", "surrogatepass")))
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{where} is not UTF-8: byte 0x{raw[error.start]:02x} does not fit"
+                ) from None
+        yield batch
+
+
+def encode_line(where, line, tokenizer, block_size):
+    """Ids of a line, or a UserError that says where it stands."""
+    if not 0 < len(line) <= block_size:
+        raise UserError(
+            f"{where} has {len(line)} characters, but the model reads 1 to {block_size}"
+        )
+    try:
+        return tokenizer.encode_array(line)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def answer(checkpoint, options, given):
+    """Print what an encoder-decoder makes of each line."""
+    config, (source, target) = checkpoint.config, checkpoint.tokenizer
+    for batch in prompt_lines(options, given):
+        ids = [encode_line(*line, source, config.block_size) for line in batch]
+        found = search(padded(ids), checkpoint.params.tree, config, options.beam)
+        for (_, line), hypotheses in zip(batch, found, strict=True):
+            if options.verbose:
+                print(line)
+                for best in hypotheses:
+                    more = "" if best.ended else " ..."  # no room for more
+                    text = target.decode(best.ids) + more
+                    print(f"{best.log_prob:10.4f} {best.score:9.4f} per token  {text}")
+            else:
+                print(target.decode(hypotheses[0].ids))
+        sys.stdout.flush()
+
+
+def check_flags(given, seq2seq):
+    """Raise a UserError if a flag has no meaning for the model at hand."""
+    of_gpt = {"max_new_tokens", "temperature", "top_k", "top_p", "num_samples", "seed", "stop"}
+    wrong = given & (of_gpt if seq2seq else {"beam", "verbose"})
+    if wrong:
+        kinds = ("an encoder-decoder", "a GPT")
+        raise UserError(
+            f"--{min(wrong).replace('_', '-')} is for {kinds[seq2seq]}, but this checkpoint is of "
+            f"{kinds[not seq2seq]}; leave it out"
+        )
+
+
 def main(argv=None):
     """Write text with a trained model."""
     parser = cli.parser("python -m minigpt.sample", main.__doc__)
@@ -164,19 +265,17 @@ def main(argv=None):
         if one in given and other in given:
             parser.error(f"--{one} and --{other.replace('_', '-')}: give one of the two")
     options = cli.build(SampleConfig, given)
-    xp, prompt = module(options.backend), read_prompt(options)
+    xp = module(options.backend)
     checkpoint = load(find_checkpoint(options), xp, with_optimizer=False)
-    tokenizer, block_size = checkpoint.tokenizer, checkpoint.config.block_size
-    ids = encode(options, prompt, tokenizer)
-    if len(ids) > block_size:
-        print(
-            f"note: of the prompt's {len(ids)} tokens, the model sees the last {block_size}",
-            file=sys.stderr,
-        )
+    seq2seq = model_of(checkpoint.config) is SEQ2SEQ
+    check_flags(given.keys(), seq2seq)
     # A step reads all weights to multiply one vector. One thread uses up the memory's bandwidth;
     # those of BLAS would wait for each other in every product, long where cores are busy.
     with threadpool_limits(1, user_api="blas"):
-        write(checkpoint, options, prompt, ids)
+        if seq2seq:
+            answer(checkpoint, options, given.keys())
+        else:
+            go_on(checkpoint, options)
 
 
 if __name__ == "__main__":

@@ -20,29 +20,30 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from minigpt import UserError, cli, sample
-from minigpt.corpus import load_text
 from minigpt.estimate import describe
-from minigpt.gpt import GPTConfig, count_parameters
+from minigpt.gpt import GPTConfig
+from minigpt.models import count_parameters
 from minigpt.parallel import Workers
-from minigpt.recipe import DEFAULT, PRESETS, TrainConfig, configs
+from minigpt.recipe import DEFAULT, DEFAULTS, PRESETS, TrainConfig, configs
 from minigpt.run import METRICS, PICTURE, begun, clear_folder, cut_metrics, resumed, stored
-from minigpt.tokenizer import CharTokenizer
+from minigpt.seq2seq import Seq2SeqConfig
+from minigpt.tasks import TASKS
 
 SHAKESPEARE = 65  # characters in tiny Shakespeare, which a dry run without --data does not read
-SAMPLE = 300  # characters shown at the end of a run
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {elapsed}, {remaining} left{postfix}"
 
 
 def parse(argv):
     """Return (dict of what is not an option of a config, dict of the options given)."""
     parser = cli.parser("python -m minigpt.train", main.__doc__)
-    parser.add_argument("--preset", help=f"{', '.join(PRESETS)} (default: {DEFAULT})")
+    default = " or, by --task, ".join(DEFAULTS.values())
+    parser.add_argument("--preset", help=f"{', '.join(PRESETS)} (default: {default})")
     parser.add_argument("--config", metavar="FILE", help="TOML file with options, as n_layer = 6")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out-dir")
     parser.add_argument("--overwrite", action="store_true", help="lose the run in --out-dir")
     parser.add_argument("--dry-run", action="store_true", help="print the cost of the run and exit")
     defaults = {"vocab_size": None} | PRESETS[DEFAULT]
-    cli.add_flags(parser, TrainConfig, GPTConfig, defaults=defaults)
+    cli.add_flags(parser, TrainConfig, GPTConfig, Seq2SeqConfig, defaults=defaults)
     given = vars(parser.parse_args(argv))
     names = ("preset", "config", "resume", "overwrite", "dry_run")
     own = {name: given.pop(name) for name in names}
@@ -57,9 +58,11 @@ def options(own, given):
 
     With --resume, the run's own options take the place of a preset; they are not among these.
     """
-    name = own["preset"] or DEFAULT
-    preset = {} if own["resume"] else cli.choose(name, PRESETS, "preset")
-    return {**preset, **read_config(own["config"]), **given}
+    given = {**read_config(own["config"]), **given}
+    if own["resume"]:
+        return given
+    default = cli.choose(given.get("task", TrainConfig.task), DEFAULTS, "task")
+    return {**cli.choose(own["preset"] or default, PRESETS, "preset"), **given}
 
 
 def read_config(path):
@@ -80,10 +83,10 @@ def dry_run(own, values):
         _, config, train = stored(values)
     else:
         _, train = configs(values, 1)
-        size = SHAKESPEARE
-        if train.data is not None:
-            size = CharTokenizer.from_text(load_text(train.data)[0]).vocab_size
-        config, train = configs(values, size)
+        sizes = (SHAKESPEARE,)
+        if train.data is not None or train.task != "text":
+            sizes = TASKS[train.task](train, values.get("share_embedding", False)).sizes
+        config, train = configs(values, *sizes)
     print("\n".join(describe(config, train)))
 
 
@@ -123,7 +126,8 @@ def loop(run, bar, stop):
         now = time.perf_counter()
         run.seconds, busy = now - start, busy + now - before
         rate = (run.tokens - tokens) / busy
-        bar.set_postfix_str(f"loss {run.train_loss:.4f}, {rate:,.0f} tokens/s", refresh=False)
+        numbers_now = f"loss {run.train_loss:.4f}, {rate:,.0f} tokens/s{measured(run)}"
+        bar.set_postfix_str(numbers_now, refresh=False)
         bar.update()
         losses = {"train_loss": run.train_loss}
         evaluated = run.step % train.eval_interval == 0 or run.step == train.max_iters
@@ -131,10 +135,10 @@ def loop(run, bar, stop):
             bar.set_postfix_str("evaluating")
             run.evaluate()
             run.seconds = time.perf_counter() - start
-            losses["val_loss"] = run.val_loss
+            losses |= {"val_loss": run.val_loss, **run.measures}
             bar.write(
                 f"step {run.step:>6,}   train {run.train_loss:.4f}   validation "
-                f"{run.val_loss:.4f}   {run.seconds:7.1f} s   {rate:,.0f} tokens/s",
+                f"{run.val_loss:.4f}{measured(run)}   {run.seconds:7.1f} s   {rate:,.0f} tokens/s",
                 file=sys.stdout,
             )
             sys.stdout.flush()
@@ -144,6 +148,11 @@ def loop(run, bar, stop):
             busy, tokens = 0.0, run.tokens
         if evaluated:
             run.save_last()
+
+
+def measured(run):
+    """Return what was measured beside the loss, as text: ", exact match 99.50%", or nothing."""
+    return "".join(f", {name.replace('_', ' ')} {x:.2%}" for name, x in run.measures.items())
 
 
 def advance_all(run):
@@ -173,20 +182,15 @@ def finish(run):
     """Tell what came out, with a picture and a sample."""
     print(
         f"\nvalidation loss {run.val_loss:.4f} (last), {run.best_loss:.4f} "
-        f"(best, step {run.best_step:,}), {run.seconds:.1f} s"
+        f"(best, step {run.best_step:,}){measured(run)}, {run.seconds:.1f} s"
     )
     picture = plot(run.folder)
     if picture:
         print(f"picture: {picture}")
     print(f"\n{'-' * 15} a sample {'-' * 15}")
+    where = [f"--out-dir={run.folder}", f"--backend={run.train.backend}"]
     try:
-        sample.main(
-            [
-                f"--out-dir={run.folder}",
-                f"--max-new-tokens={SAMPLE}",
-                f"--backend={run.train.backend}",
-            ]
-        )
+        sample.main([*where, *run.task.sample_flags])
     except (UserError, MemoryError) as error:  # the run is done, whatever becomes of this
         print(f"none: {cli.one_line(error)}")
     print(f"{'-' * 40}\nmore: python -m minigpt.sample --out-dir {shlex.quote(str(run.folder))}")
@@ -214,14 +218,13 @@ def plot(folder):
 def introduce(run):
     """Print what is about to be trained."""
     config, train, threads = run.config, run.train, run.train.shards()
-    n = len(run.train_ids) + len(run.val_ids)
     on = f"{threads} thread{'s' * (threads > 1)}" if train.backend == "numpy" else train.backend
     print(
-        f"{run.name}: {n:,} characters, {run.tokenizer.vocab_size} different\n"
+        f"{run.task.description}\n"
         f"model: {count_parameters(config):,} parameters, {config.n_layer} layers, "
         f"{config.n_head} heads, {config.n_embd} channels, context {config.block_size}\n"
         f"training: {f'from step {run.step:,} ' * (run.step > 0)}to step {train.max_iters:,}, of "
-        f"{train.batch_size} x {config.block_size} tokens, on {on}, into {run.folder}\n"
+        f"{run.task.batch_description(train, config)}, on {on}, into {run.folder}\n"
         f"loss of a uniform guess: {math.log(config.vocab_size):.4f} nats per token",
         flush=True,
     )

@@ -3,8 +3,7 @@
 import dataclasses
 
 from minigpt.backend import to_device
-from minigpt.data import random_batch, windows
-from minigpt.gpt import loss_backward, loss_forward
+from minigpt.models import model_of
 from minigpt.ops.dropout import Rng
 from minigpt.optim import AdamW, clip_scale, learning_rate
 from minigpt.parallel import shard_slices, sum_gradients
@@ -18,7 +17,7 @@ class Trainer:
     Parameters
     ----------
     params : Params
-    config : GPTConfig
+    config : GPTConfig or Seq2SeqConfig
     train : TrainConfig
     xp : module
         numpy or cupy, where `params` are.
@@ -29,17 +28,19 @@ class Trainer:
     optimizer : AdamW
     grads : Params
         Of the last step, before clipping.
+    count : int
+        Targets in the last step, without those that are ignored.
     """
 
     def __init__(self, params, config, train, xp, workers):
         if train.lr_decay_iters is None:
             train = dataclasses.replace(train, lr_decay_iters=train.max_iters)
         self.params, self.config, self.train, self.xp = params, config, train, xp
-        self.workers = workers
+        self.model, self.workers, self.count = model_of(config), workers, 0
         self.grads = params.zeros_like()
         self.optimizer = AdamW(params, train.beta1, train.beta2, train.weight_decay)
 
-    def gradients(self, ids, targets, rng, add=False):
+    def gradients(self, ids, targets, rng, count=None, add=False):
         """Return (loss, norm) of a batch; its gradients go, or are added, to `grads`.
 
         Parameters
@@ -47,13 +48,15 @@ class Trainer:
         ids, targets : (B, T) int32 on the host
         rng : Rng
             The key of dropout for this batch.
+        count : int, optional
+            Targets in all batches of the step; those of this one if left out.
         add : bool
             Whether this is a further batch of the same step.
         """
-        count = targets.size * self.train.gradient_accumulation_steps
+        count = count or counted(targets)
 
         def shard(rows):
-            loss, cache = loss_forward(
+            loss, cache = self.model.loss_forward(
                 to_device(ids[rows], self.xp),
                 to_device(targets[rows], self.xp),
                 self.params.tree,
@@ -61,19 +64,19 @@ class Trainer:
                 rng._replace(row=rows.start),
                 count,
             )
-            return loss, loss_backward(1.0, cache)
+            return loss, self.model.loss_backward(1.0, cache)
 
         done = self.workers.map(shard, shard_slices(len(ids), self.workers.n))
         norm = sum_gradients(self.workers, [grads for _, grads in done], self.grads, add)
         return sum(float(loss) for loss, _ in done), norm
 
-    def step(self, ids, step):
+    def step(self, split, step):
         """Train on the batches that belong to `step`, 0 at the first.
 
         Parameters
         ----------
-        ids : (N,) int
-            The training split.
+        split : (N,) int, or Pairs
+            What is trained on.
 
         Returns
         -------
@@ -85,29 +88,41 @@ class Trainer:
             The learning rate applied.
         """
         train, n = self.train, self.train.gradient_accumulation_steps
+        size = train.batch_size, self.config.block_size
+        batches = [
+            self.model.random_batch(split, train.seed, step * n + i, *size) for i in range(n)
+        ]
+        self.count = sum(counted(targets) for _, targets in batches)
         loss = 0.0
-        for i in range(n):
-            batch = random_batch(
-                ids, train.seed, step * n + i, train.batch_size, self.config.block_size
-            )
-            part, norm = self.gradients(*batch, Rng.of(train.seed, step, i), add=i > 0)
+        for i, batch in enumerate(batches):
+            rng = Rng.of(train.seed, step, i)
+            part, norm = self.gradients(*batch, rng, self.count, add=i > 0)
             loss += part
         lr = learning_rate(step, train)
         parts = self.workers.ranges if self.workers.n > 1 else None
         self.optimizer.step(self.grads.flat, lr, clip_scale(norm, train.grad_clip), parts)
         return loss, norm, lr
 
-    def evaluate(self, ids):
+    def evaluate(self, split):
         """Return the mean loss over every prediction of a split, nats per token.
 
-        The windows are consecutive and do not overlap, so that the same weights always give the
-        same number.
+        A text is cut into consecutive windows that do not overlap, so that the same weights always
+        give the same number.
         """
 
         def total(batch):
             x, y = (to_device(array, self.xp) for array in batch)
-            return float(loss_forward(x, y, self.params.tree, self.config)[0]) * y.size
+            count = counted(batch[1])
+            loss, _ = self.model.loss_forward(x, y, self.params.tree, self.config, count=count)
+            return float(loss) * count, count
 
-        rows = max(1, EVAL_TOKENS // self.config.block_size)
-        losses = self.workers.map(total, windows(ids, self.config.block_size, rows))
-        return sum(losses) / (len(ids) - 1)
+        block_size = self.config.block_size
+        rows = max(1, EVAL_TOKENS // block_size)
+        totals = self.workers.map(total, self.model.windows(split, block_size, rows))
+        losses, counts = zip(*totals, strict=True)
+        return sum(losses) / sum(counts)
+
+
+def counted(targets):
+    """Return how many targets are not to be ignored."""
+    return int((targets >= 0).sum())

@@ -9,13 +9,13 @@ from minigpt import UserError, beam
 from minigpt.backend import to_device, to_host
 from minigpt.beam import search
 from minigpt.gpt import logits
+from minigpt.pairs import padded
 from minigpt.params import Params
 from minigpt.seq2seq import Seq2SeqConfig, loss_forward, seq2seq_forward, shapes
-from tests.test_seq2seq import padded
 
 CONFIG = Seq2SeqConfig(7, 8, 2, 2, 8, source_vocab_size=5)
 END = CONFIG.vocab_size - 1
-SOURCES = padded([0, 1, 2, 3], [3], [1, 1, 4], [2, 0])
+SOURCES = padded([[0, 1, 2, 3], [3], [1, 1, 4], [2, 0]])
 
 
 def make_params(rng, config, xp=np, scale=0.5):

@@ -83,8 +83,8 @@ def test_a_truncated_file(path, cut):
         ({"tokenizer": None}, "not the table of a character tokenizer"),
         ({"tokenizer": "[" * 100_000}, "its tokenizer is no JSON that can be read"),
         (
-            {"tokenizer": CharTokenizer("abc").to_json()},
-            "its tokenizer has 3 tokens, but its config needs vocab_size 4",
+            {"tokenizer": CharTokenizer("abcde").to_json()},
+            "its tokenizer has 5 tokens, but its config has vocab_size 4",
         ),
     ],
 )

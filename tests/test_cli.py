@@ -235,3 +235,22 @@ def test_options_of_argparse_stay_usable():
     parser = make_parser()
     parser.add_argument("--preset", default=argparse.SUPPRESS)
     assert vars(parser.parse_args(["--preset", "gpt2"])) == {"preset": "gpt2"}
+
+
+def test_a_field_from_a_parent_class_is_one_flag():
+    @dataclass(frozen=True)
+    class Larger(Model):
+        """A larger model."""
+
+        experts: int = option(2, "MLPs per block")
+
+    parser = cli.parser("program", "Does it.")
+    cli.add_flags(parser, Model, Larger)
+    assert vars(parser.parse_args(["--n-layer", "2", "--experts", "3"])) == {
+        "n_layer": 2,
+        "experts": 3,
+    }
+    assert parser.format_help().count("--dropout X") == 1
+    alone = cli.parser("program", "Does it.")
+    cli.add_flags(alone, Larger)
+    assert vars(alone.parse_args(["--n-layer", "2"])) == {"n_layer": 2}

@@ -23,16 +23,22 @@ FLOORS = {
     "minigpt.blocks": 2,
     "minigpt.optim": 2,
     "minigpt.data": 2,
+    "minigpt.dates": 2,
+    "minigpt.pairs": 2,
     "minigpt.parallel": 2,
     "minigpt.gpt": 3,
     "minigpt.seq2seq": 3,
+    "minigpt.models": 3,
     "minigpt.checkpoint": 4,
     "minigpt.decoding": 4,
+    "minigpt.beam": 4,
+    "minigpt.tasks": 4,
     "minigpt.recipe": 4,
     "minigpt.estimate": 4,
     "minigpt.trainer": 4,
     "minigpt.run": 5,
     "minigpt.sample": 5,
+    "minigpt.attention": 6,
     "minigpt.train": 6,
 }
 # Found by name at run time and named by nobody, so that they can be deleted, with the files that
@@ -45,6 +51,11 @@ PARTS_OF_FUSED = {
 WITHIN_A_FLOOR = {
     ("minigpt.ops.attention", "minigpt.ops.softmax"),
     ("minigpt.ops.attention", "minigpt.ops.dropout"),
+    ("minigpt.seq2seq", "minigpt.gpt"),
+    ("minigpt.models", "minigpt.gpt"),
+    ("minigpt.models", "minigpt.seq2seq"),
+    ("minigpt.beam", "minigpt.decoding"),
+    ("minigpt.tasks", "minigpt.beam"),
 }
 NO_ARRAY_LIBRARY = {"minigpt.blocks", "minigpt.gpt", "minigpt.seq2seq"}
 

@@ -185,8 +185,10 @@ def dropout_forward(x, p, rng):
 
 
 def attention_forward(q, k, v, causal=False, key_mask=None, dropout=0.0, rng=None):
-    if q.size == 0 or k.size == 0 or q.shape[2] == 1:  # one query has too little work for tiles
+    if q.size == 0 or k.size == 0:
         return attention.attention_forward.reference(q, k, v, causal, key_mask, dropout, rng)
+    if q.shape[2] == 1 and key_mask is None and (rng is None or dropout == 0):
+        return attention_numpy.one_query(q, k, v, causal)
     return attention_numpy.forward(q, k, v, causal, key_mask, dropout, rng)
 
 

@@ -76,9 +76,9 @@ class Tiles:
             s[..., first:] += self.future[:n, first - diagonal : width - diagonal]
         if self.key_mask is not None:
             hidden = ~self.key_mask[b, j]
-            s[np.broadcast_to(hidden[..., None, None, :] if s.ndim == 4 else hidden, s.shape)] = (
-                -math.inf
-            )
+            s[
+                np.broadcast_to(hidden[..., None, None, :] if s.ndim == 4 else hidden, s.shape)
+            ] = -math.inf
 
     def drop(self, b, h, i, j):
         """Return 0 or 1 / (1 - p) for each weight: keep_mask's bits for its place.

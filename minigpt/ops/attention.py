@@ -45,6 +45,12 @@ def scores(q, k, causal, key_mask):
     return s
 
 
+def attention_weights(cache):
+    """Return the weights w (B, H, Tq, Tk) of a forward pass, before dropout."""
+    q, k, _, _, w, _, causal, key_mask, _, _ = cache
+    return softmax_forward(scores(q, k, causal, key_mask))[0] if w is None else w
+
+
 @overridable
 def attention_forward(q, k, v, causal=False, key_mask=None, dropout=0.0, rng=None):
     """Every query gathers the values, weighted by how well their keys fit it.
@@ -93,9 +99,8 @@ def attention_backward(dy, cache):
     dq : (B, H, Tq, D)
     dk, dv : (B, H, Tk, D)
     """
-    q, k, v, _, w, _, causal, key_mask, dropout, rng = cache
-    if w is None:
-        w, _ = softmax_forward(scores(q, k, causal, key_mask))
+    q, k, v, *_, dropout, rng = cache
+    w = attention_weights(cache)
     dropped, dropout_cache = dropout_forward(w, dropout, rng)
     dv = dropped.swapaxes(-1, -2) @ dy
     dw = dropout_backward(dy @ v.swapaxes(-1, -2), dropout_cache)

@@ -111,6 +111,7 @@ CASES = {
 }
 ELSEWHERE = {"adamw_step": "test_optim", "sum_of_squares": "test_params"}
 ELSEWHERE["merge_heads"] = "ops.test_attention"
+ELSEWHERE["add"] = "ops.test_residual"
 
 
 def overridable_ops():

@@ -1,0 +1,161 @@
+"""The folder of a run: what is in it, and what becomes of it when something fails."""
+
+import errno
+import json
+import os
+import signal
+import sys
+
+import numpy as np
+import pytest
+
+from minigpt import UserError, checkpoint
+from minigpt.run import BEST, FILES, LAST, METRICS, cut_metrics, writing
+from minigpt.tokenizer import CharTokenizer
+from minigpt.trainer import Trainer
+from tests.training import EXACT, TEXT, begin, metrics, refusal, resume, same
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch):
+    """Drawing takes longer than all else."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The folder of a run of 4 steps."""
+    assert begin(tmp_path / "run", "--max-iters=4") == 0
+    return tmp_path / "run"
+
+
+def test_what_a_run_leaves_behind(tmp_path):
+    assert begin(tmp_path / "run") == 0
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == sorted({METRICS, BEST, LAST})
+    raw = [json.loads(line) for line in (tmp_path / "run" / METRICS).read_text().splitlines()]
+    common = ["step", "tokens", "seconds", "train_loss"]
+    rest = ["learning_rate", "grad_norm", "tokens_per_second"]
+    for line, step in zip(raw, range(2, 13, 2), strict=True):
+        evaluated = ["val_loss"] if step % 4 == 0 else []
+        assert list(line) == common + evaluated + rest
+        assert (line["step"], line["tokens"]) == (step, step * 3 * 8)
+        assert line["grad_norm"] > 0 and line["tokens_per_second"] > 0
+    assert [line["seconds"] for line in raw] == sorted(line["seconds"] for line in raw)
+    assert raw[0]["train_loss"] > raw[-1]["train_loss"]
+    best, last = (checkpoint.load(tmp_path / "run" / name) for name in (BEST, LAST))
+    losses = {line["step"]: line["val_loss"] for line in raw if "val_loss" in line}
+    for state in (best.state, last.state):
+        assert state["best_loss"] == min(losses.values()) == losses[state["best_step"]]
+    assert best.state["step"] == best.state["best_step"] and best.optimizer_arrays is None
+    assert last.state["step"] == 12 and last.optimizer_arrays is not None
+    assert last.tokenizer.chars == CharTokenizer.from_text(TEXT).chars
+
+
+def test_a_train_loss_is_the_mean_since_the_last_multiple_of_log_interval(tmp_path):
+    assert begin(tmp_path / "each", "--log-interval=1") == 0
+    assert begin(tmp_path / "run", "--log-interval=5", "--eval-interval=4") == 0
+    each = [line["train_loss"] for line in metrics(tmp_path / "each")]
+    came = {line["step"]: line["train_loss"] for line in metrics(tmp_path / "run")}
+    means = {4: each[:4], 5: each[:5], 8: each[5:8], 10: each[5:10], 12: each[10:]}
+    assert came == pytest.approx({step: np.mean(losses) for step, losses in means.items()})
+
+
+def test_the_best_checkpoint_is_not_the_last_where_the_loss_has_risen(tmp_path, monkeypatch):
+    losses = iter([3.0, 2.0, 2.5])
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, ids: next(losses))
+    assert begin(tmp_path / "run") == 0
+    best, last = (checkpoint.load(tmp_path / "run" / name).state for name in (BEST, LAST))
+    assert (best["step"], best["val_loss"]) == (8, 2.0)
+    assert (last["step"], last["val_loss"], last["best_loss"], last["best_step"]) == (12, 2.5, 2, 8)
+
+
+def test_two_runs_are_equal(tmp_path):
+    for name in ("one", "two"):
+        assert begin(tmp_path / name, *EXACT) == 0
+    assert metrics(tmp_path / "one") == metrics(tmp_path / "two")
+    same(tmp_path / "one", tmp_path / "two", BEST)
+    same(tmp_path / "one", tmp_path / "two", LAST)
+
+
+def test_the_handlers_of_signals_are_given_back(folder):
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("name", [LAST, BEST])
+def test_a_full_disk_keeps_the_old_checkpoint(folder, capsys, monkeypatch, name):
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != METRICS}
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, ids: 9.0 if name == LAST else 0.1)
+
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("minigpt.checkpoint.os.fsync", full)
+        error = refusal(capsys, resume, folder, "--max-iters=8")
+    assert f"{name}: cannot save the checkpoint" in error and "No space left on device" in error
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.name != METRICS} == before
+    assert resume(folder, "--max-iters=8") == 0
+    assert [line["step"] for line in metrics(folder)] == [2, 4, 6, 8]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_for_metrics():
+    with (
+        pytest.raises(UserError, match="/dev/full: cannot be written: No space left on device"),
+        writing("/dev/full") as path,
+        open(path, "a") as file,
+    ):
+        file.write("line\n")
+
+
+def test_cut_metrics_keeps_whole_lines_up_to_the_step(tmp_path):
+    path = tmp_path / METRICS
+    cut_metrics(path, 0)
+    assert path.read_text() == ""
+    path.write_text('{"step": 1}\n[]\n{"a": 1}\n{"step": 2}\n{"step": 3}\n{"step": 2}\n{"step": 1}')
+    cut_metrics(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 2}\n'
+    path.write_bytes(b'\xff\xfe\n{"step": 1}\n{"st')
+    cut_metrics(path, 2)
+    assert path.read_text() == '{"step": 1}\n'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_in_use_is_refused_and_overwritten_on_demand(folder, capsys):
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    error = refusal(capsys, begin, folder)
+    assert error == (
+        f"error: --out-dir {folder} holds another run: go on with it by --resume, lose it by "
+        "--overwrite, or name another folder"
+    )
+    for flags in (["--data=gone.txt"], ["--batch-size=0"], ["--block-size=1500"]):
+        refusal(capsys, begin, folder, "--overwrite", *flags)  # a failure loses nothing
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    (folder / "notes.txt").write_text("mine")
+    assert begin(folder, "--overwrite", "--max-iters=3") == 0
+    assert [line["step"] for line in metrics(folder)] == [2, 3]
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_any_file_of_a_run_is_a_run(tmp_path, capsys, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).touch()
+    error = refusal(capsys, begin, tmp_path / "run")
+    assert "lose it by --overwrite" in error
+    assert ("--resume" in error) == (name == LAST)
+
+
+def test_a_folder_that_holds_something_else_is_taken(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "text.txt").write_text("mine")
+    assert begin(tmp_path / "run", "--max-iters=1") == 0
+
+
+def test_a_folder_that_cannot_be(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    error = refusal(capsys, begin, tmp_path / "file")
+    assert error == f"error: --out-dir {tmp_path / 'file'} is a file; name a folder"
+    error = refusal(capsys, begin, tmp_path / "run", f"--out-dir={tmp_path / 'file' / 'run'}")
+    assert error == f"error: {tmp_path / 'file' / 'run'}: cannot be written: Not a directory"
