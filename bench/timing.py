@@ -2,9 +2,9 @@
 
 Every figure that a bench prints is taken here. Candidates take turns within one process (A B A B
 ...), so that whatever else the machine does meets all of them alike. A sample is the mean of as
-many calls in a row as last `SAMPLE_S`. Before it come a pause of `SETTLE_S`, so that the idle thread
-pool of the candidate before (OpenMP and BLAS workers go on spinning for a while) falls outside, and
-an untimed call, which fills the caches again.
+many calls in a row as last `SAMPLE_S`. Before it come a pause of `SETTLE_S`, so that the idle
+thread pool of the candidate before (OpenMP and BLAS workers go on spinning for a while) falls
+outside, and an untimed call, which fills the caches again.
 
 Importing this module puts the checkout first on sys.path, so that a bench times the code beside
 it, installed or not. It comes before `minigpt` in every bench.

@@ -125,11 +125,13 @@ PRESETS = {
         "beta2": 0.95,
         "eval_interval": 1000,
     },
-    # An encoder-decoder that learns the built-in dates in less than 3 minutes on two cores
+    # Learns the built-in dates in less than 3 minutes on two cores. The lengths within a batch are
+    # alike, and so are the forms of dates: a step of several batches sees many forms.
     "dates": {
         "task": "seq2seq",
         "n_layer": 2,
-        "batch_size": 128,
+        "batch_size": 32,
+        "gradient_accumulation_steps": 4,
         "max_iters": 1500,
         "learning_rate": 2e-3,
         "min_lr": 2e-4,

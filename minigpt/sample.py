@@ -199,6 +199,8 @@ def prompt_lines(options, given):
         parts = ([line.encode("utf-8", "surrogatepass") for line in lines],)
     else:
         name, parts = "standard input", arriving(sys.stdin.buffer)
+        if sys.stdin.isatty():
+            print("lines to answer, from the keyboard:", file=sys.stderr)
     number = 0
     for part in parts:
         batch = []

@@ -164,7 +164,7 @@ def test_presets_of_the_tasks():
     assert DEFAULTS == {"text": "nanogpt-cpu", "seq2seq": "dates"}
     config, recipe = configs(PRESETS["dates"], 12, 62)
     assert (type(config), config.vocab_size, config.source_vocab_size) == (Seq2SeqConfig, 12, 62)
-    assert (recipe.task, recipe.batch_size) == ("seq2seq", 128)
+    assert (recipe.task, recipe.batch_size) == ("seq2seq", 32)
     assert count_parameters(config) == sum(w.size for _, w in init_params(config, 0, np).leaves())
 
 
