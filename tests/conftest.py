@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ from hypothesis import settings
 from minigpt.corpus import SHA256, cache_file
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare.txt"
+
+# A shell that starts pytest in the background makes it, and all that it starts, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("minigpt", deadline=None)  # a busy machine is no failure
 settings.load_profile("minigpt")

@@ -12,7 +12,7 @@ import threading
 import numpy
 
 SMALL = 2**15  # bytes: the C library keeps blocks of this size at hand by itself
-MAX_SIZES = 96  # different sizes kept by one thread before it starts afresh
+MAX_SIZES = 32  # different sizes kept by one thread before it starts afresh
 
 _mine = threading.local()
 
