@@ -132,13 +132,18 @@ def test_the_command_on_an_encoder_decoder(seq2seq, tmp_path, capsys, monkeypatc
         (("--prompt", ""), "--prompt has 0 characters, but the model reads 1 to 8"),
         (("--prompt", "a" * 9), "--prompt has 9 characters"),
         (("--prompt", "aX"), "--prompt: 'X' at position 1"),
-        (("--picture", "no/such/folder.png"), "--picture no/such/folder.png cannot be written: No"),
     ],
 )
 def test_bad_input(gpt, flags, message):
     with pytest.raises(UserError, match=message) as error:
         main(["--checkpoint", str(gpt), "--prompt", "a", *flags])
     assert "\n" not in str(error.value)
+
+
+def test_a_picture_that_cannot_be_written(gpt):
+    pytest.importorskip("matplotlib")
+    with pytest.raises(UserError, match="--picture no/such/folder.png cannot be written: No"):
+        main(["--checkpoint", str(gpt), "--prompt", "a", "--picture", "no/such/folder.png"])
 
 
 def test_every_option_is_explained():
