@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 
-from minigpt.backend.attention_numpy import SAFE
 from minigpt.backend.pool import empty
 from minigpt.ops import cross_entropy, embedding
 
 ROWS = 1024  # of x that meet the whole LM head at a time
 LOGITS = 2**18  # that exist at a time: 1 MB in float32
+TINY, HUGE = 1e-20, 1e30  # of a sum of exponentials that lost nothing worth to float32
 ONE_HOT = 2**20  # elements up to which a product with one-hot rows beats sorting
 
 
@@ -37,16 +37,18 @@ def cross_entropy_forward(x, targets, w, b=None, count=None):
         return cross_entropy.cross_entropy_forward.reference(x, targets, w, b, count)
     if count is None:
         count = max(int((t >= 0).sum()), 1)
-    lse, ones = np.empty((len(x2), 1), x.dtype), np.ones(V, x.dtype)
+    lse = np.empty((len(x2), 1), x.dtype)
     for rows in row_chunks(len(x2)):
-        top = highest_logits(x2[rows], w, b)
-        total = np.zeros((len(top), 1), x.dtype)
-        for columns, logits in logit_tiles(x2[rows], w, b):
-            if top.any():
-                logits -= top
-            np.exp(logits, out=logits)
-            total[:, 0] += logits @ ones[columns]
-        lse[rows] = np.log(total) + top
+        with np.errstate(over="ignore"):
+            total = sum_of_exponentials(x2[rows], w, b)
+        # Nearly always the softmax needs no shift: only where exp has left the range of floats.
+        bad = ~((total > TINY) & (total < HUGE))
+        if bad.any():
+            top = np.where(bad, highest_logits(x2[rows], w, b), 0)
+            total = sum_of_exponentials(x2[rows], w, b, top)
+            lse[rows] = np.log(total) + top
+        else:
+            lse[rows] = np.log(total)
     right = np.einsum("nc,nc->n", x2, w[t])  # a target of -1 picks some logit: unused
     if b is not None:
         right += b[t]
@@ -106,16 +108,20 @@ def logit_tiles(x, w, b):
         yield columns, logits
 
 
-def highest_logits(x, w, b):
-    """Return what to lessen each row's logits by before exp, (n, 1).
+def sum_of_exponentials(x, w, b, top=None):
+    """Return the sum over the vocabulary of exp(logits - top), (n, 1)."""
+    total, ones = np.zeros((len(x), 1), x.dtype), np.ones(len(w), x.dtype)
+    for columns, logits in logit_tiles(x, w, b):
+        if top is not None:
+            logits -= top
+        np.exp(logits, out=logits)
+        total[:, 0] += logits @ ones[columns]
+    return total
 
-    The row's maximum; or 0 for all where |x_n| max |w_v| + max |b| says that exp cannot overflow.
-    """
-    bound = math.sqrt(np.einsum("nc,nc->n", x, x).max() * np.einsum("vc,vc->v", w, w).max())
-    if b is not None:
-        bound += np.abs(b).max()
-    top = np.full((len(x), 1), 0 if bound < SAFE else -math.inf, x.dtype)
-    if not bound < SAFE:
-        for _, logits in logit_tiles(x, w, b):
-            np.maximum(top, logits.max(axis=1, keepdims=True), out=top)
+
+def highest_logits(x, w, b):
+    """Return the largest logit of each row, (n, 1)."""
+    top = np.full((len(x), 1), -math.inf, x.dtype)
+    for _, logits in logit_tiles(x, w, b):
+        np.maximum(top, logits.max(axis=1, keepdims=True), out=top)
     return top
