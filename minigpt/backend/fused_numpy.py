@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from minigpt.backend import attention_numpy
-from minigpt.backend.activation_numpy import activation_forward
+from minigpt.backend.activation_numpy import BLOCK, activation_forward
 from minigpt.backend.pool import empty
 from minigpt.backend.tiles_numpy import words_of
 from minigpt.backend.vocabulary_numpy import (
@@ -30,8 +30,6 @@ __all__ = [
     "cross_entropy_forward",
     "embedding_backward",
 ]
-
-BLOCK = 2**16  # elements of a block: what Python needs for a call is small beside the work
 
 
 def row_blocks(n, width):
