@@ -8,6 +8,7 @@ same layout.
 import math
 
 from minigpt.backend import overridable
+from minigpt.backend.pool import aligned
 
 
 def leaves(tree, prefix=""):
@@ -42,6 +43,39 @@ def sum_of_squares(g):
     return (g * g).sum()
 
 
+@overridable
+def gather(flat, shards, add=False):
+    """Put arrays one after another into a flat buffer: the sum of several such rows of arrays.
+
+    Parameters
+    ----------
+    flat : (N,) float
+        Written to; of more precision than the arrays, if not of the same.
+    shards : tuple of tuples of arrays
+        The arrays of each, end to end, are N elements; shard by shard, they are of equal sizes.
+    add : bool
+        Whether to add to what `flat` holds.
+
+    Returns
+    -------
+    squares : (n,) float
+        Parts of the sum of flat_i^2, which an optimizer needs the norm of.
+    """
+    n, at = sum(x.size for x in shards[0]), 0
+    if n != flat.size:
+        raise ValueError(f"gather: the arrays are {n} elements, but flat is {flat.size}")
+    for first, *rest in zip(*shards, strict=True):
+        part = flat[at : at + first.size]
+        if add:
+            part += first.reshape(-1)
+        else:
+            part[...] = first.reshape(-1)
+        for other in rest:
+            part += other.reshape(-1)
+        at += first.size
+    return sum_of_squares(flat).reshape(1)
+
+
 class Params:
     """Named views on one flat buffer, matrices first.
 
@@ -66,15 +100,15 @@ class Params:
 
     def __init__(self, shapes, xp, dtype, flat=None):
         named = dict(leaves(shapes))
-        order = sorted(named, key=lambda name: len(named[name]) < 2)  # stable
+        self._order = sorted(named, key=lambda name: len(named[name]) < 2)  # stable
         starts, at = {}, 0
-        for name in order:
+        for name in self._order:
             starts[name] = at
             at += math.prod(named[name])
         self.shapes = shapes
         self.size = at
         self.decayed = sum(math.prod(shape) for shape in named.values() if len(shape) >= 2)
-        self.flat = xp.zeros(at, dtype=dtype) if flat is None else flat
+        self.flat = aligned(at, dtype, xp.zeros) if flat is None else flat
         self.tree = mapped(shapes, lambda name, shape: self._view(starts[name], shape))
         self._xp = xp
 
@@ -84,6 +118,11 @@ class Params:
     def leaves(self):
         """Yield (dotted name, view) in the order of the tree."""
         return leaves(self.tree)
+
+    def ordered(self, tree):
+        """Return the leaves of a tree of this layout in the order of `flat`."""
+        named = dict(leaves(tree))
+        return [named[name] for name in self._order]
 
     def zeros_like(self):
         """Return Params of the same layout, all zero: for gradients and optimizer state."""

@@ -6,6 +6,7 @@ op by a faster namesake in `fused_numpy` or `fused_cupy`; the op itself stays th
 
 import functools
 import importlib
+import inspect
 import sys
 
 import numpy
@@ -17,6 +18,13 @@ INSTALL = (
     "pip install 'cupy-cuda12x[ctk]' (CUDA 12), 'cupy-cuda13x[ctk]' (CUDA 13) "
     "or cupy-rocm-7-0 (ROCm 7)"
 )
+HALF_CAPABILITY = 53  # the first NVIDIA devices with arithmetic in float16, times 10
+
+
+def loaded_cupy():
+    """Return cupy if something has imported it, else None: without it, no array is cupy's."""
+    cupy = sys.modules.get("cupy")
+    return cupy if hasattr(cupy, "ndarray") else None
 
 
 def array_module(*args):
@@ -24,8 +32,8 @@ def array_module(*args):
 
     Never imports cupy: an array of it already did.
     """
-    cupy = sys.modules.get("cupy")
-    if cupy is None or not hasattr(cupy, "ndarray"):
+    cupy = loaded_cupy()
+    if cupy is None:
         return numpy
     for x in args:
         if isinstance(x, tuple):
@@ -35,6 +43,36 @@ def array_module(*args):
         if isinstance(x, numpy.ndarray):
             return numpy
     return numpy
+
+
+def _of(kind, x):
+    """Tell whether `x` is an array of that type, or a tuple with one in it."""
+    return isinstance(x, kind) or (isinstance(x, tuple) and any(isinstance(y, kind) for y in x))
+
+
+def _one_module(op, args, kwargs):
+    """Return the module that all arrays of a call are of.
+
+    Raises
+    ------
+    UserError
+        If there are arrays of both: it names the first that is not of the first one's module.
+    """
+    cupy = loaded_cupy()
+    if cupy is None:
+        return numpy
+    values = (*args, *kwargs.values())
+    xp = array_module(*values)
+    other = numpy if xp is cupy else cupy
+    if any(_of(other.ndarray, x) for x in values):
+        named = inspect.signature(op).bind(*args, **kwargs).arguments
+        name = next(name for name, x in named.items() if _of(other.ndarray, x))
+        right = next(name for name, x in named.items() if _of(xp.ndarray, x))
+        raise UserError(
+            f"{op.__name__}: {name} is of {other.__name__}, but {right} is of {xp.__name__}; "
+            f"bring {name} there with minigpt.backend.{'to_device' if xp is cupy else 'to_host'}"
+        )
+    return xp
 
 
 @functools.cache
@@ -54,7 +92,8 @@ def overridable(op):
 
     @functools.wraps(op)
     def dispatch(*args, **kwargs):
-        fused = _namesake(array_module(*args), op.__name__)
+        xp = _one_module(op, args, kwargs) if "cupy" in sys.modules else numpy
+        fused = _namesake(xp, op.__name__)
         return (fused or op)(*args, **kwargs)
 
     dispatch.reference = op
@@ -67,7 +106,8 @@ def module(name):
     Raises
     ------
     UserError
-        If CuPy is missing, cannot load its libraries, or finds no device. It never falls back.
+        If CuPy is missing, cannot load its libraries, finds no device that its wheel can use, or
+        cannot compile. It never falls back.
     """
     if name == "numpy":
         return numpy
@@ -80,22 +120,67 @@ def module(name):
             raise
         raise UserError(f"--backend cupy: CuPy is not installed; run {INSTALL}") from None
     except ImportError as error:
-        cause = next((line.strip() for line in str(error).splitlines() if line.strip()), "no cause")
         raise UserError(
-            f"--backend cupy: CuPy is installed but does not load ({cause}); install the wheel "
-            f"that fits this machine's driver: {INSTALL}"
+            f"--backend cupy: CuPy is installed but does not load ({error.__cause__ or error}); "
+            f"install the wheel that fits this machine's driver: {INSTALL}"
         ) from None
-    try:
-        found = cupy.cuda.runtime.getDeviceCount()
-        cupy.zeros(1)
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise UserError(
-            f"--backend cupy: no usable device ({error}); check the driver with nvidia-smi or "
-            "rocm-smi, or use --backend numpy"
-        ) from None
-    if not found:
-        raise UserError("--backend cupy: CuPy finds no device; use --backend numpy")
+    check_device(cupy)
     return cupy
+
+
+def check_device(cupy):
+    """Raise a UserError unless there is a device on which a kernel compiles and runs."""
+    runtime = cupy.cuda.runtime
+    try:
+        if not runtime.getDeviceCount():
+            raise UserError("--backend cupy: CuPy finds no device; use --backend numpy")
+    except runtime.CUDARuntimeError as error:
+        raise UserError(f"--backend cupy: {_no_device(runtime, error)}") from None
+    try:
+        cupy.ones(1)
+    except (RuntimeError, cupy.cuda.compiler.CompileException) as error:
+        raise UserError(
+            f"--backend cupy: the device runs no kernel of CuPy ({_first_line(error)}); a wheel "
+            f"with its compiler helps: {INSTALL}"
+        ) from None
+
+
+def _no_device(runtime, error):
+    """Return what is wrong with the driver, and what to do."""
+    instead = "or use --backend numpy"
+    if "InsufficientDriver" not in str(error):
+        look = "check it with rocm-smi" if runtime.is_hip else "check it with nvidia-smi"
+        return f"no usable device ({_first_line(error)}); {look}, {instead}"
+    driver, wheel = (n // 1000 for n in (runtime.driverGetVersion(), runtime.runtimeGetVersion()))
+    if not driver:
+        return f"no NVIDIA driver is running here; install one for CUDA {wheel} or later, {instead}"
+    fitting = f"pip install 'cupy-cuda{driver}x[ctk]' in place of this wheel"
+    way = fitting if driver >= 12 else f"update the driver to one for CUDA {wheel}"
+    return (
+        f"the driver is for CUDA {driver}, older than this wheel's CUDA {wheel}; {way}, {instead}"
+    )
+
+
+def _first_line(error):
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+
+
+def check_dtype(dtype, xp):
+    """Raise a UserError if a 16-bit type asked for cannot be trained in on this backend."""
+    if dtype == "float32":
+        return
+    if dtype != "float16":
+        raise UserError(
+            f"--dtype {dtype}: CuPy has no matrix product in it on every device; use float16"
+        )
+    if xp is numpy:
+        raise UserError("--dtype float16: NumPy has no fast product in it; use --backend cupy")
+    capability = xp.cuda.Device().compute_capability
+    if not xp.cuda.runtime.is_hip and int(capability) < HALF_CAPABILITY:
+        raise UserError(
+            f"--dtype float16: this device, of compute capability {capability[:-1]}."
+            f"{capability[-1]}, has no arithmetic in it (5.3 has); use --dtype float32"
+        )
 
 
 def to_device(x, xp):

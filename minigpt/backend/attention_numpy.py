@@ -19,6 +19,7 @@ import math
 import numpy as np
 
 from minigpt.backend.pool import empty
+from minigpt.backend.rows_numpy import constant
 from minigpt.backend.tiles_numpy import (
     Tiles,
     batches,
@@ -69,7 +70,7 @@ def forward(q, k, v, causal, key_mask, dropout, rng):
         return y, (q, k, v, y, w, None, causal, key_mask, dropout, rng)
     y, total = heads_last(q), np.zeros((*q.shape[:3], 1), q.dtype)
     scratch, y_scratch = tile_buffer(tiles), tile_buffer(tiles)
-    ones = np.ones(tiles.columns, q.dtype)
+    ones = constant(tiles.columns, 1, q.dtype)
     for g in tiles.heads():
         for i in tiles.queries():
             yi, ti = y[g][:, i], total[g][:, i]
@@ -112,7 +113,7 @@ def put(a, b, to, first, scratch):
 def short_forward(q, kt, v, tiles, shift):
     """Return y and the weights w: all scores of some sequences at a time."""
     y, w = heads_last(q), empty((*q.shape[:3], tiles.Tk), q.dtype)
-    ones = np.ones(tiles.Tk, q.dtype)
+    ones = constant(tiles.Tk, 1, q.dtype)
     i, j = slice(0, tiles.Tq), slice(0, tiles.Tk)
     for b in batches(tiles):
         s = np.matmul(q[b], kt[b], out=w[b])

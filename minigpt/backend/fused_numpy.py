@@ -11,37 +11,42 @@ with a vector, which BLAS does at the speed of the memory.
 import math
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from minigpt.backend import attention_numpy
-from minigpt.backend.activation_numpy import BLOCK, activation_forward
+from minigpt.backend.activation_numpy import activation_backward, activation_forward
+from minigpt.backend.optimizer_numpy import adamw_step, gather, sum_of_squares
 from minigpt.backend.pool import empty
-from minigpt.backend.tiles_numpy import words_of
+from minigpt.backend.residual_numpy import (
+    dropout_forward,
+    layernorm_backward,
+    layernorm_forward,
+    residual_backward,
+    residual_forward,
+)
+from minigpt.backend.rows_numpy import column_sums, row_blocks, rows_of
 from minigpt.backend.vocabulary_numpy import (
     cross_entropy_backward,
     cross_entropy_forward,
     embedding_backward,
 )
 from minigpt.ops import attention, softmax
-from minigpt.ops.dropout import LANES, threshold
 
 __all__ = [
+    "activation_backward",
     "activation_forward",
+    "adamw_step",
     "cross_entropy_backward",
     "cross_entropy_forward",
+    "dropout_forward",
     "embedding_backward",
+    "gather",
+    "layernorm_backward",
+    "layernorm_forward",
+    "residual_backward",
+    "residual_forward",
+    "sum_of_squares",
 ]
-
-
-def row_blocks(n, width):
-    """Yield slices of rows 0 .. n - 1 that hold about BLOCK elements each."""
-    rows = max(1, BLOCK // max(width, 1))
-    for start in range(0, n, rows):
-        yield slice(start, min(start + rows, n))
-
-
-def rows_of(x, width):
-    """Return x as (N, width): a view where it is contiguous, as nearly everything here is."""
-    return x.reshape(-1, width)
 
 
 def linear_forward(x, w, b=None):
@@ -65,68 +70,6 @@ def linear_backward(dy, cache):
     dx = empty((*dy.shape[:-1], n_in), w.dtype)
     np.matmul(dy2, w.T, out=rows_of(dx, n_in))
     return dx, grads
-
-
-def column_sums(x):
-    """Return the sum over the rows of x (N, C): (C,)."""
-    return np.ones(len(x), x.dtype) @ x
-
-
-def layernorm_forward(x, w, b=None, eps=1e-5):
-    C = x.shape[-1]
-    if w.shape != (C,) or (b is not None and b.shape != (C,)):
-        raise ValueError(
-            f"layernorm_forward: w is {w.shape} and b is {None if b is None else b.shape}, "
-            f"but the last axis of x {x.shape} needs ({C},)"
-        )
-    y = empty(x.shape, x.dtype)
-    x2, y2 = rows_of(x, C), rows_of(y, C)
-    mu, rstd = np.empty((2, len(x2), 1), x.dtype)
-    mean = np.full(C, 1 / max(C, 1), x.dtype)
-    for rows in row_blocks(*x2.shape):
-        yr, m, r = y2[rows], mu[rows], rstd[rows]
-        np.matmul(x2[rows], mean, out=m[:, 0])
-        np.subtract(x2[rows], m, out=yr)
-        np.einsum("nc,nc->n", yr, yr, out=r[:, 0])
-        r *= 1 / C
-        r += eps
-        np.sqrt(r, out=r)
-        np.reciprocal(r, out=r)
-        yr *= r
-        yr *= w
-        if b is not None:
-            yr += b
-    kept = (*x.shape[:-1], 1)
-    return y, (x, w, b, mu.reshape(kept), rstd.reshape(kept))
-
-
-def layernorm_backward(dy, cache):
-    x, w, b, mu, rstd = cache
-    C = x.shape[-1]
-    dx = empty(x.shape, x.dtype)
-    x2, dy2, dx2 = rows_of(x, C), rows_of(dy, C), rows_of(dx, C)
-    mu, rstd = mu.reshape(-1, 1), rstd.reshape(-1, 1)
-    dw = np.zeros(C, x.dtype)
-    wn = w * (1 / max(C, 1))
-    scratch = empty((min(len(x2), max(1, BLOCK // max(C, 1))), C), x.dtype)
-    for rows in row_blocks(*x2.shape):
-        dyr, dxr, r = dy2[rows], dx2[rows], rstd[rows]
-        xhat = np.subtract(x2[rows], mu[rows], out=scratch[: len(r)])
-        xhat *= r
-        np.multiply(dyr, xhat, out=dxr)
-        dw += column_sums(dxr)
-        along = dxr @ wn  # mean(xhat * dxhat)
-        shift = dyr @ wn  # mean(dxhat)
-        np.multiply(dyr, w, out=dxr)
-        xhat *= along[:, None]
-        dxr -= shift[:, None]
-        dxr -= xhat
-        dxr *= r
-    return dx, {"w": dw} if b is None else {"w": dw, "b": column_sums(dy2)}
-
-
-def add(x, h):
-    return np.add(x, h, out=empty(x.shape, x.dtype))
 
 
 def softmax_forward(x):
@@ -160,28 +103,6 @@ def softmax_backward(dy, cache):
     return dx
 
 
-def activation_backward(dy, cache):
-    (slope,) = cache
-    return np.multiply(dy, slope, out=empty(dy.shape, dy.dtype))
-
-
-def dropout_forward(x, p, rng):
-    if rng is None or p == 0:
-        return x, (p, None)
-    y = empty(x.shape, x.dtype)
-    xs, ys = x.reshape(-1), y.reshape(-1)
-    limit, scale = threshold(p)
-    base = rng.row * math.prod(x.shape[1:])
-    for part in row_blocks(x.size, 1):
-        start, stop = base + part.start, base + part.stop
-        first = start // LANES
-        words = words_of(rng.key, np.arange(first + 1, -(-stop // LANES) + 1, dtype=np.uint64))
-        bits = words.view(np.uint16)[start - first * LANES :][: stop - start]
-        np.multiply(xs[part], bits >= limit, out=ys[part])
-        ys[part] *= scale
-    return y, (p, rng)
-
-
 def attention_forward(q, k, v, causal=False, key_mask=None, dropout=0.0, rng=None):
     if q.size == 0 or k.size == 0:
         return attention.attention_forward.reference(q, k, v, causal, key_mask, dropout, rng)
@@ -197,49 +118,19 @@ def attention_backward(dy, cache):
 
 
 def merge_heads(*xs):
-    first, shape = xs[0], xs[0].shape
-    B, H, T, D = shape
-    whole = first.base
-    if whole is None or whole.size != first.size * len(xs) or not whole.flags.c_contiguous:
-        return attention.merge_heads.reference(*xs)
-    joined = whole.reshape(B, T, len(xs), H, D)
-    expected = joined.transpose(2, 0, 3, 1, 4)
-    for x, y in zip(xs, expected, strict=True):
-        if x.strides != y.strides or address(x) != address(y):
+    first = xs[0]
+    B, H, T, D = first.shape
+    if len(xs) == 1:
+        return first.transpose(0, 2, 1, 3).reshape(B, T, H * D)
+    n, size = len(xs), first.itemsize
+    strides = (T * n * H * D * size, D * size, n * H * D * size, size)
+    for i, x in enumerate(xs):
+        beside = address(x) == address(first) + i * H * D * size
+        if not beside or x.strides != strides or x.base is None or x.base is not first.base:
             return attention.merge_heads.reference(*xs)
-    return joined.reshape(B, T, len(xs) * H * D)
+    return as_strided(first, (B, T, n * H * D), (strides[0], strides[2], size))
 
 
 def address(x):
     """Return where the first element of x lies in memory."""
     return x.__array_interface__["data"][0]
-
-
-def adamw_step(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, scale=1.0):
-    # With bias corrections moved out of the arrays:
-    # lr mhat / (sqrt(vhat) + eps) = a m / (sqrt(v) + c)
-    root = math.sqrt(1 - beta2**step)
-    a, c = lr * root / (1 - beta1**step), eps * root
-    scratch = empty((2, min(p.size, BLOCK)), p.dtype)
-    for part in row_blocks(p.size, 1):
-        pp, mp, vp = p[part], m[part], v[part]
-        t, u = scratch[:, : pp.size]
-        np.multiply(g[part], scale, out=t)
-        np.multiply(t, 1 - beta1, out=u)
-        mp *= beta1
-        mp += u
-        t *= t
-        t *= 1 - beta2
-        vp *= beta2
-        vp += t
-        np.sqrt(vp, out=t)
-        t += c
-        np.divide(mp, t, out=t)
-        t *= a
-        if weight_decay:
-            pp *= 1 - lr * weight_decay
-        pp -= t
-
-
-def sum_of_squares(g):
-    return np.dot(g, g)

@@ -1,5 +1,6 @@
 """How attention on the CPU is cut into tiles, and the memory that they are computed in."""
 
+import functools
 import math
 
 import numpy as np
@@ -20,6 +21,12 @@ def query_rows(Tq):
     return min(Tq, 64 if Tq <= 256 else 128 if Tq <= 2048 else 256)
 
 
+@functools.lru_cache(8)
+def future(n, dtype):
+    """Return what hides the future of n queries, (n, n): -inf above the diagonal, 0 elsewhere."""
+    return np.triu(np.full((n, n), -math.inf, dtype), 1)
+
+
 class Tiles:
     """The tiles of one call: which there are, and what masks and dropout do to them.
 
@@ -38,7 +45,7 @@ class Tiles:
         self.rows = self.Tq if self.short else query_rows(self.Tq)
         self.columns = self.Tk if self.short else min(self.Tk, KEYS)
         self.group = min(self.H, max(1, TILE // (self.rows * self.columns)))
-        self.future = np.triu(np.full((self.rows, self.rows), -math.inf, q.dtype), 1)
+        self.future = future(self.rows, q.dtype)
 
     def heads(self):
         """Yield g for all heads of all sequences."""

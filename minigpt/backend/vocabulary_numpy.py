@@ -8,7 +8,8 @@ from minigpt.backend.pool import empty
 from minigpt.ops import cross_entropy, embedding
 
 ROWS = 1024  # of x that meet the whole LM head at a time
-LOGITS = 2**18  # that exist at a time: 1 MB in float32
+LOGITS = 2**18  # in a tile, worked on while it is in the cache: 1 MB in float32
+KEPT = 2**23  # logits that exist at a time where gradients are made of them: 32 MB in float32
 TINY, HUGE = 1e-20, 1e30  # of a sum of exponentials that lost nothing worth to float32
 ONE_HOT = 2**20  # elements up to which a product with one-hot rows beats sorting
 
@@ -29,94 +30,114 @@ def embedding_backward(dy, cache, dwte=None):
     return {"wte": dwte, "wpe": dwpe}
 
 
-def cross_entropy_forward(x, targets, w, b=None, count=None):
+def cross_entropy_forward(x, targets, w, b=None, count=None, dloss=None):
     """As the op; by tiles of rows and vocabulary."""
     V, C = w.shape
     x2, t = x.reshape(-1, C), targets.reshape(-1)
     if x2.size == 0:
-        return cross_entropy.cross_entropy_forward.reference(x, targets, w, b, count)
+        return cross_entropy.cross_entropy_forward.reference(x, targets, w, b, count, dloss)
     if count is None:
         count = max(int((t >= 0).sum()), 1)
     lse = np.empty((len(x2), 1), x.dtype)
-    for rows in row_chunks(len(x2)):
-        with np.errstate(over="ignore"):
-            total = sum_of_exponentials(x2[rows], w, b)
-        # Nearly always the softmax needs no shift: only where exp has left the range of floats.
-        bad = ~((total > TINY) & (total < HUGE))
-        if bad.any():
-            top = np.where(bad, highest_logits(x2[rows], w, b), 0)
-            total = sum_of_exponentials(x2[rows], w, b, top)
-            lse[rows] = np.log(total) + top
-        else:
-            lse[rows] = np.log(total)
+    ready = None
+    if dloss is not None:
+        factor = ((t >= 0) * (dloss / count)).astype(x.dtype)[:, None]
+        ready = zero_gradients(x, w, b)
+    size = (1, ROWS) if ready is None else (V, KEPT)
+    for rows in cross_entropy.row_chunks(len(x2), *size):
+        lse[rows], total, tiles = normalize(x2[rows], w, b, keep=ready is not None)
+        if ready is not None:
+            add_gradients(ready, x2, w, t, factor, total, rows, tiles)
+        del tiles  # so that the next rows use its memory
     right = np.einsum("nc,nc->n", x2, w[t])  # a target of -1 picks some logit: unused
     if b is not None:
         right += b[t]
     loss = np.where(t >= 0, lse[:, 0] - right, 0).sum(dtype=x.dtype)
-    return loss / count, (x, targets, w, b, lse, count)
+    return loss / count, (x, targets, w, b, lse, count, ready)
 
 
 def cross_entropy_backward(dloss, cache):
-    """As the op; by tiles of rows and vocabulary."""
-    x, targets, w, b, lse, count = cache
-    V, C = w.shape
-    x2, t = x.reshape(-1, C), targets.reshape(-1)
-    dx, dw = empty(x2.shape, x.dtype), empty(w.shape, w.dtype)
-    db = None if b is None else np.zeros_like(b)
-    dx[...] = 0
-    if x2.size == 0:
-        dw[...] = 0
-    factor = ((t >= 0) * (dloss / count)).astype(x.dtype)[:, None]
-    for rows in row_chunks(len(x2)):
-        xr, tr = x2[rows] * factor[rows], t[rows]
-        for columns, p in logit_tiles(x2[rows], w, b):
-            p -= lse[rows]
-            np.exp(p, out=p)
-            (here,) = np.nonzero((tr >= columns.start) & (tr < columns.stop))
-            p[here, tr[here] - columns.start] -= 1
-            dx[rows] += p @ w[columns]
-            if rows.start == 0:
-                np.matmul(p.T, xr, out=dw[columns])
-            else:
-                dw[columns] += p.T @ xr
-            if b is not None:
-                db[columns] += factor[rows, 0] @ p
-    dx *= factor
-    return dx.reshape(x.shape), {"w": dw} if b is None else {"w": dw, "b": db}
+    """As the op: what the forward pass made ready, or a forward pass that does."""
+    *inputs, _, count, ready = cache
+    if cache[0].size == 0:
+        return cross_entropy.cross_entropy_backward.reference(dloss, cache)
+    return ready or cross_entropy_forward(*inputs, count, dloss)[1][-1]
 
 
-def row_chunks(n):
-    """Yield slices of rows 0 .. n - 1, ROWS at a time."""
-    for start in range(0, n, ROWS):
-        yield slice(start, min(start + ROWS, n))
+def zero_gradients(x, w, b):
+    """Return (dx, {"w": dw, "b": db}) of zeros, in memory that is reused."""
+    arrays = [empty(a.shape, a.dtype) for a in (x, w)]
+    for array in arrays:
+        array[...] = 0
+    grads = {"w": arrays[1]} if b is None else {"w": arrays[1], "b": np.zeros_like(b)}
+    return arrays[0], grads
 
 
-def logit_tiles(x, w, b):
-    """Yield slices of the vocabulary with the logits (n, columns) of x; all use one memory.
+def add_gradients(ready, x, w, t, factor, total, rows, tiles):
+    """Put in the gradients of some rows, of whose logits there are exp(logits - top) by tiles."""
+    dx, grads = ready
+    dx = dx.reshape(x.shape)[rows]
+    xr, tr, factor = x[rows], t[rows], factor[rows]
+    scale = factor / total
+    for columns, p in tiles:
+        p *= scale
+        (here,) = np.nonzero((tr >= columns.start) & (tr < columns.stop))
+        p[here, tr[here] - columns.start] -= factor[here, 0]
+        dx += p @ w[columns]
+        if rows.start == 0:
+            np.matmul(p.T, xr, out=grads["w"][columns])
+        else:
+            grads["w"][columns] += p.T @ xr
+        if "b" in grads:
+            grads["b"][columns] += p.sum(axis=0)
 
-    The rows of w are read, and those of its gradient written, once for all rows of x.
+
+def normalize(x, w, b, keep):
+    """Return lse (n, 1) of the logits of x, and the results of `exponentials`."""
+    with np.errstate(over="ignore"):
+        total, tiles = exponentials(x, w, b, keep)
+    # Nearly always the softmax needs no shift: only where exp has left the range of floats.
+    bad = ~((total > TINY) & (total < HUGE))
+    if not bad.any():
+        return np.log(total), total, tiles
+    top = np.where(bad, highest_logits(x, w, b), 0)
+    total, tiles = exponentials(x, w, b, keep, top)
+    return np.log(total) + top, total, tiles
+
+
+def exponentials(x, w, b, keep, top=None):
+    """Return the sum over the vocabulary of exp(logits - top), (n, 1), and if `keep` its terms.
+
+    The terms are a list of slices of the vocabulary with arrays (n, columns).
     """
-    n, V = len(x), len(w)
-    width = min(V, max(1, LOGITS // n))
-    buffer = empty((n * width,), x.dtype)
-    for start in range(0, V, width):
-        columns = slice(start, min(start + width, V))
-        logits = buffer[: n * (columns.stop - start)].reshape(n, -1)
-        np.matmul(x, w[columns].T, out=logits)
-        if b is not None:
-            logits += b[columns]
-        yield columns, logits
-
-
-def sum_of_exponentials(x, w, b, top=None):
-    """Return the sum over the vocabulary of exp(logits - top), (n, 1)."""
-    total, ones = np.zeros((len(x), 1), x.dtype), np.ones(len(w), x.dtype)
-    for columns, logits in logit_tiles(x, w, b):
+    total, ones, tiles = np.zeros((len(x), 1), x.dtype), np.ones(len(w), x.dtype), []
+    for columns, logits in logit_tiles(x, w, b, keep):
         if top is not None:
             logits -= top
         np.exp(logits, out=logits)
         total[:, 0] += logits @ ones[columns]
-    return total
+        if keep:
+            tiles.append((columns, logits))
+    return total, tiles
+
+
+def logit_tiles(x, w, b, keep=False):
+    """Yield slices of the vocabulary with the logits (n, columns) of x.
+
+    All use one memory, unless the caller is to keep them. The rows of w are read once for all
+    rows of x.
+    """
+    n, V = len(x), len(w)
+    width = min(V, max(1, LOGITS // n))
+    buffer = empty((n * (V if keep else width),), x.dtype)
+    for start in range(0, V, width):
+        columns = slice(start, min(start + width, V))
+        first = n * start if keep else 0
+        logits = buffer[first : first + n * (columns.stop - start)].reshape(n, -1)
+        np.matmul(x, w[columns].T, out=logits)
+        if b is not None:
+            logits += b[columns]
+        yield columns, logits
 
 
 def highest_logits(x, w, b):

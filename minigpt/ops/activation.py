@@ -1,7 +1,7 @@
 """Activations: GELU (Hendrycks & Gimpel 2016, arXiv:1606.08415), exact and by tanh, and ReLU.
 
-All are elementwise, so the forward pass keeps their slope dy/dx, which shares its costly part
-with y, and the backward pass is one product.
+All are elementwise. Their slope dy/dx shares its costly part with y, so the forward pass makes both
+and keeps the slope: the backward pass is one product.
 """
 
 import math
@@ -71,28 +71,57 @@ def relu(x):
 KINDS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": relu}
 
 
+def check_bias(x, b):
+    """Raise a ValueError if b is neither None nor (C,): it would broadcast without a word."""
+    if b is not None and b.shape != x.shape[-1:]:
+        raise ValueError(
+            f"activation_forward: b is {b.shape}, but the last axis of x {x.shape} needs "
+            f"{x.shape[-1:]}"
+        )
+
+
 @overridable
-def activation_forward(x, kind):
-    """Apply gelu, gelu_tanh or relu to every element.
+def activation_forward(x, kind, b=None):
+    """y = act(x + b), element by element; b is the bias of the linear layer that made x.
 
     Parameters
     ----------
-    x : (...) float
+    x : (..., C) float
     kind : str
-        A key of KINDS.
+        gelu, gelu_tanh or relu, a key of KINDS.
+    b : (C,), dtype of x, optional
 
     Returns
     -------
     y : as x
-    cache : (slope,)
-        dy/dx, as x.
+    cache : (x, b, kind, slope)
+        The slope dy/dx is as x. One of x and slope is None: where the slope is not kept, the
+        backward pass makes it again from x.
+
+    Raises
+    ------
+    ValueError
+        If b is not (C,): other shapes would broadcast without a word.
     """
-    y, slope = KINDS[kind](x)
-    return y, (slope,)
+    check_bias(x, b)
+    y, slope = KINDS[kind](x if b is None else x + b)
+    return y, (None, b, kind, slope)
 
 
 @overridable
 def activation_backward(dy, cache):
-    """dx = dy * dy/dx, element by element."""
-    (slope,) = cache
-    return dy * slope
+    """Gradients of x and b:
+
+        dx = dy * dy/dx
+        db = sum(dx)     over all axes but the last
+
+    Returns
+    -------
+    dx : (..., C)
+    grads : {"b": db (C,)} if there is a b, else {}
+    """
+    x, b, kind, slope = cache
+    if slope is None:
+        _, slope = KINDS[kind](x if b is None else x + b)
+    dx = dy * slope
+    return dx, {} if b is None else {"b": dx.reshape(-1, b.size).sum(axis=0)}

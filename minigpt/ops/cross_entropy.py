@@ -2,7 +2,9 @@
 
 One op, because the logits of a large vocabulary are the largest array of a model (50257 numbers a
 token in GPT-2) and are needed for a moment only: rows pass through head, loss and gradient in
-chunks, and the backward pass makes the logits again.
+chunks, and the backward pass makes the logits again. A caller who knows what the backward pass will
+get may say so to the forward pass: a faster namesake then makes the gradients while the logits of a
+chunk exist.
 """
 
 from minigpt.backend import array_module, overridable
@@ -10,9 +12,12 @@ from minigpt.backend import array_module, overridable
 CHUNK = 2**22  # logits that exist at one time, 16 MB in float32
 
 
-def row_chunks(n, V):
-    """Yield slices of rows 0 .. n - 1, each of at most CHUNK logits (and at least one row)."""
-    rows = max(1, CHUNK // V)
+def row_chunks(n, V, logits=None):
+    """Yield slices of rows 0 .. n - 1, each of at most so many logits (and at least one row).
+
+    With `logits` left out it is CHUNK of them.
+    """
+    rows = max(1, (logits or CHUNK) // V)
     for start in range(0, n, rows):
         yield slice(start, min(start + rows, n))
 
@@ -24,7 +29,7 @@ def head(x, w, b=None):
 
 
 @overridable
-def cross_entropy_forward(x, targets, w, b=None, count=None):
+def cross_entropy_forward(x, targets, w, b=None, count=None, dloss=None):
     """loss = sum over tokens of (log sum_j exp(logits_j) - logits_target) / count.
 
     Parameters
@@ -39,13 +44,16 @@ def cross_entropy_forward(x, targets, w, b=None, count=None):
     count : int, optional
         What the sum is divided by; the number of targets that are not ignored. A shard of a
         batch passes the number in the whole batch.
+    dloss : () float, optional
+        What the backward pass will be called with, where it is known.
 
     Returns
     -------
     loss : () float, dtype of x
         Nats per token. The loss of a uniform guess is ln V.
-    cache : (x, targets, w, b, lse, count)
-        lse (N, 1) = log sum exp of the logits, for all N rows of x.
+    cache : (x, targets, w, b, lse, count, ready)
+        lse (N, 1) = log sum exp of the logits, for all N rows of x; ready is (dx, grads) of dloss
+        where a faster namesake has made them, else None.
     """
     xp = array_module(x)
     V, C = w.shape
@@ -60,7 +68,7 @@ def cross_entropy_forward(x, targets, w, b=None, count=None):
         lse[rows] = top + xp.log(xp.exp(logits - top).sum(axis=-1, keepdims=True))
         right = logits[xp.arange(len(logits)), t[rows]]  # a target of -1 picks some logit: unused
         loss = loss + xp.where(t[rows] >= 0, lse[rows, 0] - right, 0.0).sum()
-    return loss / count, (x, targets, w, b, lse, count)
+    return loss / count, (x, targets, w, b, lse, count, None)
 
 
 @overridable
@@ -74,13 +82,16 @@ def cross_entropy_backward(dloss, cache):
     Parameters
     ----------
     dloss : () float
+        That which the forward pass was told, if it was.
 
     Returns
     -------
     dx : (..., C)
     grads : {"w": dw (V, C)} and "b": db (V,) if there is a b
     """
-    x, targets, w, b, lse, count = cache
+    x, targets, w, b, lse, count, ready = cache
+    if ready is not None:
+        return ready
     xp = array_module(x)
     V, C = w.shape
     x2, t = x.reshape(-1, C), targets.reshape(-1)

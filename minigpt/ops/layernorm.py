@@ -8,6 +8,16 @@ from minigpt.backend import overridable
 EPS = 1e-5  # GPT-2's
 
 
+def check_vectors(x, w, b):
+    """Raise a ValueError if w or b is not (C,): it would broadcast without a word."""
+    C = x.shape[-1]
+    if w.shape != (C,) or (b is not None and b.shape != (C,)):
+        raise ValueError(
+            f"layernorm: w is {w.shape} and b is {None if b is None else b.shape}, "
+            f"but the last axis of x {x.shape} needs ({C},)"
+        )
+
+
 @overridable
 def layernorm_forward(x, w, b=None, eps=EPS):
     """Bring every vector to mean 0 and variance 1, then apply a gain and a bias.
@@ -35,12 +45,7 @@ def layernorm_forward(x, w, b=None, eps=EPS):
     ValueError
         If w or b is not (C,): other shapes would broadcast without a word.
     """
-    C = x.shape[-1]
-    if w.shape != (C,) or (b is not None and b.shape != (C,)):
-        raise ValueError(
-            f"layernorm_forward: w is {w.shape} and b is {None if b is None else b.shape}, "
-            f"but the last axis of x {x.shape} needs ({C},)"
-        )
+    check_vectors(x, w, b)
     mu = x.mean(axis=-1, keepdims=True)  # (..., 1)
     xc = x - mu
     # Two passes: in float32 mean(x^2) - mean(x)^2 can cancel to below zero.

@@ -1,0 +1,96 @@
+// Token and position embedding: minigpt/ops/embedding.py.
+
+// A block per token: x = wte[id] + wpe[start + t].
+extern "C" __global__ void embedding_forward(const int* ids, const T* wte, const T* wpe,
+                                             T* __restrict__ x, long long length, long long C,
+                                             long long start) {
+  const long long row = blockIdx.x;
+  wte += ids[row] * C;
+  wpe += (start + row % length) * C;
+  for (long long c = 4 * threadIdx.x; c < C; c += 4 * blockDim.x) {
+    float v[4], position[4];
+    load4(wte + c, C - c, v);
+    load4(wpe + c, C - c, position);
+    for (int i = 0; i < 4; ++i) v[i] += position[i];
+    store4(x + row * C + c, C - c, v);
+  }
+}
+
+// ---- The backward pass: sums of rows of dy ----
+
+// A block of EMBEDDING_THREADS makes one row of a gradient, EMBEDDING_CHANNELS of it. Each warp
+// adds up its share of the rows; then a thread per channel adds up what the warps found.
+constexpr int EMBEDDING_THREADS = 512, EMBEDDING_CHANNELS = 512;
+constexpr int EMBEDDING_PARTS = EMBEDDING_CHANNELS / (4 * 32);  // quads of a lane: of 32 lanes, all
+
+struct RowSum {
+  float sum[EMBEDDING_PARTS][4];
+  long long first, C;  // channel of this block, and how many there are
+
+  // The channel within the block that part k of this lane begins with.
+  __device__ static int channel(int k) {
+    return 4 * (threadIdx.x % warpSize + k * warpSize);
+  }
+
+  __device__ void add(const T* row) {
+    for (int k = 0; k < EMBEDDING_PARTS; ++k) {
+      const int c = channel(k);
+      if (c >= EMBEDDING_CHANNELS || first + c >= C) break;
+      float v[4];
+      load4(row + first + c, C - first - c, v);
+      for (int i = 0; i < 4; ++i) sum[k][i] += v[i];
+    }
+  }
+
+  // The sum over the warps, in their order, for channel first + threadIdx.x.
+  __device__ float total() const {
+    __shared__ float sums[EMBEDDING_THREADS / 32][EMBEDDING_CHANNELS];
+    for (int k = 0; k < EMBEDDING_PARTS && channel(k) < EMBEDDING_CHANNELS; ++k)
+      for (int i = 0; i < 4; ++i) sums[threadIdx.x / warpSize][channel(k) + i] = sum[k][i];
+    __syncthreads();
+    float total = 0.0f;
+    for (int warp = 0; warp < EMBEDDING_THREADS / warpSize; ++warp)
+      total += sums[warp][threadIdx.x];
+    return total;
+  }
+};
+
+// Tell whether the id of token n stands before it, too; the search goes backwards.
+__device__ inline bool stands_before(const int* ids, int n) {
+  for (int last = n - 1; last >= 0; last -= blockDim.x) {
+    const int m = last - (int)threadIdx.x;
+    if (__syncthreads_or(m >= 0 && ids[m] == ids[n])) return true;
+  }
+  return false;
+}
+
+// dwte += onehot(ids)^T @ dy and dwpe = the sums of dy over the batch, 0 where no token stands.
+//
+// The first `owners` blocks are for dwte: a block per id with by_id, where there are few of them;
+// else a block per token, of which those work that are the first with their id. The others are
+// for dwpe, one per position. The N tokens are rows of `length` that begin at position `start`.
+extern "C" __global__ void __launch_bounds__(EMBEDDING_THREADS)
+embedding_backward(const T* dy, const int* ids, T* __restrict__ dwte, T* __restrict__ dwpe,
+                   long long N, long long length, long long C, long long owners, long long by_id,
+                   long long start) {
+  const int lane = threadIdx.x % warpSize, warp = threadIdx.x / warpSize;
+  const int warps = EMBEDDING_THREADS / warpSize;
+  const long long c = (long long)blockIdx.y * EMBEDDING_CHANNELS + threadIdx.x;
+  RowSum rows = {{}, (long long)blockIdx.y * EMBEDDING_CHANNELS, C};
+  if (blockIdx.x >= owners) {
+    const long long position = blockIdx.x - owners, t = position - start;
+    for (long long n = t + warp * length; t >= 0 && t < length && n < N; n += warps * length)
+      rows.add(dy + n * C);
+    const float sum = rows.total();
+    if (c < C) dwpe[position * C + c] = (T)sum;
+    return;
+  }
+  if (!by_id && stands_before(ids, blockIdx.x)) return;
+  const int id = by_id ? (int)blockIdx.x : ids[blockIdx.x];
+  for (long long first = warp * warpSize; first < N; first += EMBEDDING_THREADS) {
+    unsigned long long found = warp_ballot(first + lane < N && ids[first + lane] == id);
+    for (; found; found &= found - 1) rows.add(dy + (first + __ffsll(found) - 1) * C);
+  }
+  const float sum = rows.total();
+  if (c < C) dwte[id * C + c] = (T)((float)dwte[id * C + c] + sum);
+}

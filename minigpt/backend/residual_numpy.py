@@ -1,0 +1,129 @@
+"""Residual, layernorm and dropout on the CPU: a block of rows goes through all of them at once."""
+
+import math
+
+import numpy as np
+
+from minigpt.backend.pool import empty
+from minigpt.backend.rows_numpy import block_rows, column_sums, constant, row_blocks, rows_of
+from minigpt.backend.tiles_numpy import words_of
+from minigpt.ops.dropout import LANES, threshold
+from minigpt.ops.layernorm import EPS, check_vectors
+
+
+def drop(x, place, p, rng, out):
+    """Put x * mask / (1 - p) into out; x is a block whose first element is number `place`."""
+    limit, scale = threshold(p)
+    first, stop = place // LANES, -(-(place + x.size) // LANES)
+    words = words_of(rng.key, np.arange(first + 1, stop + 1, dtype=np.uint64))
+    bits = words.view(np.uint16)[place - first * LANES :][: x.size]
+    np.multiply(x, (bits >= limit).reshape(x.shape), out=out)
+    out *= scale
+
+
+def first_place(x, rng):
+    """Return the number of x's first element in the whole batch, as ops.dropout counts them."""
+    return 0 if rng is None else rng.row * math.prod(x.shape[1:])
+
+
+def normalize(x, w, b, eps, y, mu, rstd):
+    """As ops.layernorm, for a block (n, C), into y, mu (n, 1) and rstd (n, 1)."""
+    C = x.shape[-1]
+    np.matmul(x, constant(C, 1 / max(C, 1), x.dtype), out=mu[:, 0])
+    np.subtract(x, mu, out=y)
+    np.einsum("nc,nc->n", y, y, out=rstd[:, 0])
+    rstd *= 1 / max(C, 1)
+    rstd += eps
+    np.sqrt(rstd, out=rstd)
+    np.reciprocal(rstd, out=rstd)
+    y *= rstd
+    y *= w
+    if b is not None:
+        y += b
+
+
+def normalize_backward(dy, x, w, mu, rstd, dx, xhat):
+    """Put the gradient of a block's x into dx; return that of w. xhat is scratch."""
+    wn = w * (1 / max(w.size, 1))
+    np.subtract(x, mu, out=xhat)
+    xhat *= rstd
+    np.multiply(dy, xhat, out=dx)
+    dw = column_sums(dx)
+    along = dx @ wn  # mean(xhat * dxhat)
+    shift = dy @ wn  # mean(dxhat)
+    np.multiply(dy, w, out=dx)
+    xhat *= along[:, None]
+    dx -= shift[:, None]
+    dx -= xhat
+    dx *= rstd
+    return dw
+
+
+def residual_forward(x, h, w, b=None, dropout=0.0, rng=None, eps=EPS):
+    """As the op."""
+    check_vectors(h, w, b)
+    rng = rng if dropout else None
+    C, place = h.shape[-1], first_place(h, rng)
+    y = empty(h.shape, h.dtype)
+    stream = h if x is None and rng is None else empty(h.shape, h.dtype)
+    h2, s2, y2 = (rows_of(a, C) for a in (h, stream, y))
+    x2 = None if x is None else rows_of(x, C)
+    mu, rstd = np.empty((2, len(h2), 1), h.dtype)
+    for rows in row_blocks(*h2.shape):
+        added, s = h2[rows], s2[rows]
+        if rng is not None:
+            drop(added, place + rows.start * C, dropout, rng, out=s)
+            added = s
+        if x is not None:
+            np.add(x2[rows], added, out=s)
+        normalize(s, w, b, eps, y2[rows], mu[rows], rstd[rows])
+    kept = (*h.shape[:-1], 1)
+    cache = (stream, w, b, mu.reshape(kept), rstd.reshape(kept), dropout, rng, x is None)
+    return (stream, y), cache
+
+
+def residual_backward(dx, dy, cache):
+    """As the op."""
+    x, w, b, mu, rstd, dropout, rng, begins = cache
+    C, place = x.shape[-1], first_place(x, rng)
+    dstream = empty(x.shape, x.dtype)
+    # where the stream begins, dh alone is asked for
+    dh = dstream if rng is None or begins else empty(x.shape, x.dtype)
+    x2, dy2, ds2, dh2 = (rows_of(a, C) for a in (x, dy, dstream, dh))
+    dx2 = None if dx is None else rows_of(dx, C)
+    mu, rstd = mu.reshape(-1, 1), rstd.reshape(-1, 1)
+    grads = {name: np.zeros(C, x.dtype) for name, v in (("w", w), ("b", b)) if v is not None}
+    scratch = empty((block_rows(*x2.shape), C), x.dtype)
+    for rows in row_blocks(*x2.shape):
+        dyr, ds, r = dy2[rows], ds2[rows], rstd[rows]
+        grads["w"] += normalize_backward(dyr, x2[rows], w, mu[rows], r, ds, scratch[: len(r)])
+        if b is not None:
+            grads["b"] += column_sums(dyr)
+        if dx is not None:
+            ds += dx2[rows]
+        if rng is not None:
+            drop(ds, place + rows.start * C, dropout, rng, out=dh2[rows])
+    return None if begins else dstream, dh, grads
+
+
+def layernorm_forward(x, w, b=None, eps=EPS):
+    """As the op: a stream that begins."""
+    (_, y), cache = residual_forward(None, x, w, b, eps=eps)
+    return y, cache[:5]
+
+
+def layernorm_backward(dy, cache):
+    """As the op."""
+    _, dx, grads = residual_backward(None, dy, (*cache, 0.0, None, True))
+    return dx, grads
+
+
+def dropout_forward(x, p, rng):
+    """As the op."""
+    if rng is None or p == 0:
+        return x, (p, None)
+    y = empty(x.shape, x.dtype)
+    xs, ys, place = x.reshape(-1), y.reshape(-1), first_place(x, rng)
+    for part in row_blocks(x.size, 1):
+        drop(xs[part], place + part.start, p, rng, out=ys[part])
+    return y, (p, rng)

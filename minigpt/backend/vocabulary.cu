@@ -1,0 +1,44 @@
+// Softmax cross-entropy at the end of a large vocabulary.
+
+// A block per row of logits (n, V), to which the bias b, if any, is added. lse and losses are (n);
+// a row whose target is -1 has loss 0. With `gradient`, the logits become their own gradient:
+// (softmax - onehot) * dloss / count; dloss is read from the device where it is there.
+extern "C" __global__ void cross_entropy(T* logits, const T* b, const int* targets, float* lse,
+                                         float* losses, long long V, double count,
+                                         long long gradient, const float* dloss_at, double dloss) {
+  const long long row = blockIdx.x;
+  const long long step = blockDim.x;
+  const int target = targets[row];
+  T* x = logits + row * V;
+  // Read before any thread may write to it.
+  const float right = target < 0 ? 0.0f : float(x[target]) + (b ? float(b[target]) : 0.0f);
+
+  // Maximum and sum of exponentials in one pass: a larger maximum shrinks the sum so far. It
+  // begins finite, so that no difference is infinity minus infinity.
+  float top = -3.0e38f, total = 0.0f;
+  for (long long first = threadIdx.x; first < V; first += 4 * step) {
+    float v[4], highest = top;
+    for (int k = 0; k < 4; ++k) {
+      const long long i = first + k * step;
+      v[k] = i < V ? float(x[i]) + (b ? float(b[i]) : 0.0f) : minus_infinity();
+      highest = fmaxf(highest, v[k]);
+    }
+    total *= expf(top - highest);
+    for (int k = 0; k < 4; ++k) total += expf(v[k] - highest);
+    top = highest;
+  }
+  const float highest = block_reduce<Max>(top);
+  total = block_reduce<Sum>(total * expf(top - highest));
+  const float all = highest + logf(total);
+  if (threadIdx.x == 0) {
+    lse[row] = all;
+    losses[row] = target < 0 ? 0.0f : (all - right) / float(count);
+  }
+  if (!gradient) return;
+  const float factor = target < 0 ? 0.0f : (dloss_at ? *dloss_at : float(dloss)) / float(count);
+#pragma unroll 4
+  for (long long i = threadIdx.x; i < V; i += step) {
+    const float p = expf(float(x[i]) + (b ? float(b[i]) : 0.0f) - all);
+    x[i] = T((i == target ? p - 1.0f : p) * factor);
+  }
+}
