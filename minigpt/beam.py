@@ -39,6 +39,8 @@ class Hypothesis(NamedTuple):
 class DecoderCache(KVCache):
     """The KVCache of a decoder, and the keys and values of its memory, computed once.
 
+    By layer it gives the pair that cross_block_forward takes.
+
     Attributes
     ----------
     cross : list of (k, v), each (B * beam, H, Ts, D)
@@ -50,6 +52,9 @@ class DecoderCache(KVCache):
         super().__init__(config, len(memory) * beam, xp, memory.dtype)
         made = [keys_values(memory, block["cross"], config.n_head)[0] for block in p["h"]]
         self.cross = [tuple(xp.repeat(x, beam, axis=0) for x in kv) for kv in made]
+
+    def __getitem__(self, layer):
+        return super().__getitem__(layer), self.cross[layer]
 
     def take(self, rows):
         """Let row i go on from what row rows[i] has seen; both must have the same memory."""

@@ -2,6 +2,10 @@
 
 Every backward pass is its forward pass read upwards. `p` is a subtree of the parameters and
 `grads` comes back with the same nesting; biases that are not in `p` are not there.
+
+Blocks carry two arrays: the stream x, and h, what the layer before has found and not yet added.
+Each layer begins with a residual op: it adds h to x, and the layernorm of the sum is what the layer
+reads.
 """
 
 from minigpt.ops.activation import activation_backward, activation_forward
@@ -12,12 +16,12 @@ from minigpt.ops.attention import (
     merge_heads,
     split_heads,
 )
-from minigpt.ops.dropout import dropout_backward, dropout_forward
-from minigpt.ops.layernorm import layernorm_backward, layernorm_forward
 from minigpt.ops.linear import linear_backward, linear_forward
-from minigpt.ops.residual import add
+from minigpt.ops.residual import residual_backward, residual_forward
 
-WEIGHTS, ATTENTION, MLP, CROSS = range(4)  # the places of a block where dropout draws its own bits
+# The places of a block where dropout draws its own bits: the weights of its attention layers, and
+# what each of its residual ops adds.
+WEIGHTS, CROSS_WEIGHTS, LN_1, LN_2, LN_3 = range(5)
 
 
 def at(rng, place):
@@ -28,7 +32,7 @@ def at(rng, place):
 def self_attention_forward(
     x, p, n_head, dropout=0.0, rng=None, kv=None, causal=True, key_mask=None
 ):
-    """Self-attention: q, k and v in one product, attention by head, projection, dropout.
+    """Self-attention: q, k and v in one product, attention by head, projection.
 
     Parameters
     ----------
@@ -36,7 +40,7 @@ def self_attention_forward(
     p : {"c_attn": {"w" (C, 3C)[, "b"]}, "c_proj": {"w" (C, C)[, "b"]}}
     n_head : int
     dropout : float
-        For the attention weights and for the output.
+        For the attention weights.
     rng : Rng, optional
         None is no dropout.
     kv : optional
@@ -55,18 +59,14 @@ def self_attention_forward(
     q, k, v = split_heads(qkv, 3, n_head)
     if kv is not None:
         k, v = kv.append(k, v)
-    y, attention_cache = attention_forward(
-        q, k, v, causal, key_mask, dropout=dropout, rng=at(rng, WEIGHTS)
-    )
+    y, attention_cache = attention_forward(q, k, v, causal, key_mask, dropout=dropout, rng=rng)
     y, proj_cache = linear_forward(merge_heads(y), **p["c_proj"])
-    y, dropout_cache = dropout_forward(y, dropout, at(rng, ATTENTION))
-    return y, (n_head, qkv_cache, attention_cache, proj_cache, dropout_cache)
+    return y, (n_head, qkv_cache, attention_cache, proj_cache)
 
 
 def self_attention_backward(dy, cache):
     """Return dx (B, T, C) and grads. Not for a forward pass with a KV cache."""
-    n_head, qkv_cache, attention_cache, proj_cache, dropout_cache = cache
-    dy = dropout_backward(dy, dropout_cache)
+    n_head, qkv_cache, attention_cache, proj_cache = cache
     dy, c_proj = linear_backward(dy, proj_cache)
     (dy,) = split_heads(dy, 1, n_head)
     dqkv = merge_heads(*attention_backward(dy, attention_cache))
@@ -81,7 +81,7 @@ def keys_values(memory, p, n_head):
 
 
 def cross_attention_forward(x, memory, p, n_head, key_mask=None, dropout=0.0, rng=None, kv=None):
-    """Cross attention: q from x, k and v from memory, attention by head, projection, dropout.
+    """Cross attention: q from x, k and v from memory, attention by head, projection.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def cross_attention_forward(x, memory, p, n_head, key_mask=None, dropout=0.0, rn
     key_mask : (B, Tk) bool, optional
         True where memory may be seen; False is padding.
     dropout : float
-        For the attention weights and for the output.
+        For the attention weights.
     rng : Rng, optional
         None is no dropout.
     kv : (k, v), optional
@@ -107,18 +107,14 @@ def cross_attention_forward(x, memory, p, n_head, key_mask=None, dropout=0.0, rn
     q, q_cache = linear_forward(x, **p["c_q"])
     (q,) = split_heads(q, 1, n_head)
     (k, v), kv_cache = keys_values(memory, p, n_head) if kv is None else (kv, None)
-    y, attention_cache = attention_forward(
-        q, k, v, key_mask=key_mask, dropout=dropout, rng=at(rng, WEIGHTS)
-    )
+    y, attention_cache = attention_forward(q, k, v, key_mask=key_mask, dropout=dropout, rng=rng)
     y, proj_cache = linear_forward(merge_heads(y), **p["c_proj"])
-    y, dropout_cache = dropout_forward(y, dropout, at(rng, ATTENTION))
-    return y, (n_head, q_cache, kv_cache, attention_cache, proj_cache, dropout_cache)
+    return y, (n_head, q_cache, kv_cache, attention_cache, proj_cache)
 
 
 def cross_attention_backward(dy, cache):
     """Return dx (B, Tq, C), dmemory (B, Tk, C) and grads. Not for a forward pass with `kv`."""
-    n_head, q_cache, kv_cache, attention_cache, proj_cache, dropout_cache = cache
-    dy = dropout_backward(dy, dropout_cache)
+    n_head, q_cache, kv_cache, attention_cache, proj_cache = cache
     dy, c_proj = linear_backward(dy, proj_cache)
     (dy,) = split_heads(dy, 1, n_head)
     dq, dk, dv = attention_backward(dy, attention_cache)
@@ -127,8 +123,8 @@ def cross_attention_backward(dy, cache):
     return dx, dmemory, {"c_q": c_q, "c_kv": c_kv, "c_proj": c_proj}
 
 
-def mlp_forward(x, p, activation, dropout=0.0, rng=None):
-    """Two linear layers with an activation between them, then dropout.
+def mlp_forward(x, p, activation):
+    """Two linear layers with an activation between them, which also adds the bias of the first.
 
     Parameters
     ----------
@@ -142,56 +138,66 @@ def mlp_forward(x, p, activation, dropout=0.0, rng=None):
     y : (B, T, C)
     cache : tuple
     """
-    h, fc_cache = linear_forward(x, **p["c_fc"])
-    h, activation_cache = activation_forward(h, activation)
+    h, fc_cache = linear_forward(x, p["c_fc"]["w"])
+    h, activation_cache = activation_forward(h, activation, p["c_fc"].get("b"))
     y, proj_cache = linear_forward(h, **p["c_proj"])
-    y, dropout_cache = dropout_forward(y, dropout, rng)
-    return y, (fc_cache, activation_cache, proj_cache, dropout_cache)
+    return y, (fc_cache, activation_cache, proj_cache)
 
 
 def mlp_backward(dy, cache):
     """Return dx (B, T, C) and grads."""
-    fc_cache, activation_cache, proj_cache, dropout_cache = cache
-    dy = dropout_backward(dy, dropout_cache)
+    fc_cache, activation_cache, proj_cache = cache
     dh, c_proj = linear_backward(dy, proj_cache)
-    dh = activation_backward(dh, activation_cache)
-    dx, c_fc = linear_backward(dh, fc_cache)
-    return dx, {"c_fc": c_fc, "c_proj": c_proj}
+    dh, bias = activation_backward(dh, activation_cache)
+    dx, weight = linear_backward(dh, fc_cache)
+    return dx, {"c_fc": {**weight, **bias}, "c_proj": c_proj}
 
 
 def block_forward(
-    x, p, n_head, activation, dropout=0.0, rng=None, kv=None, causal=True, key_mask=None
+    x, h, p, n_head, activation, dropout=0.0, rng=None, kv=None, causal=True, key_mask=None
 ):
-    """x + attention(layernorm(x)), then x + mlp(layernorm(x)): GPT-2's pre-norm block.
+    """Attention, then MLP, each of the layernorm of the stream so far: GPT-2's pre-norm block.
 
     Radford et al. 2019 (GPT-2), section 2.3. With causal=False it is the block of an encoder.
 
+    Parameters
+    ----------
+    x : (B, T, C) float or None
+        The stream; None before the first block.
+    h : (B, T, C)
+        What the block before has found, or the embedding.
+    p : {"ln_1", "attn", "ln_2", "mlp"}
+    dropout : float
+        For the attention weights, and for what is added to the stream.
+
     Returns
     -------
-    y : (B, T, C)
+    x, h : (B, T, C)
+        The stream, and what the MLP has found.
     cache : tuple
     """
-    h, c1 = layernorm_forward(x, **p["ln_1"])
-    h, c2 = self_attention_forward(h, p["attn"], n_head, dropout, rng, kv, causal, key_mask)
-    x = add(x, h)
-    h, c3 = layernorm_forward(x, **p["ln_2"])
-    h, c4 = mlp_forward(h, p["mlp"], activation, dropout, at(rng, MLP))
-    return add(x, h), (c1, c2, c3, c4)
+    (x, h), c1 = residual_forward(x, h, **p["ln_1"], dropout=dropout, rng=at(rng, LN_1))
+    h, c2 = self_attention_forward(
+        h, p["attn"], n_head, dropout, at(rng, WEIGHTS), kv, causal, key_mask
+    )
+    (x, h), c3 = residual_forward(x, h, **p["ln_2"], dropout=dropout, rng=at(rng, LN_2))
+    h, c4 = mlp_forward(h, p["mlp"], activation)
+    return x, h, (c1, c2, c3, c4)
 
 
-def block_backward(dy, cache):
-    """Return dx (B, T, C) and grads. A sum passes its gradient to both of its terms."""
+def block_backward(dx, dh, cache):
+    """Return dx (B, T, C), None if x was None, dh (B, T, C) and grads."""
     c1, c2, c3, c4 = cache
-    dh, mlp = mlp_backward(dy, c4)
-    dh, ln_2 = layernorm_backward(dh, c3)
-    dy = add(dy, dh)
-    dh, attn = self_attention_backward(dy, c2)
-    dh, ln_1 = layernorm_backward(dh, c1)
-    return add(dy, dh), {"ln_1": ln_1, "attn": attn, "ln_2": ln_2, "mlp": mlp}
+    g = {}
+    dh, g["mlp"] = mlp_backward(dh, c4)
+    dx, dh, g["ln_2"] = residual_backward(dx, dh, c3)
+    dh, g["attn"] = self_attention_backward(dh, c2)
+    dx, dh, g["ln_1"] = residual_backward(dx, dh, c1)
+    return dx, dh, g
 
 
 def cross_block_forward(
-    x, memory, p, n_head, activation, key_mask=None, dropout=0.0, rng=None, kv=None, memory_kv=None
+    x, h, memory, p, n_head, activation, dropout=0.0, rng=None, kv=None, key_mask=None
 ):
     """The block of a decoder that also reads memory: self-attention, cross attention, MLP.
 
@@ -199,45 +205,42 @@ def cross_block_forward(
 
     Parameters
     ----------
-    x : (B, T, C) float
-    memory : (B, Tk, C), dtype of x
+    x, h : as in block_forward
+    memory : (B, Tk, C), dtype of h
     p : {"ln_1", "attn", "ln_2", "cross", "ln_3", "mlp"}
+    kv : pair, optional
+        `kv` of self_attention_forward and of cross_attention_forward.
     key_mask : (B, Tk) bool, optional
         True where memory may be seen.
-    kv, memory_kv : optional
-        As `kv` of self_attention_forward and of cross_attention_forward.
 
     Returns
     -------
-    y : (B, T, C)
+    x, h : (B, T, C)
     cache : tuple
     """
-    h, c1 = layernorm_forward(x, **p["ln_1"])
-    h, c2 = self_attention_forward(h, p["attn"], n_head, dropout, rng, kv)
-    x = add(x, h)
-    h, c3 = layernorm_forward(x, **p["ln_2"])
+    kv, memory_kv = kv or (None, None)
+    (x, h), c1 = residual_forward(x, h, **p["ln_1"], dropout=dropout, rng=at(rng, LN_1))
+    h, c2 = self_attention_forward(h, p["attn"], n_head, dropout, at(rng, WEIGHTS), kv)
+    (x, h), c3 = residual_forward(x, h, **p["ln_2"], dropout=dropout, rng=at(rng, LN_2))
     h, c4 = cross_attention_forward(
-        h, memory, p["cross"], n_head, key_mask, dropout, at(rng, CROSS), memory_kv
+        h, memory, p["cross"], n_head, key_mask, dropout, at(rng, CROSS_WEIGHTS), memory_kv
     )
-    x = add(x, h)
-    h, c5 = layernorm_forward(x, **p["ln_3"])
-    h, c6 = mlp_forward(h, p["mlp"], activation, dropout, at(rng, MLP))
-    return add(x, h), (c1, c2, c3, c4, c5, c6)
+    (x, h), c5 = residual_forward(x, h, **p["ln_3"], dropout=dropout, rng=at(rng, LN_3))
+    h, c6 = mlp_forward(h, p["mlp"], activation)
+    return x, h, (c1, c2, c3, c4, c5, c6)
 
 
-def cross_block_backward(dy, cache):
-    """Return dx (B, T, C), dmemory (B, Tk, C) and grads."""
+def cross_block_backward(dx, dh, cache):
+    """Return dx, dh (B, T, C), dmemory (B, Tk, C) and grads; dx is None if x was None."""
     c1, c2, c3, c4, c5, c6 = cache
     g = {}
-    dh, g["mlp"] = mlp_backward(dy, c6)
-    dh, g["ln_3"] = layernorm_backward(dh, c5)
-    dy = add(dy, dh)
-    dh, dmemory, g["cross"] = cross_attention_backward(dy, c4)
-    dh, g["ln_2"] = layernorm_backward(dh, c3)
-    dy = add(dy, dh)
-    dh, g["attn"] = self_attention_backward(dy, c2)
-    dh, g["ln_1"] = layernorm_backward(dh, c1)
-    return add(dy, dh), dmemory, g
+    dh, g["mlp"] = mlp_backward(dh, c6)
+    dx, dh, g["ln_3"] = residual_backward(dx, dh, c5)
+    dh, dmemory, g["cross"] = cross_attention_backward(dh, c4)
+    dx, dh, g["ln_2"] = residual_backward(dx, dh, c3)
+    dh, g["attn"] = self_attention_backward(dh, c2)
+    dx, dh, g["ln_1"] = residual_backward(dx, dh, c1)
+    return dx, dh, dmemory, g
 
 
 def block_weights(cache):
@@ -247,6 +250,6 @@ def block_weights(cache):
     -------
     weights : {"self": (B, H, T, T)}, and of a cross block "cross": (B, H, T, Tk)
     """
-    _, (_, _, attention_cache, *_), _, cross_cache, *rest = cache
+    _, (_, _, attention_cache, _), _, cross_cache, *rest = cache
     weights = {"self": attention_weights(attention_cache)}
     return {**weights, "cross": attention_weights(cross_cache[3])} if rest else weights

@@ -61,13 +61,13 @@ def save(path, params, config, *, tokenizer, state, optimizer=None):
     ----------
     path : str or path
     params : Params
-        float32; arrays on a device are copied to the host one by one.
+        float32; what is on a device comes to the host in one copy.
     config : GPTConfig or Seq2SeqConfig
     tokenizer : CharTokenizer or PairTokenizer
     state : dict
         Of what JSON knows; floats come back to the bit.
     optimizer : AdamW, optional
-        Its moments are saved; its step_count is the caller's to keep in `state`.
+        Its moments are saved; the rest of it is the caller's to keep in `state`.
 
     Raises
     ------
@@ -76,10 +76,10 @@ def save(path, params, config, *, tokenizer, state, optimizer=None):
     TypeError
         If an array is not float32: no other precision could be loaded.
     """
-    tensors = {name: to_host(view) for name, view in params.leaves()}
+    tensors = dict(on_host(params).leaves())
     for moment in MOMENTS if optimizer else ():
-        views = getattr(optimizer, moment).leaves()
-        tensors |= {f"optimizer.{moment}.{name}": to_host(view) for name, view in views}
+        views = on_host(getattr(optimizer, moment)).leaves()
+        tensors |= {f"optimizer.{moment}.{name}": view for name, view in views}
     tensors = {name: x.astype("<f4", casting="equiv", copy=False) for name, x in tensors.items()}
     metadata = {
         "format": FORMAT,
@@ -89,6 +89,11 @@ def save(path, params, config, *, tokenizer, state, optimizer=None):
         "state": json.dumps(state),
     }
     replace(Path(path), [header(tensors, metadata), *tensors.values()])
+
+
+def on_host(params):
+    """Return Params on the host: these, or a copy of those on a device."""
+    return Params(params.shapes, np, params.flat.dtype, to_host(params.flat))
 
 
 def header(tensors, metadata):
@@ -237,7 +242,7 @@ def check_tensors(file, names, expected):
 
 def read_params(file, shape_tree, xp, prefix=""):
     """Return float32 Params filled from the tensors `prefix` + name."""
-    params = Params(shape_tree, xp, "float32")
+    params = Params(shape_tree, np, "float32")
     for name, view in params.leaves():
         x = file.get_tensor(prefix + name)
         if not np.isfinite(x).all():
@@ -245,5 +250,5 @@ def read_params(file, shape_tree, xp, prefix=""):
                 f"{prefix}{name} holds numbers that are not finite: the run had diverged; take an "
                 "earlier checkpoint, or train again with a lower --learning-rate"
             )
-        view[...] = to_device(x, xp)
-    return params
+        view[...] = x
+    return Params(shape_tree, xp, "float32", to_device(params.flat, xp))

@@ -21,6 +21,14 @@ from types import NoneType
 
 from minigpt import UserError
 
+# Errors of a device at run time, and where CuPy has them. One of memory is a MemoryError.
+FAILURES = {
+    "CUDARuntimeError": "cupy_backends.cuda.api.runtime",
+    "CUDADriverError": "cupy_backends.cuda.api.driver",
+    "CUBLASError": "cupy_backends.cuda.libs.cublas",
+    "NVRTCError": "cupy_backends.cuda.libs.nvrtc",
+    "CompileException": "cupy.cuda.compiler",
+}
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -185,6 +193,12 @@ def nearest(word, words):
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def device_failures():
+    """Return the classes of FAILURES, of what has been imported."""
+    modules = ((sys.modules.get(module), name) for name, module in FAILURES.items())
+    return tuple(getattr(module, name) for module, name in modules if hasattr(module, name))
+
+
 def one_line(error):
     """Text of an exception, or a text, without line breaks."""
     text = str(error)
@@ -192,6 +206,9 @@ def one_line(error):
         text = f"out of memory; a smaller batch, context or model needs less. {text}".rstrip()
     elif isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    elif isinstance(error, device_failures()):
+        line = next(filter(None, text.splitlines()), type(error).__name__)
+        text = f"the device failed ({line}); `python -m minigpt.backend` checks it"
     return " ".join(text.splitlines())
 
 
@@ -200,8 +217,8 @@ def run(main):
 
     What the user or the machine is the cause of ends without a traceback. Exit codes: what main
     returns; 2 after `error: ...` on standard error for a UserError, a lack of memory or a failing
-    file; 130 after Ctrl-C; 141 if the reader of standard output has gone, as with `| head`. All
-    else is a fault of the program, and its traceback is shown.
+    file or device; 130 after Ctrl-C; 141 if the reader of standard output has gone, as with
+    `| head`. All else is a fault of the program, and its traceback is shown.
     """
     if hasattr(sys.stdout, "reconfigure"):  # a text may hold what the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -215,7 +232,7 @@ def run(main):
         status = 130
     except BrokenPipeError:
         status = 141
-    except (UserError, MemoryError, OSError) as error:
+    except (UserError, MemoryError, OSError, *device_failures()) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         status = 2
     try:

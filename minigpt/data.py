@@ -12,6 +12,7 @@ import textwrap
 import numpy as np
 
 from minigpt import UserError, cli
+from minigpt.backend import array_module, to_device
 from minigpt.corpus import load_text
 from minigpt.tokenizer import CharTokenizer, token_table
 
@@ -53,20 +54,22 @@ def random_batch(ids, seed, step, batch_size, block_size):
     Parameters
     ----------
     ids : (N,) int32, N > block_size
+        On a device the windows are gathered there; the places are the same.
     seed, step : int, not negative
     batch_size, block_size : int
 
     Returns
     -------
-    x, y : (batch_size, block_size) int32
+    x, y : (batch_size, block_size) int32, where ids are
         y is x moved on by one token.
     """
     # Philox numbers its output by a counter. The step is in the second 64-bit word of it, which
     # the draws of one step never reach. Raw bits: the one stream that NumPy promises to keep.
     bits = np.random.Philox(key=seed, counter=step << 64).random_raw(batch_size)
     starts = (bits % np.uint64(len(ids) - block_size)).astype(np.int64)
-    places = starts[:, None] + np.arange(block_size)
-    return ids[places], ids[places + 1]
+    xp = array_module(ids)
+    places = to_device(starts, xp)[:, None] + xp.arange(block_size)
+    return ids[places], ids[1:][places]
 
 
 def windows(ids, block_size, batch_size):
@@ -89,6 +92,11 @@ def windows(ids, block_size, batch_size):
         yield x[row : row + batch_size], y[row : row + batch_size]
     if whole < n:
         yield ids[None, whole:n], ids[None, whole + 1 :]
+
+
+def counted(targets):
+    """Return how many targets of a text's batch count: all, and no device has to be asked."""
+    return targets.size
 
 
 @dataclasses.dataclass(frozen=True)

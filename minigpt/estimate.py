@@ -24,26 +24,28 @@ def flops_per_step(config, train):
 
 
 def memory(config, train):
-    """Return {part: bytes} of a training step in float32.
+    """Return {part: bytes} of a training step.
 
-    The threads share the weights, but each makes the gradients of its own shard. The coefficients
-    of the activations were fitted to the peaks of real steps on NumPy, hence "about".
+    The threads share the weights, but each makes the gradients of its own shard. What the passes
+    see and make may be in float16; all else is float32. The coefficients of the activations were
+    fitted to the peaks of real steps on NumPy, hence "about".
     """
-    size, threads = 4 * count_parameters(config), train.shards()
+    n, threads = count_parameters(config), train.shards()
+    itemsize = 2 if train.dtype == "float16" else 4
     T, C = config.block_size, config.n_embd
     # Kept per token and layer: the inputs of the two layernorms and what they return, q k v, what
     # attention returns, the MLP's activation and its slope; weights of attention if T is short.
-    kept_weights = config.n_head * T if T <= 64 else 0
+    kept_weights = config.n_head * T if T <= 64 and train.backend == "numpy" else 0
     layer = (2 + 2 + 3 + 1 + 8) * C + kept_weights
     if model_of(config) is SEQ2SEQ:  # an encoder's; cross attention: layernorm, q, k v, output
         layer += layer + (2 + 1 + 2 + 1) * C + kept_weights
     in_flight = 24 * C  # of one layer or outside of all, in both passes
     kept = train.batch_size * T * (config.n_layer * layer + in_flight)
     return {
-        "weights": size,
-        "gradients": (1 + threads) * size,
-        "optimizer (two moments)": 2 * size,
-        "activations (about)": 4 * (kept + threads * SCRATCH),
+        "weights": 4 * n + (2 * n if itemsize == 2 else 0),
+        "gradients": 4 * n + threads * itemsize * n,
+        "optimizer (two moments)": 8 * n,
+        "activations (about)": itemsize * (kept + threads * SCRATCH),
     }
 
 
@@ -63,6 +65,7 @@ def describe(config, train):
     tokens, parts = sequences * config.block_size, memory(config, train)
     sides = 2 if model_of(config) is SEQ2SEQ else 1
     positions = sides * config.block_size * config.n_embd
+    where = f"on {train.shards()} threads" if train.backend == "numpy" else "of the device"
     of_each = ", of sources and of targets, at most" if sides == 2 else ""
     rows = {
         "model": f"{config.n_layer} layers, {config.n_head} heads, {config.n_embd} channels, "
@@ -71,8 +74,10 @@ def describe(config, train):
         "a step": f"{sequences} x {config.block_size} = {tokens:,} tokens{of_each}, "
         f"{human(per_step, 'FLOP')}",
         "the run": f"{train.max_iters:,} steps, {train.max_iters * tokens:,} tokens, "
-        f"{human(train.max_iters * per_step, 'FLOP')}",
-        "memory": f"about {human(sum(parts.values()), 'B')} on {train.shards()} threads",
+        f"{human(train.max_iters * per_step, 'FLOP')}"
+        if train.max_seconds is None
+        else f"{train.max_seconds:g} seconds, as many steps as they allow",
+        "memory": f"about {human(sum(parts.values()), 'B')} {where}",
     }
     rows |= {f"  {part}": human(value, "B") for part, value in parts.items()}
     return [f"{name:<27}{value}" for name, value in rows.items()]

@@ -13,9 +13,8 @@ from minigpt.blocks import at, block_backward, block_forward
 from minigpt.cli import option
 from minigpt.ops.activation import KINDS
 from minigpt.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward, head
-from minigpt.ops.dropout import dropout_backward, dropout_forward
 from minigpt.ops.embedding import embedding_backward, embedding_forward
-from minigpt.ops.layernorm import layernorm_backward, layernorm_forward
+from minigpt.ops.residual import residual_backward, residual_forward
 from minigpt.params import Params, leaves
 
 STD = 0.02  # of every matrix and embedding at initialization, as in GPT-2
@@ -143,7 +142,7 @@ def draw_params(shape_tree, init, seed, xp, dtype):
     return params
 
 
-def gpt_forward(ids, p, config, rng=None, kv=None, causal=True, key_mask=None):
+def gpt_forward(ids, p, config, rng=None, kv=None, block=block_forward):
     """Embedding, blocks, final layernorm.
 
     Parameters
@@ -155,54 +154,55 @@ def gpt_forward(ids, p, config, rng=None, kv=None, causal=True, key_mask=None):
         The key of this step's dropout; None is no dropout.
     kv : KVCache, optional
         Keys and values of the tokens before `ids`; those of `ids` are added to it.
-    causal, key_mask : optional
-        As in self_attention_forward: an encoder's tokens all see each other, but for padding.
+    block : callable, optional
+        The forward pass of a block, if it is another than the GPT's, or has options of its own.
 
     Returns
     -------
-    x : (B, T, C), dtype of the parameters
+    y : (B, T, C), dtype of the parameters
     cache : tuple
     """
     start = 0 if kv is None else kv.length
-    x, embedding_cache = embedding_forward(ids, p["wte"], p["wpe"], start)
-    x, dropout_cache = dropout_forward(x, config.dropout, at(rng, config.n_layer))
-    block_caches = []
-    for i, block in enumerate(p["h"]):
-        x, cache = block_forward(
+    h, embedding_cache = embedding_forward(ids, p["wte"], p["wpe"], start)
+    x, block_caches = None, []
+    for i, layer in enumerate(p["h"]):
+        x, h, cache = block(
             x,
-            block,
-            config.n_head,
-            config.activation,
-            config.dropout,
-            at(rng, i),
-            None if kv is None else kv[i],
-            causal,
-            key_mask,
+            h,
+            p=layer,
+            n_head=config.n_head,
+            activation=config.activation,
+            dropout=config.dropout,
+            rng=at(rng, i),
+            kv=None if kv is None else kv[i],
         )
         block_caches.append(cache)
-    x, norm_cache = layernorm_forward(x, **p["ln_f"])
+    (_, y), norm_cache = residual_forward(
+        x, h, **p["ln_f"], dropout=config.dropout, rng=at(rng, config.n_layer)
+    )
     if kv is not None:
         kv.advance(ids.shape[1])
-    return x, (embedding_cache, dropout_cache, block_caches, norm_cache)
+    return y, (embedding_cache, block_caches, norm_cache)
 
 
-def gpt_backward(dx, cache, dwte=None):
+def gpt_backward(dy, cache, dwte=None, block=block_backward):
     """Return the tree of gradients of gpt_forward.
 
     Parameters
     ----------
-    dx : (B, T, C)
+    dy : (B, T, C)
     dwte : (V, C), optional
         The tied head's gradient of wte, given up by the caller: the embedding's is added to it.
+    block : callable, optional
+        The backward pass of gpt_forward's `block`.
     """
-    embedding_cache, dropout_cache, block_caches, norm_cache = cache
-    dx, ln_f = layernorm_backward(dx, norm_cache)
+    embedding_cache, block_caches, norm_cache = cache
+    dx, dh, ln_f = residual_backward(None, dy, norm_cache)
     h = []
     for block_cache in reversed(block_caches):
-        dx, grads = block_backward(dx, block_cache)
+        dx, dh, grads = block(dx, dh, block_cache)
         h.append(grads)
-    dx = dropout_backward(dx, dropout_cache)
-    return {**embedding_backward(dx, embedding_cache, dwte), "h": h[::-1], "ln_f": ln_f}
+    return {**embedding_backward(dh, embedding_cache, dwte), "h": h[::-1], "ln_f": ln_f}
 
 
 def head_params(p):
@@ -215,14 +215,14 @@ def logits(x, p):
     return head(x, **head_params(p))
 
 
-def loss_forward(ids, targets, p, config, rng=None, count=None):
+def loss_forward(ids, targets, p, config, rng=None, count=None, dloss=None):
     """Cross-entropy of the next tokens, in nats per token.
 
     Parameters
     ----------
     ids, targets : (B, T) int
         targets[b, t] follows ids[b, t]; -1 is ignored.
-    count : int, optional
+    count, dloss : optional
         As in cross_entropy_forward.
 
     Returns
@@ -231,7 +231,7 @@ def loss_forward(ids, targets, p, config, rng=None, count=None):
     cache : tuple
     """
     x, cache = gpt_forward(ids, p, config, rng)
-    loss, loss_cache = cross_entropy_forward(x, targets, **head_params(p), count=count)
+    loss, loss_cache = cross_entropy_forward(x, targets, **head_params(p), count=count, dloss=dloss)
     return loss, (cache, loss_cache, "lm_head" in p)
 
 

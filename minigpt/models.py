@@ -4,9 +4,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from minigpt import gpt, seq2seq
-from minigpt.data import random_batch, windows
-from minigpt.pairs import PairTokenizer, all_pairs, random_pairs
+from minigpt import data, gpt, pairs, seq2seq
 from minigpt.params import leaves
 from minigpt.tokenizer import CharTokenizer
 
@@ -30,6 +28,7 @@ class Model(NamedTuple):
     loss_backward: Callable
     random_batch: Callable
     windows: Callable
+    counted: Callable
 
 
 GPT = Model(
@@ -40,19 +39,21 @@ GPT = Model(
     gpt.init_params,
     gpt.loss_forward,
     gpt.loss_backward,
-    random_batch,
-    windows,
+    data.random_batch,
+    data.windows,
+    data.counted,
 )
 SEQ2SEQ = Model(
     "seq2seq",
     seq2seq.Seq2SeqConfig,
-    PairTokenizer,
+    pairs.PairTokenizer,
     seq2seq.shapes,
     seq2seq.init_params,
     seq2seq.loss_forward,
     seq2seq.loss_backward,
-    random_pairs,
-    all_pairs,
+    pairs.random_pairs,
+    pairs.all_pairs,
+    pairs.counted,
 )
 MODELS = {model.name: model for model in (GPT, SEQ2SEQ)}
 

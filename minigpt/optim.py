@@ -1,12 +1,66 @@
-"""AdamW, clipping by global norm, and the learning rate as a function of the step."""
+"""AdamW, clipping by global norm and dynamic loss scaling.
+
+The optimizer's own numbers (norm, scale, steps taken) are one small array where the parameters
+are. On a device nobody waits for them: a step is a few launches, one after the other, and whoever
+wants the numbers reads the array back.
+"""
 
 import math
 
 from minigpt.backend import array_module, overridable
+from minigpt.params import sum_of_squares
+
+# Places in AdamW.state
+LOSS_SCALE, GOOD, TAKEN, SKIPPED, SCALE, NORM = range(6)
+
+# A 16-bit gradient underflows below 6e-8 and overflows beyond 65504: the loss is multiplied by
+# what keeps it between, which is found by trying. Micikevicius et al. 2018, arXiv:1710.03740,
+# section 3.2; the numbers are torch's.
+FIRST, LARGEST = 2.0**16, 2.0**24  # loss scales
+GROWTH = 2000  # steps in a row without overflow, after which it is doubled
 
 
 @overridable
-def adamw_step(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, scale=1.0):
+def clip(state, squares, max_norm, growth=0):
+    """Find what the optimizer multiplies the gradients by; in place on state.
+
+        norm  = sqrt(sum squares) / loss_scale
+        scale = min(1, max_norm / (norm + 1e-6)) / loss_scale    nan if norm is not finite
+
+    If norm is finite, the step is taken, and after `growth` such steps in a row the loss scale is
+    doubled; else the step is skipped and the loss scale halved, down to 1. Pascanu et al. 2013,
+    arXiv:1211.5063, algorithm 1; torch's 1e-6.
+
+    Parameters
+    ----------
+    state : (6,) float
+        loss_scale; steps in a row without overflow; steps taken, skipped; scale; norm.
+    squares : (...) float
+        Parts of the sum of squares of the gradients, which are loss_scale times too large.
+    max_norm : float
+        0 is no clipping.
+    growth : int
+        0: the loss scale stays as it is.
+    """
+    xp = array_module(state)
+    loss_scale = state[LOSS_SCALE]
+    norm = xp.sqrt(squares.sum()) / loss_scale
+    taken = xp.isfinite(norm)
+    least = xp.minimum(1.0, max_norm / (norm + 1e-6)) if max_norm else 1.0
+    state[SCALE] = xp.where(taken, least / loss_scale, math.nan)
+    state[NORM] = norm
+    state[TAKEN] += taken
+    state[SKIPPED] += ~taken
+    if growth:
+        good = xp.where(taken, state[GOOD] + 1, 0)
+        doubled = good == growth
+        factor = xp.where(taken, xp.where(doubled, 2.0, 1.0), 0.5)
+        state[GOOD] = xp.where(doubled, 0, good)
+        state[LOSS_SCALE] = xp.clip(loss_scale * factor, 1.0, LARGEST)
+
+
+@overridable
+def adamw_step(p, g, m, v, lr, beta1, beta2, eps, weight_decay, decayed, step, scale=1.0, low=None):
     """One step of AdamW, in place on p, m and v: Loshchilov & Hutter 2019, arXiv:1711.05101,
     algorithm 2, with torch's decay of lr * weight_decay.
 
@@ -20,46 +74,36 @@ def adamw_step(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, scale=1.0)
     p, g, m, v : (N,) float
         Slices of the flat buffers.
     lr, beta1, beta2, eps, weight_decay : float
-    step : int
+    decayed : int
+        How many elements have weight decay: the first ones.
+    step : int or () float
         1 at the first step.
-    scale : float
-        What clipping multiplies the gradient by.
+    scale : float or () float
+        What the gradient is multiplied by. If it is not finite, nothing changes.
+    low : (N,) float16, optional
+        Receives p, rounded.
     """
-    g = g * scale
-    m *= beta1
-    m += (1 - beta1) * g
-    v *= beta2
-    v += (1 - beta2) * g * g
-    denominator = array_module(p).sqrt(v) / math.sqrt(1 - beta2**step) + eps
-    p *= 1 - lr * weight_decay
-    p -= (lr / (1 - beta1**step)) * m / denominator
+    xp = array_module(p)
+    g = scale * g
+    m_new = beta1 * m + (1 - beta1) * g
+    v_new = beta2 * v + (1 - beta2) * g * g
+    mhat, vhat = m_new / debias(beta1, step), v_new / debias(beta2, step)
+    p_new = p.copy()
+    p_new[:decayed] *= 1 - lr * weight_decay
+    p_new -= lr * mhat / (xp.sqrt(vhat) + eps)
+    taken = xp.isfinite(scale)
+    for x, new in ((p, p_new), (m, m_new), (v, v_new)):
+        x[...] = xp.where(taken, new, x)
+    if low is not None:
+        low[...] = p
 
 
-def clip_scale(norm, max_norm):
-    """Return what brings a gradient of that norm to at most max_norm: min(1, max / (norm + 1e-6)).
-
-    max_norm 0 is no clipping. Pascanu et al. 2013, arXiv:1211.5063, algorithm 1; torch's 1e-6.
-    """
-    return min(1.0, max_norm / (norm + 1e-6)) if max_norm else 1.0
-
-
-def learning_rate(step, config):
-    """Warm-up, then half a cosine from learning_rate down to min_lr, as in nanoGPT.
-
-    Parameters
-    ----------
-    step : int
-        0 at the first step.
-    config : object
-        With learning_rate, min_lr, warmup_iters and lr_decay_iters.
-    """
-    lr, warmup, last = config.learning_rate, config.warmup_iters, config.lr_decay_iters
-    if step < warmup:
-        return lr * (step + 1) / (warmup + 1)
-    if step >= last:
-        return config.min_lr
-    share = (step - warmup) / (last - warmup)
-    return config.min_lr + 0.5 * (1 + math.cos(math.pi * share)) * (lr - config.min_lr)
+def debias(beta, step):
+    """Return 1 - beta^step, of the type of step, without cancellation where beta is near 1."""
+    exponent = step * (math.log(beta) if beta else -math.inf)
+    if isinstance(exponent, float):
+        return -math.expm1(exponent)
+    return -array_module(exponent).expm1(exponent)
 
 
 class AdamW:
@@ -69,51 +113,90 @@ class AdamW:
     ----------
     params : Params
     beta1, beta2, weight_decay, eps : float
+    max_norm : float
+        Longer gradients are brought to this norm; 0 is no clipping.
+    low : Params, optional
+        A copy of `params` in float16, which every step renews. The passes run on it, and so the
+        loss is scaled.
 
     Attributes
     ----------
     m, v : Params
         First and second moments, in the layout of the parameters.
+    state : (6,) array
+        As in `clip`.
     step_count : int
+        Steps begun.
     """
 
-    def __init__(self, params, beta1=0.9, beta2=0.95, weight_decay=0.1, eps=1e-8):
+    def __init__(
+        self, params, beta1=0.9, beta2=0.95, weight_decay=0.1, eps=1e-8, max_norm=0.0, low=None
+    ):
         self.params, self.m, self.v = params, params.zeros_like(), params.zeros_like()
         self.beta1, self.beta2, self.weight_decay, self.eps = beta1, beta2, weight_decay, eps
-        self.step_count = 0
+        self.max_norm, self.low, self.step_count = max_norm, low, 0
+        self.state = array_module(params.flat).zeros(6, params.flat.dtype)
+        self.restore({})
 
-    def step(self, grads, lr, scale=1.0, parts=None):
-        """Update the parameters by the gradients.
+    def restore(self, numbers):
+        """Take over the state of a checkpoint, and the parameters in `low`.
+
+        Parameters
+        ----------
+        numbers : {int: float}
+            By place; what is left out begins afresh.
+        """
+        numbers = {LOSS_SCALE: FIRST} | numbers
+        if self.low is None:
+            numbers[LOSS_SCALE] = 1.0
+        else:
+            self.low.flat[...] = self.params.flat
+        for place in range(len(self.state)):
+            self.state[place] = numbers.get(place, 0.0)
+
+    @property
+    def loss_scale(self):
+        """What to multiply the loss by: 1.0, or a () array that is always up to date."""
+        return 1.0 if self.low is None else self.state[LOSS_SCALE, ...]
+
+    def step(self, grads, lr, squares=None, parts=None):
+        """Update the parameters by the gradients, unless these have overflowed.
 
         Parameters
         ----------
         grads : (size,) float
-            In the layout of `params.flat`.
+            In the layout of `params.flat`, times the loss scale.
         lr : float
-        scale : float
-            What clipping multiplies the gradients by.
+        squares : (...) float, optional
+            Parts of the sum of squares of `grads`, where they are known already.
         parts : callable, optional
             parts(fn, n) calls fn(start, stop) for ranges that cover 0 .. n - 1, in any order or
             at once; by default one range.
         """
-        self.step_count += 1
+        self.begin(grads, squares)
 
         def update(start, stop):
-            split = min(max(self.params.decayed, start), stop)
-            for a, b, decay in ((start, split, self.weight_decay), (split, stop, 0.0)):
-                flats = (self.params.flat, grads, self.m.flat, self.v.flat)
-                adamw_step(
-                    *(flat[a:b] for flat in flats),
-                    lr,
-                    self.beta1,
-                    self.beta2,
-                    self.eps,
-                    decay,
-                    self.step_count,
-                    scale,
-                )
+            self.update(grads, lr, start, stop)
 
         if parts is None:
             update(0, self.params.size)
         else:
             parts(update, self.params.size)
+
+    def begin(self, grads, squares=None):
+        """Count a step and find the scale of its gradients; see `step`."""
+        self.step_count += 1
+        squares = sum_of_squares(grads) if squares is None else squares
+        clip(self.state, squares, self.max_norm, 0 if self.low is None else GROWTH)
+
+    def update(self, grads, lr, start, stop):
+        """Update the parameters start .. stop - 1."""
+        flats = self.params.flat, grads, self.m.flat, self.v.flat
+        adamw_step(
+            *(flat[start:stop] for flat in flats),
+            *(lr, self.beta1, self.beta2, self.eps, self.weight_decay),
+            min(max(self.params.decayed - start, 0), stop - start),
+            self.state[TAKEN, ...],
+            self.state[SCALE, ...],
+            None if self.low is None else self.low.flat[start:stop],
+        )

@@ -189,6 +189,11 @@ def all_pairs(pairs, block_size, batch_size):
         yield pairs.rows(pairs.order[start : start + batch_size])
 
 
+def counted(targets):
+    """Return how many targets of a batch, still on the host, are not padding."""
+    return int((targets >= 0).sum())
+
+
 def digest(pairs):
     """Return the SHA-256 of a list of pairs, as text."""
     text = "\n".join("\t".join(pair) for pair in pairs)

@@ -6,7 +6,6 @@ small model. What the threads did is put together in a fixed order, so that a ru
 number of threads but never on their timing.
 """
 
-import math
 import os
 import queue
 import threading
@@ -14,9 +13,7 @@ import threading
 from threadpoolctl import threadpool_limits
 
 from minigpt.backend import array_module
-from minigpt.params import leaves, sum_of_squares
-
-BLOCK = 2**16  # elements of a gradient that are summed and squared at a time
+from minigpt.params import gather
 
 
 def usable_cores():
@@ -85,9 +82,11 @@ class Workers:
         return results
 
     def ranges(self, fn, n):
-        """Call fn(start, stop) on each thread, for n elements cut into whole cache lines."""
+        """Return fn(start, stop) of each thread, for n elements cut into whole cache lines."""
         lines = -(-n // 16)
-        self.map(lambda s: fn(s.start * 16, min(s.stop * 16, n)), shard_slices(lines, self.n))
+        return self.map(
+            lambda s: fn(s.start * 16, min(s.stop * 16, n)), shard_slices(lines, self.n)
+        )
 
     def close(self):
         """End the threads and give BLAS its own back."""
@@ -105,6 +104,19 @@ class Workers:
         self.close()
 
 
+def cut(arrays, start, stop):
+    """Return the pieces of arrays that are elements start .. stop - 1 of them end to end."""
+    pieces, at = [], 0
+    for array in arrays:
+        a, b = max(start - at, 0), min(stop - at, array.size)
+        if b - a == array.size:
+            pieces.append(array)
+        elif a < b:
+            pieces.append(array.reshape(-1)[a:b])
+        at += array.size
+    return tuple(pieces)
+
+
 def sum_gradients(workers, trees, grads, add=False):
     """Put the sum of the shards' gradients into `grads`: shard by shard, in order.
 
@@ -117,30 +129,14 @@ def sum_gradients(workers, trees, grads, add=False):
 
     Returns
     -------
-    norm : float
-        Euclidean norm of the whole of `grads`; each block is squared while it is in the cache.
+    squares : (n,) float
+        Parts of the sum of squares of the whole of `grads`, where these are.
     """
-    shards = [dict(leaves(tree)) for tree in trees]
-    jobs = [
-        [array.reshape(-1)[rows] for array in (view, *(shard[name] for shard in shards))]
-        for name, view in grads.leaves()
-        for rows in shard_slices(view.size, -(-view.size // BLOCK))
-    ]
+    shards = [grads.ordered(tree) for tree in trees]
 
-    xp = array_module(grads.flat)
+    def reduce(start, stop):
+        pieces = tuple(cut(arrays, start, stop) for arrays in shards)
+        return gather(grads.flat[start:stop], pieces, add)
 
-    def reduce(jobs):
-        total = 0.0
-        for out, first, *rest in jobs:
-            if add:
-                rest = [first, *rest]
-            elif rest:
-                xp.add(first, rest.pop(0), out=out)
-            else:
-                out[...] = first
-            for other in rest:
-                out += other
-            total += float(sum_of_squares(out))
-        return total
-
-    return math.sqrt(sum(workers.map(reduce, [jobs[i :: workers.n] for i in range(workers.n)])))
+    squares = workers.ranges(reduce, grads.size)
+    return squares[0] if len(squares) == 1 else array_module(grads.flat).concatenate(squares)

@@ -5,17 +5,21 @@ from dataclasses import dataclass, fields
 from minigpt import UserError
 from minigpt.cli import build, nearest, option
 from minigpt.gpt import GPTConfig
+from minigpt.muon import Muon
+from minigpt.optim import AdamW
 from minigpt.parallel import usable_cores
+from minigpt.schedule import SHAPES
 from minigpt.seq2seq import Seq2SeqConfig
 
 POSITIVE = (
     *("threads", "batch_size", "gradient_accumulation_steps"),
-    *("max_iters", "eval_interval", "log_interval"),
+    *("max_iters", "max_seconds", "eval_interval", "log_interval"),
 )
 NOT_NEGATIVE = (
     *("seed", "warmup_iters", "lr_decay_iters"),
     *("learning_rate", "min_lr", "weight_decay", "grad_clip"),
 )
+OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
 
 
 @dataclass(frozen=True)
@@ -31,18 +35,38 @@ class TrainConfig:
     )
     out_dir: str = option("out", "folder for checkpoints and metrics", metavar="DIR")
     backend: str = option("numpy", "where arrays live", choices=("numpy", "cupy"))
+    dtype: str = option(
+        "float32",
+        "precision of the passes of a step: float16 is for --backend cupy, with the loss scaled; "
+        "weights, evaluations, checkpoints and samples are float32",
+        choices=("float32", "float16"),
+    )
+    tf32: bool = option(False, "float32 products rounded to TF32, on NVIDIA GPUs since Ampere")
     threads: int | None = option(None, "threads, which share each batch (default: cores)")
     seed: int = option(1337, "of initial weights, batches and dropout")
     batch_size: int = option(12, "sequences per batch")
     gradient_accumulation_steps: int = option(1, "batches per step")
     max_iters: int = option(2000, "steps in all")
+    max_seconds: float | None = option(
+        None,
+        "time for the whole command: decay and end go by the clock instead of by max-iters, so "
+        "that no two runs are alike",
+    )
     learning_rate: float = option(1e-3, "highest learning rate")
     min_lr: float = option(1e-4, "learning rate at the end of the decay")
     warmup_iters: int = option(100, "steps until the learning rate is at its highest")
     lr_decay_iters: int | None = option(
-        None, "step at which the cosine is down at min-lr (default: max-iters)"
+        None, "step at which the learning rate is down at min-lr (default: max-iters)"
     )
-    weight_decay: float = option(0.1, "AdamW's, for matrices and embeddings")
+    lr_schedule: str = option(
+        "cosine", "the way down: half a cosine, or none and then a line (wsd)", choices=SHAPES
+    )
+    lr_decay_share: float = option(0.4, "share of the run that the line of wsd takes")
+    optimizer: str = option(
+        "adamw", "muon is for the matrices in the blocks, beside AdamW", choices=tuple(OPTIMIZERS)
+    )
+    momentum: float = option(0.95, "Muon's")
+    weight_decay: float = option(0.1, "for matrices and embeddings")
     beta1: float = option(0.9, "AdamW's")
     beta2: float = option(0.99, "AdamW's")
     grad_clip: float = option(1.0, "largest norm of the gradient; 0 is no clipping")
@@ -55,11 +79,17 @@ class TrainConfig:
             if value is not None and not least <= value < 2**63:
                 needed = f"at least {least}" if value < least else "below 2**63"
                 raise UserError(f"{name} is {value}; it must be {needed}")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(
                     f"{name} is {getattr(self, name)}; it must be at least 0 and below 1"
                 )
+        if not 0 <= self.lr_decay_share <= 1:
+            raise UserError(f"lr_decay_share is {self.lr_decay_share}; it must be from 0 to 1")
+        for name, known in (("lr_schedule", SHAPES), ("optimizer", OPTIMIZERS)):
+            if getattr(self, name) not in known:
+                value, names = getattr(self, name), ", ".join(known)
+                raise UserError(f"{name} is '{value}'; choose from {names}")
 
     def cores(self):
         """Return how many cores may be busy."""
@@ -70,8 +100,39 @@ class TrainConfig:
         return min(self.cores(), self.batch_size) if self.backend == "numpy" else 1
 
 
+def make_optimizer(params, train, low=None):
+    """Return the optimizer that a TrainConfig asks for; `low` as in AdamW."""
+    own = {"momentum": train.momentum} if train.optimizer == "muon" else {}
+    return OPTIMIZERS[train.optimizer](
+        params,
+        train.beta1,
+        train.beta2,
+        train.weight_decay,
+        max_norm=train.grad_clip,
+        low=low,
+        **own,
+    )
+
+
 # What a preset does not say is the default of TrainConfig or GPTConfig.
 PRESETS = {
+    # The lowest validation loss that a minute on two cores gives: bench/results/tries.md
+    "quick": {
+        "n_layer": 2,
+        "bias": False,
+        "activation": "relu",
+        "batch_size": 32,
+        "max_iters": 1500,
+        "optimizer": "muon",
+        "momentum": 0.9,
+        "learning_rate": 0.01,
+        "min_lr": 0.0,
+        "warmup_iters": 20,
+        "lr_schedule": "wsd",
+        "lr_decay_share": 0.5,
+        "beta2": 0.95,
+        "eval_interval": 300,
+    },
     # nanoGPT, README, "I only have a macbook": 0.80 M parameters, validation 1.88
     "nanogpt-cpu": {"bias": False},
     # nanoGPT, config/train_shakespeare_char.py: 10.65 M, best validation 1.4697
@@ -138,7 +199,7 @@ PRESETS = {
         "warmup_iters": 200,
     },
 }
-DEFAULT = "nanogpt-cpu"
+DEFAULT = "quick"
 DEFAULTS = {"text": DEFAULT, "seq2seq": "dates"}
 
 

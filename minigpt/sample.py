@@ -267,15 +267,26 @@ def main(argv=None):
         if one in given and other in given:
             parser.error(f"--{one} and --{other.replace('_', '-')}: give one of the two")
     options = cli.build(SampleConfig, given)
+    try:
+        show(options, given.keys())
+    except MemoryError as error:
+        raise UserError(
+            f"out of memory ({cli.one_line(str(error)) or 'no more to be had'}); take fewer "
+            "--num-samples, a smaller --beam or model, or another --backend"
+        ) from None
+
+
+def show(options, given):
+    """Print what the model makes of the prompt; `given` are the names of the flags given."""
     xp = module(options.backend)
     checkpoint = load(find_checkpoint(options), xp, with_optimizer=False)
     seq2seq = model_of(checkpoint.config) is SEQ2SEQ
-    check_flags(given.keys(), seq2seq)
+    check_flags(given, seq2seq)
     # A step reads all weights to multiply one vector. One thread uses up the memory's bandwidth;
     # those of BLAS would wait for each other in every product, long where cores are busy.
     with threadpool_limits(1, user_api="blas"):
         if seq2seq:
-            answer(checkpoint, options, given.keys())
+            answer(checkpoint, options, given)
         else:
             go_on(checkpoint, options)
 

@@ -11,10 +11,11 @@ it is done.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from minigpt import UserError
 from minigpt.backend import array_module
-from minigpt.blocks import at, cross_block_backward, cross_block_forward
+from minigpt.blocks import at, block_forward, cross_block_backward, cross_block_forward
 from minigpt.cli import option
 from minigpt.gpt import (
     GPTConfig,
@@ -29,9 +30,6 @@ from minigpt.gpt import (
 )
 from minigpt.gpt import shapes as gpt_shapes
 from minigpt.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward
-from minigpt.ops.dropout import dropout_backward, dropout_forward
-from minigpt.ops.embedding import embedding_backward, embedding_forward
-from minigpt.ops.layernorm import layernorm_backward, layernorm_forward
 
 
 @dataclass(frozen=True)
@@ -100,12 +98,13 @@ def encoder_forward(source, p, config, rng=None):
     seen = source >= 0
     encoder = {"wte": p["wte"], **p["encoder"]}  # its own wte, where it has one
     key = at(rng, config.n_layer + 1)  # apart from the decoder's blocks and embedding
-    memory, cache = gpt_forward(source * seen, encoder, config, key, causal=False, key_mask=seen)
+    block = partial(block_forward, causal=False, key_mask=seen)
+    memory, cache = gpt_forward(source * seen, encoder, config, key, block=block)
     return memory, seen, cache
 
 
 def decoder_forward(ids, memory, seen, p, config, rng=None, kv=None):
-    """Embedding, blocks with cross attention to memory, final layernorm.
+    """A GPT whose blocks also read memory.
 
     Parameters
     ----------
@@ -116,56 +115,36 @@ def decoder_forward(ids, memory, seen, p, config, rng=None, kv=None):
     config : Seq2SeqConfig
     rng : Rng, optional
         The key of this step's dropout; None is no dropout.
-    kv : optional
-        A KVCache that also has `cross`, the keys and values of memory by layer, which is then
-        not looked at; those of `ids` are added to it.
+    kv : DecoderCache, optional
+        It also has the keys and values of memory, which is then not looked at.
 
     Returns
     -------
-    x : (B, T, C)
+    y : (B, T, C)
     cache : tuple
     """
-    start = 0 if kv is None else kv.length
-    x, embedding_cache = embedding_forward(ids, p["wte"], p["wpe"], start)
-    x, dropout_cache = dropout_forward(x, config.dropout, at(rng, config.n_layer))
-    block_caches = []
-    for i, block in enumerate(p["h"]):
-        x, cache = cross_block_forward(
-            x,
-            memory,
-            block,
-            config.n_head,
-            config.activation,
-            seen,
-            config.dropout,
-            at(rng, i),
-            *((None, None) if kv is None else (kv[i], kv.cross[i])),
-        )
-        block_caches.append(cache)
-    x, norm_cache = layernorm_forward(x, **p["ln_f"])
-    if kv is not None:
-        kv.advance(ids.shape[1])
-    return x, (embedding_cache, dropout_cache, block_caches, norm_cache)
+    block = partial(cross_block_forward, memory=memory, key_mask=seen)
+    return gpt_forward(ids, p, config, rng, kv, block)
 
 
-def decoder_backward(dx, cache, dwte=None):
+def decoder_backward(dy, cache, dwte=None):
     """Return dmemory (B, Ts, C), summed over the blocks, and the tree of gradients.
 
     Parameters
     ----------
-    dx : (B, T, C)
+    dy : (B, T, C)
     dwte : (V, C), optional
         As in gpt_backward.
     """
-    embedding_cache, dropout_cache, block_caches, norm_cache = cache
-    dx, ln_f = layernorm_backward(dx, norm_cache)
-    h, dmemory = [], 0
-    for block_cache in reversed(block_caches):
-        dx, dm, grads = cross_block_backward(dx, block_cache)
+    dmemory = 0
+
+    def block(dx, dh, cache):
+        nonlocal dmemory
+        dx, dh, dm, grads = cross_block_backward(dx, dh, cache)
         dmemory = dmemory + dm
-        h.append(grads)
-    dx = dropout_backward(dx, dropout_cache)
-    grads = {**embedding_backward(dx, embedding_cache, dwte), "h": h[::-1], "ln_f": ln_f}
+        return dx, dh, grads
+
+    grads = gpt_backward(dy, cache, dwte, block)
     return dmemory, grads
 
 
@@ -200,7 +179,7 @@ def seq2seq_backward(dx, cache, dwte=None):
     return {**grads, "encoder": encoder}
 
 
-def loss_forward(source, targets, p, config, rng=None, count=None):
+def loss_forward(source, targets, p, config, rng=None, count=None, dloss=None):
     """Cross-entropy of the targets, in nats per token; arguments as in gpt.loss_forward.
 
     Parameters
@@ -209,7 +188,7 @@ def loss_forward(source, targets, p, config, rng=None, count=None):
         -1 is padding, at the end of a row; a target ends with END.
     """
     x, cache = seq2seq_forward(source, targets, p, config, rng)
-    loss, loss_cache = cross_entropy_forward(x, targets, **head_params(p), count=count)
+    loss, loss_cache = cross_entropy_forward(x, targets, **head_params(p), count=count, dloss=dloss)
     return loss, (cache, loss_cache, "lm_head" in p)
 
 

@@ -6,6 +6,7 @@ seq2seq   an encoder-decoder turns one text into another: pairs from a TSV file,
 
 import hashlib
 
+from minigpt.backend import to_device
 from minigpt.beam import search
 from minigpt.corpus import REFERENCE, load_text, reference_text
 from minigpt.data import check_length, split
@@ -65,6 +66,12 @@ class TextTask:
         """Raise a UserError if the text is too short for a model."""
         check_length(self.train, self.val, config.block_size)
 
+    def move(self, xp):
+        """Bring the ids to where batches are gathered. All have been made by the tokenizer, and so
+        are in the vocabulary: a device would not tell.
+        """
+        self.train, self.val = (to_device(part, xp) for part in (self.train, self.val))
+
     def batch_description(self, train, config):
         """Say what a batch is."""
         return f"{train.batch_size} x {config.block_size} tokens"
@@ -104,6 +111,9 @@ class PairTask:
     def check(self, config):
         """Raise a UserError if pairs are too long for a model."""
         check_lengths(self.pairs, config.block_size)
+
+    def move(self, xp):
+        """Leave the pairs on the host: batches are padded there, and brought to a device whole."""
 
     def batch_description(self, train, config):
         """Say what a batch is."""

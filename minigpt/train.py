@@ -20,15 +20,18 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from minigpt import UserError, cli, sample
+from minigpt.backend.device import tf32
 from minigpt.estimate import describe
+from minigpt.folder import METRICS, PICTURE, clear_folder, cut_metrics
 from minigpt.gpt import GPTConfig
 from minigpt.models import count_parameters
 from minigpt.parallel import Workers
 from minigpt.recipe import DEFAULT, DEFAULTS, PRESETS, TrainConfig, configs
-from minigpt.run import METRICS, PICTURE, begun, clear_folder, cut_metrics, resumed, stored
+from minigpt.run import begun, resumed, stored
 from minigpt.seq2seq import Seq2SeqConfig
 from minigpt.tasks import TASKS
 
+OVERHEAD = 1.5  # seconds of a command before its first step and after its last evaluation, about
 SHAKESPEARE = 65  # characters in tiny Shakespeare, which a dry run without --data does not read
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {elapsed}, {remaining} left{postfix}"
 
@@ -120,31 +123,37 @@ def loop(run, bar, stop):
     """Train until the last step or until the wish to stop; log, evaluate and save on the way."""
     train = run.train
     start, busy, tokens = time.perf_counter() - run.seconds, 0.0, run.tokens
-    while run.step < train.max_iters and stop.signal is None:
+    while run.progress < 1 and stop.signal is None:
         before = time.perf_counter()
-        numbers = run.advance()
+        run.advance()
+        run.seconds = time.perf_counter() - start
+        run.reserve = OVERHEAD + run.evaluation_seconds()
+        evaluated = run.step % train.eval_interval == 0 or run.progress >= 1
+        logged = evaluated or run.step % train.log_interval == 0
+        told = logged or train.backend == "numpy"  # to ask a device is to wait for it
+        numbers = run.read() if told else None
         now = time.perf_counter()
         run.seconds, busy = now - start, busy + now - before
         rate = (run.tokens - tokens) / busy
-        numbers_now = f"loss {run.train_loss:.4f}, {rate:,.0f} tokens/s{measured(run)}"
-        bar.set_postfix_str(numbers_now, refresh=False)
-        bar.update()
-        losses = {"train_loss": run.train_loss}
-        evaluated = run.step % train.eval_interval == 0 or run.step == train.max_iters
+        if told:
+            loss = f"loss {run.train_loss:.4f}, {rate:,.0f} tokens/s{measured(run)}"
+            bar.set_postfix_str(loss, refresh=False)
+        bar.update(int(run.seconds) - bar.n if train.max_seconds else 1)
         if evaluated:
             bar.set_postfix_str("evaluating")
             run.evaluate()
             run.seconds = time.perf_counter() - start
-            losses |= {"val_loss": run.val_loss, **run.measures}
             bar.write(
                 f"step {run.step:>6,}   train {run.train_loss:.4f}   validation "
                 f"{run.val_loss:.4f}{measured(run)}   {run.seconds:7.1f} s   {rate:,.0f} tokens/s",
                 file=sys.stdout,
             )
             sys.stdout.flush()
-        if evaluated or run.step % train.log_interval == 0:
+        if logged:
             line = {"step": run.step, "tokens": run.tokens, "seconds": round(run.seconds, 3)}
-            run.log({**line, **losses, **numbers, "tokens_per_second": round(rate)})
+            line |= {"train_loss": run.train_loss}
+            line |= {"val_loss": run.val_loss, **run.measures} if evaluated else {}
+            run.log({**line, **numbers, "tokens_per_second": round(rate)})
             busy, tokens = 0.0, run.tokens
         if evaluated:
             run.save_last()
@@ -158,8 +167,8 @@ def measured(run):
 def advance_all(run):
     """Train to the end, or to the wish to stop and save; return the signal that was it or None."""
     bar = tqdm(
-        total=run.train.max_iters,
-        initial=run.step,
+        total=round(run.train.max_seconds or run.train.max_iters),
+        initial=int(run.seconds) if run.train.max_seconds else run.step,
         bar_format=BAR,
         disable=None,
         dynamic_ncols=True,
@@ -171,9 +180,9 @@ def advance_all(run):
             loop(run, bar, stop)
         except KeyboardInterrupt:
             # Amid a step, the weights are those of the last one until the optimizer begins.
-            if run.trainer.optimizer.step_count != run.step or run.step == run.train.max_iters:
+            if run.trainer.optimizer.step_count != run.step or run.progress >= 1:
                 raise
-        if run.step < run.train.max_iters:
+        if run.progress < 1:
             run.save_last()
     return stop.signal
 
@@ -191,7 +200,8 @@ def finish(run):
     where = [f"--out-dir={run.folder}", f"--backend={run.train.backend}"]
     try:
         sample.main([*where, *run.task.sample_flags])
-    except (UserError, MemoryError) as error:  # the run is done, whatever becomes of this
+    # The run is done, whatever becomes of this.
+    except (UserError, MemoryError, *cli.device_failures()) as error:
         print(f"none: {cli.one_line(error)}")
     print(f"{'-' * 40}\nmore: python -m minigpt.sample --out-dir {shlex.quote(str(run.folder))}")
 
@@ -218,12 +228,16 @@ def plot(folder):
 def introduce(run):
     """Print what is about to be trained."""
     config, train, threads = run.config, run.train, run.train.shards()
-    on = f"{threads} thread{'s' * (threads > 1)}" if train.backend == "numpy" else train.backend
+    on = f"{threads} thread{'s' * (threads > 1)}"
+    clock = f"for {train.max_seconds:g} seconds" if train.max_seconds else None
+    end = clock or f"to step {train.max_iters:,}"
+    if train.backend == "cupy":
+        on = f"cupy in {train.dtype}{' with tf32' * train.tf32}"
     print(
         f"{run.task.description}\n"
         f"model: {count_parameters(config):,} parameters, {config.n_layer} layers, "
         f"{config.n_head} heads, {config.n_embd} channels, context {config.block_size}\n"
-        f"training: {f'from step {run.step:,} ' * (run.step > 0)}to step {train.max_iters:,}, of "
+        f"training: {f'from step {run.step:,} ' * (run.step > 0)}{end}, of "
         f"{run.task.batch_description(train, config)}, on {on}, into {run.folder}\n"
         f"loss of a uniform guess: {math.log(config.vocab_size):.4f} nats per token",
         flush=True,
@@ -234,18 +248,24 @@ def train(own, values):
     """Train as the options say; return the exit code."""
     run = resumed(values) if own["resume"] else begun(values, own["overwrite"])
     # One shard needs no thread of its own: BLAS then has all cores.
-    with threadpool_limits(run.train.cores(), "blas"), Workers(run.train.shards()) as workers:
+    with (
+        threadpool_limits(run.train.cores(), "blas"),
+        Workers(run.train.shards()) as workers,
+        tf32(run.train.tf32),
+    ):
         run.start(workers)
         if not own["resume"]:
             clear_folder(run.folder)
         cut_metrics(run.folder / METRICS, run.step)
         introduce(run)
         number = advance_all(run)
-    if run.step == run.train.max_iters:
+    if run.progress >= 1:
         finish(run)
     else:
+        clock = run.train.max_seconds
+        of = f"a run of {clock:g} seconds" if clock else f"{run.train.max_iters:,}"
         print(
-            f"stopped at step {run.step:,} of {run.train.max_iters:,}, saved; go on with\n"
+            f"stopped at step {run.step:,} of {of}, saved; go on with\n"
             f"  python -m minigpt.train --resume --out-dir {shlex.quote(str(run.folder))}"
         )
     return 128 + number if number else 0
