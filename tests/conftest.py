@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import os
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,18 @@ def pytest_addoption(parser):
         default="numpy",
         help="arrays that the tests with the fixture xp run on",
     )
+    parser.addoption(
+        "--no-pool",
+        action="store_true",
+        help="each array of CuPy in memory of its own, so that what guards memory guards it",
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("--no-pool"):
+        if config.getoption("--backend") != "cupy":
+            raise pytest.UsageError("--no-pool is for --backend cupy")
+        importlib.import_module("cupy").cuda.set_allocator(None)
 
 
 @pytest.fixture
@@ -41,6 +54,20 @@ def xp(request):
     return importlib.import_module(request.config.getoption("--backend"))
 
 
+@pytest.fixture
+def backend(request):
+    """The flag --backend, for a program."""
+    return f"--backend={request.config.getoption('--backend')}"
+
+
+@pytest.fixture
+def cupy(xp):
+    """The module, where the tests run on it."""
+    if xp is np:
+        pytest.skip("of a device only")
+    return xp
+
+
 @pytest.fixture(scope="session")
 def corpus():
     """The text of tiny Shakespeare."""
@@ -50,3 +77,18 @@ def corpus():
             if hashlib.sha256(raw).hexdigest() == SHA256:
                 return raw.decode("utf-8")
     pytest.skip("tiny Shakespeare is not at hand; MINIGPT_CORPUS may name a copy")
+
+
+@pytest.fixture
+def no_picture(monkeypatch):
+    """Drawing takes longer than all else."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The folder of a run of 4 steps; see tests/training.py."""
+    from tests.training import begin
+
+    assert begin(tmp_path / "run", "--max-iters=4") == 0
+    return tmp_path / "run"

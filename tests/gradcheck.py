@@ -1,149 +1,171 @@
-"""Finite differences: the judge of every backward pass written by hand. All in float64."""
+"""The judge of every backward pass written by hand, in float64: derivatives by numbers alone.
+
+Three witnesses, of which none knows the formulas: five-point differences and complex steps for the
+whole Jacobian of what is small, and 8 random directions, with a sweep of step sizes, for anything.
+Upstream gradients are random: with dy = 1, softmax and a fresh layernorm have gradient 0, and any
+multiple of the right formula would pass.
+"""
+
+import itertools
+import math
 
 import numpy as np
 
-# Step of the five-point stencil: its truncation, H^4 times a fifth derivative, is near 1e-13, as
-# is the round-off of y, 1e-16 / H.
-H = 5e-4
-RTOL = 2e-8  # below what a detour by float32 would leave, 3e-8
-# Elements below this, or below this share of the largest one, are held to RTOL times it.
-FLOOR = 1e-4
+from tests import registry
+from tests.calling import (
+    assert_same,
+    call,
+    float_dtypes,
+    forms,
+    joined,
+    leaves,
+    map_tree,
+    read_only,
+    strided,
+)
+from tests.derivatives import best_of, complex_step, five_point, sweep
+from tests.problem import BOUNDS, FORMS, MODEL, Problem, analytic, form
+
+__all__ = [
+    "MODEL",
+    "assert_same",
+    "call",
+    "check_backends",
+    "check_backward",
+    "check_float32",
+    "check_strided",
+    "float_dtypes",
+    "forms",
+    "joined",
+    "leaves",
+    "map_tree",
+    "read_only",
+    "strided",
+]
+
+# Elements below this share of the largest one, or of 1, are held to the bound times that.
+FLOORS = {"differences": 1e-3, "complex step": 0.1, "directions": 0.1}
+DIRECTIONS = 8
+WHOLE = 5000  # evaluations that a whole Jacobian may cost
 
 
-def leaves(tree, name=""):
-    """Yield (dotted name, array) for everything in nested dicts, lists and tuples."""
-    if isinstance(tree, dict | list | tuple):
-        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-        for key, value in items:
-            yield from leaves(value, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, tree
+def relative_error(actual, expected, floor):
+    """Return the largest error of an element, relative to it, or to the floor times the largest."""
+    least = floor * max(1.0, np.abs(expected).max(initial=0.0))
+    return (np.abs(actual - expected) / np.maximum(np.abs(expected), least)).max(initial=0.0)
 
 
-def map_tree(f, tree):
-    """Return `tree` with `f` applied to every leaf."""
-    if isinstance(tree, dict):
-        return {key: map_tree(f, value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)([map_tree(f, value) for value in tree])
-    return f(tree)
+def check_exactly(problem, rng):
+    """Assert what holds to the bit: the same twice, 0 of a zero dy, the double of a doubled one."""
+    before = [x.copy() for x in problem.arrays]
+    dy = problem.upstream(rng)
+    gradients = problem.gradients(dy)
+    for factor in (1.0, 0.0, 2.0):
+        scaled = problem.gradients(factor * dy)
+        for name, dx, dx_scaled in zip(problem.names, gradients, scaled, strict=True):
+            what = "not repeatable" if factor == 1 else "not linear in dy"
+            assert np.array_equal(dx_scaled, factor * dx), f"{name}: {what}"
+    ys = [np.array(problem.forward(problem.arrays)[0]) for _ in range(2)]
+    assert np.array_equal(*ys), "y is not repeatable"
+    for name, x, old in zip(problem.names, problem.arrays, before, strict=True):
+        assert np.array_equal(x, old), f"{name} was written to"
 
 
-def float_dtypes(tree):
-    """Return the set of dtypes of all floating arrays in `tree`, as text."""
-    return {str(x.dtype) for _, x in leaves(tree) if getattr(x, "dtype", np.dtype(int)).kind == "f"}
+def units(shape):
+    """Return the arrays of that shape that are 1 at one place and 0 elsewhere."""
+    n = math.prod(shape)
+    return np.eye(n).reshape(n, *shape)
 
 
-def read_only(x):
-    """Return a view of the array `x` that cannot be written to."""
-    x = x.view()
-    x.flags.writeable = False
-    return x
+def columns(problem, derivative, convert):
+    """Return the Jacobian by numbers alone: for each array x, dy/dx (y.size, x.size)."""
+    jacobian, n_out = [], math.prod(problem.shape)
+    for i, x in enumerate(problem.arrays):
+        found = [derivative(problem.along({i: v}, convert)) for v in units(x.shape)]
+        jacobian.append(np.array(found).reshape(x.size, n_out).T)
+    return jacobian
 
 
-def strided(x):
-    """Return a read-only copy of x in Fortran's order, with gaps between all elements."""
-    y = np.zeros([2 * n for n in x.shape[::-1]], dtype=x.dtype).T
-    y = y[(..., *[slice(None, None, 2)] * x.ndim)]  # the ... keeps () an array
-    y[...] = x
-    return read_only(y)
+def check_jacobian(problem):
+    """Check each row of the Jacobian, which is the gradient of one element of y."""
+    with form("reference"):
+        expected = {"complex step": columns(problem, complex_step, analytic)}
+    expected["differences"] = columns(problem, five_point, read_only)
+    for name in FORMS:
+        with form(name):
+            rows = [problem.gradients(dy) for dy in units(problem.shape)]
+        for i, x in enumerate(problem.arrays):
+            actual = np.array([row[i] for row in rows]).reshape(len(rows), x.size)
+            for check, jacobian in expected.items():
+                error = relative_error(actual, jacobian[i], FLOORS[check])
+                problem.note(name, i, check, error)
 
 
-def numerical_gradient(y, x, dy):
-    """Return dL/dx of L = sum(y() * dy), element by element; `y` reads x, which is moved.
-
-    (8 (y(x + h) - y(x - h)) - (y(x + 2h) - y(x - 2h))) / 12h, Abramowitz & Stegun 25.3.6. The
-    differences come before the sum: what does not depend on x then leaves no round-off.
-    """
-    gradient = np.empty_like(x)
-    for i in np.ndindex(x.shape):
-        xi, at = x[i], {}
-        for k in (-2, -1, 1, 2):
-            x[i] = xi + k * H
-            at[k] = np.array(y())  # a copy: y may be x itself
-        x[i] = xi
-        dydx = (8 * (at[1] - at[-1]) - (at[2] - at[-2])) / (12 * H)
-        gradient[i] = (dydx * dy).sum()
-    return gradient
+def derivative(dxs, direction):
+    """Return what gradients say of the derivative along a direction, and what is not small."""
+    along = sum((dxs[i] * v).sum() for i, v in direction.items())
+    size = sum((dxs[i] ** 2).sum() for i in direction) ** 0.5
+    return along, max(abs(along), FLOORS["directions"] * max(1.0, size))
 
 
-def assert_gradient(actual, expected, name, rtol=RTOL):
-    """Assert that two gradients agree element by element, relatively, down to FLOOR."""
-    assert actual.shape == expected.shape, f"{name}: {actual.shape}, not {expected.shape}"
-    assert actual.dtype == expected.dtype, f"{name}: {actual.dtype}, not {expected.dtype}"
-    floor = FLOOR * max(1.0, np.abs(expected).max(initial=0.0))
-    error = np.abs(actual - expected) / np.maximum(np.abs(expected), floor)
-    # not <=: a NaN must fail
-    assert not (~(error <= rtol)).any(), f"{name}: relative error {error.max():.2e} > {rtol:.0e}"
+def check_directions(problem, rng, groups):
+    """Check random directions: of all arrays in a sweep of steps, of each group by complex step."""
+    for _ in range(DIRECTIONS):
+        direction = {i: rng.standard_normal(x.shape) for i, x in enumerate(problem.arrays)}
+        dy, found = problem.upstream(rng), {}
+        for name in FORMS:
+            with form(name):
+                found[name] = problem.gradients(dy)
+        steps = [(estimate * dy).sum() for estimate in sweep(problem.along(direction))]
+        for name, dxs in found.items():
+            along, scale = derivative(dxs, direction)
+            best = best_of(
+                [abs(along - step) / scale for step in steps], problem.bounds["directions"]
+            )
+            for i in direction:
+                problem.note(name, i, "directions", best)
+        for group in groups:
+            part = {i: direction[i] for i in group}
+            with form("reference"):
+                step = (complex_step(problem.along(part, analytic)) * dy).sum()
+            for name, dxs in found.items():
+                along, scale = derivative(dxs, part)
+                error = abs(along - step) / scale
+                for i in group:
+                    problem.note(name, i, "complex step", error)
 
 
-def _pair(gradients, xs, ws):
-    """Yield (name, array, its gradient); the order is that of the arrays, then of the names."""
-    gradients = gradients if isinstance(gradients, tuple) else (gradients,)
-    dxs, dws = (gradients[:-1], gradients[-1]) if ws else (gradients, {})
-    for i, (x, dx) in enumerate(zip(xs, dxs, strict=True)):
-        yield f"array {i}", x, dx
-    dws = dict(leaves(dws))
-    assert dws.keys() == dict(leaves(ws)).keys(), f"gradients of {sorted(dws)}"
-    for name, w in leaves(ws):
-        yield name, w, dws[name]
-
-
-def forms(forward, backward):
-    """Return the pair as it is called and, where that is another, the pair that defines it."""
-    definition = tuple(getattr(op, "reference", op) for op in (forward, backward))
-    return list(dict.fromkeys([(forward, backward), definition]))
-
-
-def call(forward, xs, ws, options, convert):
-    """Return `forward(*xs, **ws, **options)`, with `convert` applied to every array."""
-    options = {k: convert(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
-    return forward(*map_tree(convert, xs), **map_tree(convert, ws), **options)
-
-
-def check_backward(forward, backward, *xs, rng, rtol=RTOL, options=None, **ws):
+def check_backward(forward, backward, *xs, rng, options=None, factor=1, **ws):
     """Assert that `backward` is the gradient of `forward` in every array x and parameter w.
 
-    The loss is sum(y * dy) with a random dy: with dy = 1, softmax and a fresh layernorm have
-    gradient 0, and any multiple of the right formula would pass. Every array goes in read-only.
-    A zero dy must give exact zeros, and a doubled dy exactly the double.
+    Every array goes in read-only. Both passes are checked as they are called and as the
+    definitions alone.
 
     Parameters
     ----------
     forward, backward : callables
         `forward(*xs, **ws, **options) -> y, cache`; `backward(dy, cache)` gives a gradient per
-        x, then a dict (or nested tree) with one per w. Ops are checked as they are called and
-        as their `.reference`.
+        x, then a dict (or nested tree) with one per w.
     xs, ws : float64 arrays; each of ws may be a tree of them
     options : dict
         Further arguments, which have no gradient.
+    factor : float
+        Of the bounds.
     """
-    xs, ws = map_tree(np.array, (xs, ws))  # of our own, to be moved by the stencil
-    y, _ = call(forward, xs, ws, options or {}, read_only)
-    dy = read_only(np.asarray(rng.standard_normal(np.shape(y))))
-    for f, b in forms(forward, backward):
-
-        def run(f=f):
-            return call(f, xs, ws, options or {}, read_only)
-
-        gradients = list(_pair(b(dy, run()[1]), xs, ws))
-        for factor in (0.0, 2.0):
-            scaled = _pair(b(read_only(np.asarray(factor * dy)), run()[1]), xs, ws)
-            for (name, _, dx), (_, _, dx_scaled) in zip(gradients, scaled, strict=True):
-                assert np.array_equal(dx_scaled, factor * dx), f"{name}: not linear in dy"
-        for name, x, dx in gradients:
-            expected = numerical_gradient(lambda: run()[0], x, dy)
-            assert_gradient(dx, expected, name, rtol)
-
-
-def assert_same(found, expected, rtol):
-    """Assert that two trees hold the same arrays, relative to the largest element of each."""
-    found, expected = dict(leaves(found)), dict(leaves(expected))
-    assert found.keys() == expected.keys()
-    for name, x in expected.items():
-        atol = rtol * np.abs(x).max(initial=0.0)
-        y = found[name].get() if hasattr(found[name], "get") else found[name]  # CuPy's, NumPy's
-        np.testing.assert_allclose(y, x, rtol=0, atol=atol, err_msg=name)
+    problem = Problem(forward, backward, xs, ws, options or {}, factor)
+    whole = 5 * sum(x.size for x in problem.arrays) + math.prod(problem.shape) <= WHOLE
+    everything = range(len(problem.arrays))
+    if registry.names_only:
+        checks = list(BOUNDS)[not whole :]
+        for name, i, check in itertools.product(FORMS, everything, checks):
+            problem.note(name, i, check, 0.0)
+        return
+    for name in FORMS:
+        with form(name):
+            check_exactly(problem, rng)
+    if whole:
+        check_jacobian(problem)
+    check_directions(problem, rng, [everything] if whole else [[i] for i in everything])
 
 
 def _compare(pair, xs, ws, options, dy, convert, expected, rtol):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,10 +28,13 @@ def wrong(dy, cache):
 wrong.reference = right.reference
 op.attention_backward = wrong
 """
-WRONG_LAYERNORM = """
+WRONG_RESIDUAL = """
 import timing, minigpt.blocks as blocks
-right = blocks.layernorm_backward
-blocks.layernorm_backward = lambda dy, cache: (right(dy, cache)[0] * 1.01, right(dy, cache)[1])
+right = blocks.residual_backward
+def wrong(dx, dy, cache):
+    dx, dh, grads = right(dx, dy, cache)
+    return dx, 1.01 * dh, grads
+blocks.residual_backward = wrong
 """
 WRONG_LOGITS = """
 import timing, minigpt.decoding as decoding
@@ -43,6 +47,8 @@ SMALL = ("--batch-size", "2", "--block-size", "8", "--seconds", "0.01", "--no-me
 STEP = ("step.py", "--preset", "nanogpt-cpu", *SMALL)
 SAMPLE = ("sample.py", "--model", "nanogpt-cpu", "--batch", "2", "--prompt-tokens", "5")
 SAMPLE += ("--new-tokens", "2", "--seconds", "0.01", *ONE_THREAD)
+LAUNCHES = ("launches.py", "--preset", "nanogpt-cpu", "--n-layer", "3", "--batch-size", "4")
+LAUNCHES += ("--block-size", "8", "--no-before")
 
 
 def run(*command, before=""):
@@ -108,6 +114,42 @@ def test_attention(tmp_path, xp):
     assert found[2]["peak_extra_bytes"]["minigpt"] >= 0
 
 
+@pytest.mark.cupy
+def test_launches_are_counted_alike_whole_and_by_layer_and_sequence(tmp_path, xp):
+    if not os.environ.get("CUPY_ON_CPU") or xp is np:
+        pytest.skip("counts where CuPy runs on the CPU")
+    [found], [whole] = (
+        records(tmp_path, *LAUNCHES, *flags, before=NO_TORCH) for flags in ((), ("--whole",))
+    )
+    assert found["launches"] == whole["launches"] == sum_of(whole, ("kernel", "attention"))
+    for kind, (times, size, flops) in whole["kinds"].items():
+        assert found["kinds"][kind][::2] == [times, flops]
+        assert found["kinds"][kind][1] == pytest.approx(size, rel=0.02)  # other tokens occur
+    # Products: 6 FLOPs for each weight and token; the scores of attention are no products here.
+    assert whole["kinds"]["product"][2] == 6 * 4 * 8 * (3 * 12 * 128**2 + 65 * 128)
+    # Three parts can be no more or less than the least that is worked out for them.
+    least, counts = whole["minimum_bytes"], whole["counts"]
+    products = least["products of the blocks"] + least["products of the head"]
+    assert whole["kinds"]["product"][1] == products
+    activation = sum(counts[f"kernel activation_{way}ward"][1] for way in ("for", "back"))
+    assert activation == least["activation"]
+    parameters = 3 * (12 * 128**2 + 2 * 128) + 65 * 128 + 8 * 128 + 128
+    assert counts["kernel adamw_step"][1] == pytest.approx(7 * 4 * parameters, rel=1e-3)
+    assert whole["ratio"] == whole["bytes"] / sum(whole["minimum_bytes"].values()) > 1
+    assert set(whole["predicted_s"]) >= {"A100 tf32", "H100 float32", "RTX 4090 tf32"}
+
+
+def sum_of(record, kinds):
+    """Return how many launches of these kinds a record lists by name."""
+    return sum(n for name, (n, *_) in record["counts"].items() if name.split()[0] in kinds)
+
+
+def test_launches_need_a_device_on_the_cpu(monkeypatch):
+    monkeypatch.delenv("CUPY_ON_CPU", raising=False)
+    done = run(*LAUNCHES)
+    assert done.returncode == 2 and "CUPY_ON_CPU is not set" in done.stderr
+
+
 @pytest.mark.torch
 def test_attention_beside_torch(tmp_path):
     pytest.importorskip("torch")
@@ -155,7 +197,7 @@ def test_step_beside_torch(tmp_path):
 @pytest.mark.parametrize(
     "command, before, message",
     [
-        (STEP, WRONG_LAYERNORM, "wrong result: nanogpt-cpu: gradient of"),
+        (STEP, WRONG_RESIDUAL, "wrong result: nanogpt-cpu: gradient of"),
         (SAMPLE, WRONG_LOGITS, "wrong result: logits differ from those of torch, no cache"),
     ],
 )
@@ -190,3 +232,27 @@ def test_scaling_draws_a_picture(tmp_path):
         *(("width", n) for n in (16, 32)),
     ]
     assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_time_to_loss(tmp_path):
+    (tmp_path / "text").write_text("First Citizen:\nBefore we proceed any further, hear me. " * 200)
+    data = f"--data {tmp_path / 'text'}"
+    flags = f"{data} --max-seconds 2 --n-embd 16 --block-size 8 --batch-size 2 --eval-interval 5"
+    entries = records(
+        tmp_path, "time_to_loss.py", "--runs", "8 s", "--seeds", "1", "2", f"--flags={flags}"
+    )
+    assert [len(entry["curves"]) for entry in entries] == [2]
+    for points in entries[0]["curves"]:
+        seconds, steps, losses = zip(*points, strict=True)
+        assert steps[0] == 5 and list(seconds) == sorted(seconds) and seconds[-1] < 20
+        assert losses[-1] < losses[0]
+
+
+@pytest.mark.torch
+def test_time_to_loss_beside_torch(tmp_path):
+    pytest.importorskip("torch")
+    (tmp_path / "text").write_text("First Citizen:\nBefore we proceed any further, hear me. " * 200)
+    flags = f"--data {tmp_path / 'text'} --max-iters 2 --eval-interval 1"
+    argv = ("--runs", "torch", "--seeds", "1", f"--torch-flags={flags}")
+    (entry,) = records(tmp_path, "time_to_loss.py", *argv)
+    assert [step for _, step, _ in entry["curves"][0]] == [1, 2]

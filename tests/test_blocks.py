@@ -18,12 +18,23 @@ from minigpt.blocks import (
     self_attention_forward,
 )
 from minigpt.ops.dropout import Rng
-from tests.gradcheck import check_backends, check_backward, check_float32
+from tests.gradcheck import check_backends, check_backward, check_float32, joined
+from tests.problem import positional
 
 RNG = Rng.of(3, 1, 4)
 N_HEAD, C = 2, 4
-RTOL = 1e-7  # of gradients through several ops
 MASK = np.array([[True, False, True], [False, True, True]])
+
+# Each two of three switches in all four positions: biases, dropout, whether the stream begins.
+each_two = pytest.mark.parametrize(
+    "bias, dropout, key, begins",
+    [
+        (True, 0.0, None, False),
+        (True, 0.3, RNG, True),
+        (False, 0.0, None, True),
+        (False, 0.3, RNG, False),
+    ],
+)
 
 
 def linear(rng, n_in, n_out, bias):
@@ -65,8 +76,13 @@ def cross_block(rng, bias=True):
 
 
 def by_name(layer, *args):
-    """Return `layer(x, p, *args)` as a function of x and of the parts of p by name."""
-    return lambda x, **p: layer(x, p, *args)
+    """Return `layer(*xs, p, *args)` as a function of xs and of the parts of p by name."""
+
+    def forward(*xs, **p):
+        return layer(*xs, p, *args)
+
+    forward.inputs = positional(layer)
+    return forward
 
 
 @pytest.mark.parametrize("dropout, key", [(0.0, None), (0.3, RNG), (0.3, RNG._replace(row=5))])
@@ -74,38 +90,36 @@ def by_name(layer, *args):
 def test_backward_of_self_attention(rng, bias, qkv_bias, dropout, key):
     forward = by_name(self_attention_forward, N_HEAD, dropout, key)
     x, p = rng.standard_normal((2, 3, C)), attention(rng, bias, qkv_bias)
-    check_backward(forward, self_attention_backward, x, **p, rng=rng, rtol=RTOL)
+    check_backward(forward, self_attention_backward, x, **p, rng=rng)
 
 
-@pytest.mark.parametrize("dropout, key", [(0.0, None), (0.3, RNG)])
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
 @pytest.mark.parametrize("bias", [True, False])
-def test_backward_of_mlp(rng, activation, bias, dropout, key):
-    forward = by_name(mlp_forward, activation, dropout, key)
+def test_backward_of_mlp(rng, activation, bias):
+    forward = by_name(mlp_forward, activation)
     x, p = rng.standard_normal((2, 3, C)), mlp(rng, bias)
-    check_backward(forward, mlp_backward, x, **p, rng=rng, rtol=RTOL)
+    check_backward(forward, mlp_backward, x, **p, rng=rng)
 
 
 def test_backward_of_mlp_with_relu(rng):
     x, p = rng.standard_normal((2, 3, C)), mlp(rng)
     h = x @ p["c_fc"]["w"] + p["c_fc"]["b"]
     assert abs(h).min() > 5e-3  # farther from the kink than the stencil reaches
-    check_backward(by_name(mlp_forward, "relu"), mlp_backward, x, **p, rng=rng, rtol=RTOL)
+    check_backward(by_name(mlp_forward, "relu"), mlp_backward, x, **p, rng=rng)
 
 
-@pytest.mark.parametrize("dropout, key", [(0.0, None), (0.3, RNG)])
-@pytest.mark.parametrize("bias", [True, False])
+@each_two
 @pytest.mark.parametrize("shape", [(2, 3, C), (1, 1, C), (0, 3, C)], ids=str)
-def test_backward_of_block(rng, shape, bias, dropout, key):
-    forward = by_name(block_forward, N_HEAD, "gelu", dropout, key)
-    x, p = rng.standard_normal(shape), block(rng, bias)
-    check_backward(forward, block_backward, x, **p, rng=rng, rtol=RTOL)
+def test_backward_of_block(rng, shape, bias, dropout, key, begins):
+    pair = joined(by_name(block_forward, N_HEAD, "gelu", dropout, key), block_backward, begins)
+    xs, p = rng.standard_normal((2 - begins, *shape)), block(rng, bias)
+    check_backward(*pair, *xs, **p, rng=rng)
 
 
 def test_backward_of_the_block_of_an_encoder(rng):
     forward = by_name(partial(block_forward, causal=False, key_mask=MASK), N_HEAD, "gelu")
-    x, p = rng.standard_normal((2, 3, C)), block(rng)
-    check_backward(forward, block_backward, x, **p, rng=rng, rtol=RTOL)
+    xs, p = rng.standard_normal((2, 2, 3, C)), block(rng)
+    check_backward(*joined(forward, block_backward), *xs, **p, rng=rng)
 
 
 @pytest.mark.parametrize("mask", [None, MASK], ids=["", "padding"])
@@ -118,65 +132,79 @@ def test_backward_of_cross_attention(rng, Tq, bias, dropout, key, mask):
 
     x, memory = rng.standard_normal((2, Tq, C)), rng.standard_normal((2, 3, C))
     p = cross(rng, bias)
-    check_backward(forward, cross_attention_backward, x, memory, **p, rng=rng, rtol=RTOL)
+    check_backward(forward, cross_attention_backward, x, memory, **p, rng=rng)
 
 
-@pytest.mark.parametrize("dropout, key", [(0.0, None), (0.3, RNG)])
-@pytest.mark.parametrize("bias", [True, False])
-def test_backward_of_cross_block(rng, bias, dropout, key):
-    def forward(x, memory, **p):
-        return cross_block_forward(x, memory, p, N_HEAD, "gelu", MASK, dropout, key)
+def reading(*xs, key_mask=MASK, dropout=0.3, rng=RNG, activation="gelu_tanh", **p):
+    """A cross block on x, h and memory."""
+    return cross_block_forward(
+        *xs, p, N_HEAD, activation, dropout=dropout, rng=rng, key_mask=key_mask
+    )
 
-    x, memory = rng.standard_normal((2, 4, C)), rng.standard_normal((2, 3, C))
-    p = cross_block(rng, bias)
-    check_backward(forward, cross_block_backward, x, memory, **p, rng=rng, rtol=RTOL)
+
+READING = joined(reading, cross_block_backward)
+
+
+def streams_and_memory(rng, Tq=4):
+    return [*rng.standard_normal((2, 2, Tq, C)), rng.standard_normal((2, 3, C))]
+
+
+@each_two
+def test_backward_of_cross_block(rng, bias, dropout, key, begins):
+    pair = joined(partial(reading, dropout=dropout, rng=key), cross_block_backward, begins)
+    xs = streams_and_memory(rng)[begins:]
+    check_backward(*pair, *xs, **cross_block(rng, bias), rng=rng)
 
 
 def test_float32_stays_float32(rng):
-    forward = by_name(block_forward, N_HEAD, "gelu", 0.3, RNG)
-    x, p = rng.standard_normal((2, 3, C)), block(rng)
-    check_float32(forward, block_backward, x, **p, rng=rng, rtol=1e-5)
-
-
-def reading(x, memory, key_mask, **p):
-    return cross_block_forward(x, memory, p, N_HEAD, "gelu_tanh", key_mask, 0.3, RNG)
+    pair = joined(by_name(block_forward, N_HEAD, "gelu", 0.3, RNG), block_backward)
+    xs, p = rng.standard_normal((2, 2, 3, C)), block(rng)
+    check_float32(*pair, *xs, **p, rng=rng, rtol=1e-5)
 
 
 def test_float32_stays_float32_in_a_cross_block(rng):
-    x, memory = rng.standard_normal((2, 4, C)), rng.standard_normal((2, 3, C))
-    options = {"key_mask": MASK}
-    p = cross_block(rng)
-    check_float32(
-        reading, cross_block_backward, x, memory, **p, rng=rng, rtol=1e-5, options=options
-    )
+    xs, p = streams_and_memory(rng), cross_block(rng)
+    check_float32(*READING, *xs, **p, rng=rng, rtol=1e-5, options={"key_mask": MASK})
 
 
 @pytest.mark.cupy
 def test_backends_agree(rng, xp):
-    forward = by_name(block_forward, N_HEAD, "gelu_tanh", 0.3, RNG)
-    x, p = rng.standard_normal((2, 3, C)), block(rng)
-    check_backends(forward, block_backward, x, **p, rng=rng, xp=xp)
+    pair = joined(by_name(block_forward, N_HEAD, "gelu_tanh", 0.3, RNG), block_backward)
+    xs, p = rng.standard_normal((2, 2, 3, C)), block(rng)
+    check_backends(*pair, *xs, **p, rng=rng, xp=xp)
 
 
 @pytest.mark.cupy
 def test_backends_agree_on_a_cross_block(rng, xp):
-    x, memory = rng.standard_normal((2, 4, C)), rng.standard_normal((2, 3, C))
-    options, p = {"key_mask": MASK}, cross_block(rng)
-    check_backends(reading, cross_block_backward, x, memory, **p, rng=rng, xp=xp, options=options)
+    xs, p = streams_and_memory(rng), cross_block(rng)
+    check_backends(*READING, *xs, **p, rng=rng, xp=xp, options={"key_mask": MASK})
+
+
+def check_causal(forward, backward, *xs, rng):
+    """Assert that (x, h) of a token depend on those of no later one, in both passes.
+
+    Parameters
+    ----------
+    xs : x, h (B, T, C), and what else goes in and gets a gradient
+    """
+    (x, h, *others), T = xs, xs[0].shape[1]
+    y, cache = forward(*xs)  # (2, B, T, C)
+    for t in range(T):
+        changed = np.stack([x, h])
+        changed[:, :, t + 1 :] = 100 * rng.standard_normal(changed[:, :, t + 1 :].shape)
+        y2, _ = forward(*changed, *others)
+        np.testing.assert_array_equal(y2[:, :, : t + 1], y[:, :, : t + 1])
+        dy = np.zeros_like(y)
+        dy[:, :, t] = rng.standard_normal(dy[:, :, t].shape)
+        dx, dh, *dothers, _ = backward(dy, cache)
+        for g in (dx, dh):
+            assert not g[:, t + 1 :].any() and g[:, : t + 1].all()
+        assert all(g.all() for g in dothers)
 
 
 def test_no_token_of_a_cross_block_sees_the_future(rng):
-    x, memory, p = rng.standard_normal((2, 6, C)), rng.standard_normal((2, 3, C)), cross_block(rng)
-    y, cache = cross_block_forward(x, memory, p, N_HEAD, "gelu")
-    for t in range(6):
-        x2 = x.copy()
-        x2[:, t + 1 :] = rng.standard_normal(x2[:, t + 1 :].shape)
-        y2, _ = cross_block_forward(x2, memory, p, N_HEAD, "gelu")
-        np.testing.assert_array_equal(y2[:, : t + 1], y[:, : t + 1])
-        dy = np.zeros_like(y)
-        dy[:, t] = rng.standard_normal((2, C))
-        dx, dmemory, _ = cross_block_backward(dy, cache)
-        assert not dx[:, t + 1 :].any() and dx[:, : t + 1].all() and dmemory.all()
+    forward = partial(READING[0], key_mask=None, rng=None, **cross_block(rng))
+    check_causal(forward, READING[1], *streams_and_memory(rng, 6), rng=rng)
 
 
 def test_padding_of_memory_is_as_if_it_were_not_there(rng):
@@ -196,38 +224,34 @@ def test_keys_and_values_of_memory_may_be_kept(rng):
 
 
 def test_no_token_sees_the_future(rng):
-    x, p = rng.standard_normal((2, 6, C)), block(rng)
-    run = partial(block_forward, p=p, n_head=N_HEAD, activation="gelu")
-    y, cache = run(x)
-    for t in range(6):
-        x2 = x.copy()
-        x2[:, t + 1 :] = 100 * rng.standard_normal(x2[:, t + 1 :].shape)
-        np.testing.assert_array_equal(run(x2)[0][:, : t + 1], y[:, : t + 1])
-        dy = np.zeros_like(y)
-        dy[:, t] = rng.standard_normal((2, C))
-        dx, _ = block_backward(dy, cache)
-        assert not dx[:, t + 1 :].any() and dx[:, : t + 1].all()
+    forward, backward = joined(by_name(block_forward, N_HEAD, "gelu"), block_backward)
+    check_causal(
+        partial(forward, **block(rng)), backward, *rng.standard_normal((2, 2, 6, C)), rng=rng
+    )
 
 
 def test_a_block_of_zeros_passes_its_input_on(rng):
     p = block(rng)
     for name in ("attn", "mlp"):
         p[name]["c_proj"] = {k: 0 * v for k, v in p[name]["c_proj"].items()}
-    x = rng.standard_normal((2, 3, C))
-    y, cache = block_forward(x, p, N_HEAD, "gelu")
-    np.testing.assert_array_equal(y, x)
-    np.testing.assert_array_equal(block_backward(x, cache)[0], x)
-
-
-def test_the_places_of_a_block_draw_different_masks():
-    places = (blocks.WEIGHTS, blocks.ATTENTION, blocks.MLP, blocks.CROSS)
-    assert len({blocks.at(RNG, place).key for place in places}) == 4
-    assert blocks.at(None, blocks.MLP) is None
+    x, h = rng.standard_normal((2, 2, 3, C))
+    stream, found, cache = block_forward(x, h, p, N_HEAD, "gelu")
+    np.testing.assert_array_equal(stream, x + h)
+    assert not found.any()
+    for gradient in block_backward(x, h, cache)[:2]:
+        np.testing.assert_array_equal(gradient, x)
 
 
 def test_dropout_of_a_block_depends_on_the_place_in_the_batch_alone(rng):
-    x, p = rng.standard_normal((4, 3, C)), block(rng)
-    run = partial(block_forward, p=p, n_head=N_HEAD, activation="gelu", dropout=0.5)
-    whole, _ = run(x, rng=RNG)
-    parts = [run(x[a:b], rng=RNG._replace(row=a))[0] for a, b in ((0, 1), (1, 4))]
-    np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-12)
+    (x, h), p = rng.standard_normal((2, 4, 3, C)), block(rng)
+
+    def run(rows):
+        key = RNG._replace(row=rows.start)
+        return np.stack(block_forward(x[rows], h[rows], p, N_HEAD, "gelu", 0.5, key)[:2], axis=1)
+
+    parts = [run(slice(a, b)) for a, b in ((0, 1), (1, 4))]
+    np.testing.assert_allclose(np.concatenate(parts), run(slice(0, 4)), rtol=1e-12)
+
+
+def test_without_a_key_there_is_no_place_that_draws():
+    assert blocks.at(None, blocks.LN_1) is None

@@ -1,5 +1,7 @@
 import argparse
 import dataclasses
+import sys
+import types
 from dataclasses import dataclass
 
 import pytest
@@ -254,3 +256,25 @@ def test_a_field_from_a_parent_class_is_one_flag():
     alone = cli.parser("program", "Does it.")
     cli.add_flags(alone, Larger)
     assert vars(alone.parse_args(["--n-layer", "2"])) == {"n_layer": 2}
+
+
+def test_a_device_that_fails_is_told_in_one_line(monkeypatch, capsys):
+    class CUDARuntimeError(RuntimeError):
+        pass
+
+    def fail():
+        raise CUDARuntimeError("\ncudaErrorUnknown: it is gone\nsee there")
+
+    assert cli.device_failures() == () or "cupy" in sys.modules
+    monkeypatch.setitem(
+        sys.modules,
+        cli.FAILURES["CUDARuntimeError"],
+        types.SimpleNamespace(CUDARuntimeError=CUDARuntimeError),
+    )
+    with pytest.raises(SystemExit) as leaving:
+        cli.run(fail)
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: the device failed (cudaErrorUnknown: it is gone); `python -m minigpt.backend` "
+        "checks it\n"
+    )

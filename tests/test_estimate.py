@@ -90,3 +90,15 @@ def test_describe_says_what_a_run_costs():
         "activations (about)",
     ):
         assert part in text
+
+
+def test_a_device_has_one_shard_and_half_precision_halves_what_the_passes_make():
+    values = PRESETS["nanogpt-cpu"] | {"backend": "cupy"}
+    config, train = configs(values, 65)
+    _, half = configs(values | {"dtype": "float16"}, 65)
+    one, other, n = memory(config, train), memory(config, half), count_parameters(config)
+    assert one["gradients"] == 8 * n and other["gradients"] == 6 * n
+    assert one["weights"] == 4 * n and other["weights"] == 6 * n
+    assert one["optimizer (two moments)"] == other["optimizer (two moments)"] == 8 * n
+    assert one["activations (about)"] == 2 * other["activations (about)"]
+    assert "of the device" in "\n".join(describe(config, half))

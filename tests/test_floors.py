@@ -14,7 +14,9 @@ FLOORS = {
     "minigpt": -1,
     "minigpt.backend": 0,
     "minigpt.backend.pool": 0,
+    "minigpt.backend.device": 0,
     "minigpt.cli": 0,
+    "minigpt.backend.__main__": 1,
     "minigpt.ops": 1,
     **{f"minigpt.ops.{op}": 1 for op in OPS},
     "minigpt.params": 1,
@@ -22,10 +24,12 @@ FLOORS = {
     "minigpt.corpus": 1,
     "minigpt.blocks": 2,
     "minigpt.optim": 2,
+    "minigpt.schedule": 2,
     "minigpt.data": 2,
     "minigpt.dates": 2,
     "minigpt.pairs": 2,
     "minigpt.parallel": 2,
+    "minigpt.muon": 3,
     "minigpt.gpt": 3,
     "minigpt.seq2seq": 3,
     "minigpt.models": 3,
@@ -36,6 +40,7 @@ FLOORS = {
     "minigpt.recipe": 4,
     "minigpt.estimate": 4,
     "minigpt.trainer": 4,
+    "minigpt.folder": 4,
     "minigpt.run": 5,
     "minigpt.sample": 5,
     "minigpt.attention": 6,
@@ -46,11 +51,21 @@ FLOORS = {
 # that one of them is first called.
 FUSED = {NUMPYS := "minigpt.backend.fused_numpy", "minigpt.backend.fused_cupy"}
 PARTS_OF_FUSED = {
-    f"minigpt.backend.{part}_numpy" for part in ("activation", "attention", "tiles", "vocabulary")
+    *(f"minigpt.backend.{part}_numpy" for part in ("activation", "residual", "rows", "tiles")),
+    "minigpt.backend.kernels_cupy",
+    *(
+        f"minigpt.backend.{part}_{xp}"
+        for part in ("attention", "optimizer", "vocabulary")
+        for xp in ("numpy", "cupy")
+    ),
 }
 WITHIN_A_FLOOR = {
+    ("minigpt.backend.device", "minigpt.backend"),
+    ("minigpt.trainer", "minigpt.recipe"),
     ("minigpt.ops.attention", "minigpt.ops.softmax"),
     ("minigpt.ops.attention", "minigpt.ops.dropout"),
+    ("minigpt.ops.residual", "minigpt.ops.dropout"),
+    ("minigpt.ops.residual", "minigpt.ops.layernorm"),
     ("minigpt.seq2seq", "minigpt.gpt"),
     ("minigpt.models", "minigpt.gpt"),
     ("minigpt.models", "minigpt.seq2seq"),
@@ -99,6 +114,8 @@ def allowed(module, imported):
         return True
     if module in FUSED | PARTS_OF_FUSED:
         shared = ("minigpt", "minigpt.backend", "minigpt.backend.pool", *PARTS_OF_FUSED)
+        if module.startswith("minigpt.backend.optimizer_"):
+            shared += "minigpt.params", "minigpt.optim"
         return imported in shared or imported.startswith("minigpt.ops.")
     if imported not in FLOORS:
         return False
@@ -162,6 +179,7 @@ def test_imports_come_from_lower_floors(module):
         ),
         ("minigpt.backend.fused_numpy", "import minigpt.params", ["minigpt.params"]),
         ("minigpt.backend.fused_numpy", "import minigpt.gpt", ["minigpt.gpt"]),
+        ("minigpt.backend.optimizer_cupy", "import minigpt.muon", ["minigpt.muon"]),
     ],
 )
 def test_the_checker_finds(module, source, found):
@@ -187,6 +205,7 @@ def test_the_checker_finds_what_a_package_imports():
         ("minigpt.backend.fused_cupy", "import cupy\nfrom minigpt.ops.dropout import random_words"),
         ("minigpt.backend.fused_numpy", "from minigpt.backend import array_module"),
         ("minigpt.backend.fused_numpy", "from minigpt.backend import attention_numpy, pool"),
+        ("minigpt.backend.optimizer_cupy", "from minigpt import optim, params"),
         ("minigpt.parallel", "from minigpt.backend.pool import empty"),
         ("minigpt.train", "import numpy\nfrom minigpt import gpt, sample\nimport minigpt.cli"),
     ],

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
-from minigpt.parallel import BLOCK, Workers, shard_slices, sum_gradients, usable_cores
+from minigpt.parallel import Workers, cut, shard_slices, sum_gradients, usable_cores
 from minigpt.params import Params
 
 
@@ -95,15 +95,25 @@ def test_blas_has_one_thread_while_several_work_and_its_own_afterwards():
 def test_ranges_cover_all_elements_once_in_cache_lines(n, size):
     ranges = []
     with Workers(n) as workers:
-        workers.ranges(lambda start, stop: ranges.append((start, stop)), size)
+        ends = workers.ranges(lambda start, stop: ranges.append((start, stop)) or stop, size)
     assert [i for a, b in sorted(ranges) for i in range(a, b)] == list(range(size))
     assert all(a % 16 == 0 for a, _ in ranges)
-    assert len(ranges) <= n
+    assert len(ranges) <= n and ends == [stop for _, stop in sorted(ranges)]
+
+
+@given(sizes=st.lists(st.integers(0, 9), max_size=6), a=st.integers(0, 60), b=st.integers(0, 60))
+def test_cut_pieces_are_the_range_of_all_end_to_end(sizes, a, b):
+    whole = np.arange(sum(sizes))
+    arrays = [x.reshape(1, -1) for x in np.split(whole, np.cumsum(sizes)[:-1])] if sizes else []
+    pieces = cut(arrays, min(a, b), max(a, b))
+    came = np.concatenate([*(piece.reshape(-1) for piece in pieces), []])
+    np.testing.assert_array_equal(came, whole[min(a, b) : max(a, b)])
+    assert all(np.shares_memory(piece, whole) for piece in pieces if piece.size)
 
 
 def gradients(rng, shards):
     """Params of odd sizes, one over several blocks, and a tree of gradients for each shard."""
-    grads = Params({"w": (3, BLOCK), "h": [{"b": (5,)}, {"b": (1,)}], "v": (7, 11)}, np, "float32")
+    grads = Params({"w": (3, 2**16), "h": [{"b": (5,)}, {"b": (1,)}], "v": (7, 11)}, np, "float32")
     trees = []
     for _ in range(shards):
         tree = grads.zeros_like()
@@ -122,21 +132,21 @@ def test_sum_gradients_is_the_sum_in_order_and_its_norm(rng, n, shards, add):
     for tree in trees if add else trees[1:]:
         expected += tree.flat
     with Workers(n) as workers:
-        norm = sum_gradients(workers, [tree.tree for tree in trees], grads, add)
+        squares = sum_gradients(workers, [tree.tree for tree in trees], grads, add)
     np.testing.assert_array_equal(grads.flat, expected)
-    assert norm == pytest.approx(np.linalg.norm(expected.astype(np.float64)), rel=1e-6)
+    assert squares.sum() == pytest.approx((expected.astype(np.float64) ** 2).sum(), rel=1e-6)
 
 
 def test_sum_gradients_always_gives_the_same_bits(rng):
     grads, trees = gradients(rng, 3)
     trees = [tree.tree for tree in trees]
     with Workers(3) as workers:
-        norms = {sum_gradients(workers, trees, grads) for _ in range(5)}
-    assert len(norms) == 1
+        squares = {sum_gradients(workers, trees, grads).tobytes() for _ in range(5)}
+    assert len(squares) == 1
 
 
 def test_sum_gradients_passes_on_what_is_not_finite(rng):
     grads, trees = gradients(rng, 2)
     trees[1].flat[7] = np.nan
     with Workers(2) as workers:
-        assert np.isnan(sum_gradients(workers, [tree.tree for tree in trees], grads))
+        assert np.isnan(sum_gradients(workers, [tree.tree for tree in trees], grads).sum())

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.backend import to_host
-from minigpt.params import Params, leaves, sum_of_squares
+from minigpt.params import Params, gather, leaves, sum_of_squares
 
 SHAPES = {
     "b": (3,),
@@ -66,6 +66,15 @@ def test_any_tree_is_laid_out_without_gap_or_overlap(shapes):
     np.testing.assert_array_equal(np.sort(params.flat), expected)
 
 
+@settings(deadline=None, max_examples=30)
+@given(shape_trees)
+def test_ordered_leaves_are_end_to_end_as_the_buffer(shapes):
+    params = Params(shapes, np, "float64", None)
+    params.flat[...] = np.arange(params.size)
+    parts = [leaf.reshape(-1) for leaf in params.ordered(params.tree)]
+    np.testing.assert_array_equal(np.concatenate([*parts, []]), params.flat)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_zeros_like_has_the_layout_and_memory_of_its_own(dtype):
     params = Params(SHAPES, np, dtype)
@@ -94,3 +103,57 @@ def test_sum_of_squares(rng, xp, n):
         low = op(xp.asarray(g.astype(np.float32)))
         assert low.dtype == np.float32
         np.testing.assert_allclose(float(low), math.fsum(g * g), rtol=1e-5)
+
+
+SIZES = (5, 1, 0, 100_003, 17)
+
+
+def shards_of(rng, xp, n, dtype):
+    """n rows of arrays, and what they are end to end, (n, N) in float64 on the host."""
+    flats = [rng.standard_normal(sum(SIZES)).astype(dtype) for _ in range(n)]
+    edges = np.cumsum(SIZES)[:-1]
+    shards = [[xp.asarray(part) for part in np.split(flat, edges)] for flat in flats]
+    for shard in shards:
+        shard[-1] = shard[-1][:, None] if n == 1 else shard[-1]
+        shard[0] = xp.repeat(shard[0], 2)[::2]  # not contiguous
+    return tuple(map(tuple, shards)), np.array(flats, np.float64)
+
+
+@pytest.mark.cupy
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize(
+    "dtype, of", [("float64", "float64"), ("float32", "float32"), ("float32", "float16")]
+)
+def test_gather_puts_the_sum_of_arrays_end_to_end(rng, xp, dtype, of, n, add):
+    shards, flats = shards_of(rng, xp, n, of)
+    expected = flats.sum(axis=0) + 0.5 * add
+    for op in dict.fromkeys((gather, gather.reference)):
+        flat = xp.full(expected.size, 0.5 if add else math.nan, dtype)
+        squares = op(flat, shards, add)
+        assert flat.dtype == dtype and squares.ndim == 1
+        if n == 1 and not add:
+            np.testing.assert_array_equal(to_host(flat), expected)
+        eps = np.finfo(dtype).eps
+        np.testing.assert_allclose(to_host(flat), expected, rtol=0, atol=10 * eps)
+        np.testing.assert_allclose(float(squares.sum()), (expected**2).sum(), rtol=100 * eps)
+        if of == "float16":  # the sum is of the precision of flat
+            assert (to_host(flat).astype(of) != to_host(flat)).any() == (n > 1 or add)
+
+
+@pytest.mark.cupy
+@pytest.mark.parametrize("add", [False, True])
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_squares_tell_what_is_not_finite(rng, xp, add, bad):
+    shards, flats = shards_of(rng, xp, 1, "float32")
+    shards[0][3][77_777] = bad
+    for op in dict.fromkeys((gather, gather.reference)):
+        assert not math.isfinite(float(op(xp.zeros(flats.size, "float32"), shards, add).sum()))
+
+
+@pytest.mark.cupy
+@pytest.mark.parametrize("n", [0, 4, 6])
+def test_gather_refuses_arrays_that_are_not_the_whole(xp, n):
+    for op in dict.fromkeys((gather, gather.reference)):
+        with pytest.raises(ValueError, match="gather: the arrays are 5 elements, but flat is"):
+            op(xp.zeros(n), ((xp.zeros(2), xp.zeros(3)),))

@@ -4,6 +4,7 @@ import pytest
 
 from minigpt import UserError
 from minigpt.cli import field_types
+from minigpt.estimate import flops_per_step
 from minigpt.gpt import GPTConfig, count_parameters
 from minigpt.recipe import DEFAULT, NOT_NEGATIVE, POSITIVE, PRESETS, TrainConfig, configs
 
@@ -24,7 +25,6 @@ def test_presets_are_the_published_models(preset, vocab_size, parameters, withou
 
 
 def test_presets_are_the_published_recipes():
-    assert DEFAULT == "nanogpt-cpu"
     names = ("block_size", "batch_size", "max_iters", "learning_rate", "min_lr", "warmup_iters")
     names += ("beta2", "weight_decay", "grad_clip", "dropout", "bias", "tie_head", "activation")
     expected = {
@@ -36,6 +36,13 @@ def test_presets_are_the_published_recipes():
         config, train = configs(PRESETS[preset], 65)
         both = {**dataclasses.asdict(config), **dataclasses.asdict(train)}
         assert tuple(both[name] for name in names) == values
+
+
+def test_the_default_is_a_run_of_a_minute():
+    config, train = configs(PRESETS[DEFAULT], 65)
+    assert DEFAULT == "quick" and (train.optimizer, train.lr_schedule) == ("muon", "wsd")
+    per_second = 400e9  # of two cores, and half of it is reached
+    assert 20 < train.max_iters * flops_per_step(config, train) / (per_second / 2) < 60
 
 
 def test_a_preset_takes_a_text_of_few_characters_as_part_of_a_larger_vocabulary():
@@ -79,7 +86,8 @@ def test_betas_are_below_one(name):
 
 def test_every_number_has_a_bound():
     numbers = {name for name, types in field_types(TrainConfig).items() if {int, float} & {*types}}
-    assert numbers == {*POSITIVE, *NOT_NEGATIVE, "beta1", "beta2"}
+    shares = {"beta1", "beta2", "momentum", "lr_decay_share"}
+    assert numbers == {*POSITIVE, *NOT_NEGATIVE, *shares}
 
 
 def test_a_model_beyond_all_memory_is_refused():

@@ -3,49 +3,42 @@
 import os
 import shutil
 import signal
-import sys
 
 import numpy as np
 import pytest
 
 from minigpt import checkpoint, train
-from minigpt.run import BEST, LAST, METRICS
+from minigpt.folder import BEST, LAST, METRICS
 from minigpt.trainer import Trainer
 from tests.training import EXACT, TEXT, begin, metrics, refusal, resume, same
 
-
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch):
-    """Drawing takes longer than all else."""
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """The folder of a run of 4 steps."""
-    assert begin(tmp_path / "run", "--max-iters=4") == 0
-    return tmp_path / "run"
+pytestmark = pytest.mark.usefixtures("no_picture")
 
 
 def interrupt(monkeypatch, step, times=1):
     """Let Ctrl-C come while `step` is under way, 0 being the first."""
     original = Trainer.step
 
-    def interrupted(self, ids, i):
+    def interrupted(self, ids, i, progress=None):
         for _ in range(times if i == step else 0):
             os.kill(os.getpid(), signal.SIGINT)
-        return original(self, ids, i)
+        return original(self, ids, i, progress)
 
     monkeypatch.setattr(Trainer, "step", interrupted)
 
 
+@pytest.mark.cupy
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("times", [1, 2], ids=["after a step", "amid a step"])
 @pytest.mark.parametrize("step", [0, 2, 3, 7, 10])
-def test_interrupted_and_resumed_is_uninterrupted(tmp_path, monkeypatch, step, times):
-    assert begin(tmp_path / "whole", *EXACT) == 0
+def test_interrupted_and_resumed_is_uninterrupted(
+    tmp_path, monkeypatch, backend, step, times, optimizer
+):
+    flags = *EXACT, backend, f"--optimizer={optimizer}"
+    assert begin(tmp_path / "whole", *flags) == 0
     with monkeypatch.context() as patch:
         interrupt(patch, step, times)
-        assert begin(tmp_path / "parts", *EXACT) == 130
+        assert begin(tmp_path / "parts", *flags) == 130
     done = step if times == 2 else step + 1
     assert checkpoint.load(tmp_path / "parts" / LAST).state["step"] == done
     assert resume(tmp_path / "parts") == 0
@@ -74,10 +67,10 @@ def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path, monkey
     assert begin(tmp_path / "whole", *EXACT) == 0
     original = Trainer.step
 
-    def killed(self, ids, i):
+    def killed(self, ids, i, progress=None):
         if i == 7:
             raise RuntimeError("killed")
-        return original(self, ids, i)
+        return original(self, ids, i, progress)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", killed)
@@ -210,8 +203,7 @@ def test_another_text_has_a_best_loss_of_its_own(tmp_path, folder, monkeypatch):
 
 
 @pytest.mark.cupy
-def test_a_backend_trains_and_resumes_as_numpy_does(tmp_path, request):
-    backend = f"--backend={request.config.getoption('--backend')}"
+def test_a_backend_trains_and_resumes_as_numpy_does(tmp_path, backend):
     flags = ("--dropout=0.2", "--lr-decay-iters=12", "--threads=1")
     assert begin(tmp_path / "numpy", *flags, "--max-iters=8") == 0
     assert begin(tmp_path / "other", *flags, "--max-iters=4", backend) == 0

@@ -4,29 +4,19 @@ import errno
 import json
 import os
 import signal
-import sys
 
 import numpy as np
 import pytest
 
-from minigpt import UserError, checkpoint
-from minigpt.run import BEST, FILES, LAST, METRICS, cut_metrics, writing
+from minigpt import UserError, checkpoint, train
+from minigpt.folder import BEST, FILES, LAST, METRICS, cut_metrics, writing
+from minigpt.optim import SKIPPED
+from minigpt.run import Run
 from minigpt.tokenizer import CharTokenizer
 from minigpt.trainer import Trainer
 from tests.training import EXACT, TEXT, begin, metrics, refusal, resume, same
 
-
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch):
-    """Drawing takes longer than all else."""
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """The folder of a run of 4 steps."""
-    assert begin(tmp_path / "run", "--max-iters=4") == 0
-    return tmp_path / "run"
+pytestmark = pytest.mark.usefixtures("no_picture")
 
 
 def test_what_a_run_leaves_behind(tmp_path):
@@ -69,9 +59,22 @@ def test_the_best_checkpoint_is_not_the_last_where_the_loss_has_risen(tmp_path, 
     assert (last["step"], last["val_loss"], last["best_loss"], last["best_step"]) == (12, 2.5, 2, 8)
 
 
-def test_two_runs_are_equal(tmp_path):
+def test_a_gradient_that_was_not_finite_between_two_readings_is_told(folder, monkeypatch):
+    read = Run.read
+
+    def late(self):
+        self.trainer.optimizer.state[SKIPPED] += 1
+        return read(self)
+
+    monkeypatch.setattr(Run, "read", late)
+    with pytest.raises(UserError, match="diverged: the norm of the gradient at step [56] is nan"):
+        resume(folder, "--max-iters=8")
+
+
+@pytest.mark.cupy
+def test_two_runs_are_equal(tmp_path, backend):
     for name in ("one", "two"):
-        assert begin(tmp_path / name, *EXACT) == 0
+        assert begin(tmp_path / name, *EXACT, backend) == 0
     assert metrics(tmp_path / "one") == metrics(tmp_path / "two")
     same(tmp_path / "one", tmp_path / "two", BEST)
     same(tmp_path / "one", tmp_path / "two", LAST)
@@ -159,3 +162,35 @@ def test_a_folder_that_cannot_be(tmp_path, capsys):
     assert error == f"error: --out-dir {tmp_path / 'file'} is a file; name a folder"
     error = refusal(capsys, begin, tmp_path / "run", f"--out-dir={tmp_path / 'file' / 'run'}")
     assert error == f"error: {tmp_path / 'file' / 'run'}: cannot be written: Not a directory"
+
+
+def test_a_run_by_the_clock_ends_on_time_with_its_learning_rate_down(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "OVERHEAD", 0.2)
+    flags = "--max-seconds=1.5", "--min-lr=0", "--lr-schedule=wsd", "--log-interval=1"
+    begin(tmp_path / "run", *flags, "--eval-interval=1000000")
+    lines = metrics(tmp_path / "run")
+    rates = [line["learning_rate"] for line in lines]
+    state = checkpoint.load(tmp_path / "run" / LAST).state
+    assert 0.8 < state["seconds"] < 1.5 and state["progress"] == 1
+    assert len(lines) == state["step"] > 30  # far more than --max-iters
+    assert max(rates) == 0.01 and rates[-1] < 0.002
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+    assert "val_loss" in lines[-1]
+
+
+def test_a_run_by_the_clock_goes_on_for_longer_only(folder, capsys, monkeypatch):
+    monkeypatch.setattr(train, "OVERHEAD", 0.0)
+    begin(folder, "--overwrite", "--max-seconds=1")
+    error = refusal(capsys, resume, folder)
+    assert "is complete, with 1 seconds; give a larger --max-seconds to go on" in error
+    before = checkpoint.load(folder / LAST).state
+    assert resume(folder, "--max-seconds=2") == 0
+    after = checkpoint.load(folder / LAST).state
+    assert after["step"] > before["step"] and before["seconds"] < 1.5 < after["seconds"] < 3
+
+
+def test_an_optimizer_goes_on_with_its_own_state_only(folder, capsys):
+    begin(folder, "--overwrite", "--optimizer=muon")
+    error = refusal(capsys, resume, folder, "--optimizer=adamw", "--max-iters=20")
+    assert "optimizer is muon" in error
+    assert resume(folder, "--max-iters=14") == 0

@@ -4,21 +4,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minigpt import UserError
+from minigpt import UserError, blocks, gpt
 from minigpt.ops.dropout import Rng
 from minigpt.optim import AdamW
 from minigpt.pairs import padded
 from minigpt.seq2seq import (
     Seq2SeqConfig,
+    decoder_backward,
     decoder_forward,
     encoder_forward,
     init_params,
     loss_backward,
     loss_forward,
+    seq2seq_backward,
     seq2seq_forward,
     shapes,
 )
 from tests.gradcheck import (
+    MODEL,
     assert_same,
     check_backends,
     check_backward,
@@ -26,6 +29,7 @@ from tests.gradcheck import (
     leaves,
     map_tree,
 )
+from tests.options import rows
 
 TINY = Seq2SeqConfig(5, 5, 1, 2, 4, source_vocab_size=4)
 SMALL = Seq2SeqConfig(11, 9, 2, 3, 12, source_vocab_size=8)
@@ -37,6 +41,7 @@ OPTIONS = {
     "untied and shared": {"tie_head": False, "share_embedding": True, "qkv_bias": False},
     "dropout": {"dropout": 0.3},
 }
+ROWS = rows()
 RNG = Rng.of(1337, 0)
 options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 
@@ -67,7 +72,37 @@ def test_every_gradient_of_the_loss(rng, options):
     config = replace(TINY, **options)
     tree, source, targets = problem(rng, config)
     assert (source == -1).any() and (targets == -1).any()
-    check_backward(loss_of(config, source, targets), loss_backward, **tree, rng=rng, rtol=1e-6)
+    check_backward(loss_of(config, source, targets), loss_backward, **tree, rng=rng, factor=MODEL)
+
+
+@pytest.mark.parametrize("options", ROWS.values(), ids=ROWS)
+def test_every_gradient_of_a_deeper_model_along_random_directions(rng, options):
+    config = replace(SMALL, **options)
+    tree, source, targets = problem(rng, config, ((5, 3), (2, 6), (7, 1)))
+    tree = map_tree(lambda x: 0.5 * x, tree)
+    check_backward(loss_of(config, source, targets), loss_backward, **tree, rng=rng, factor=MODEL)
+
+
+def test_every_gradient_of_the_last_hidden_state(rng):
+    tree, source, targets = problem(rng, TINY)
+    check_backward(
+        lambda **p: seq2seq_forward(source, targets, p, TINY),
+        seq2seq_backward,
+        **tree,
+        rng=rng,
+        factor=MODEL,
+    )
+
+
+def test_every_gradient_of_the_decoder(rng):
+    tree, _, ids = problem(rng, TINY)
+    memory, seen = rng.standard_normal((2, 3, 4)), np.array([[True, True, False], [True] * 3])
+    del tree["encoder"]
+
+    def forward(memory, **p):
+        return decoder_forward(ids, memory, seen, p, TINY)
+
+    check_backward(forward, decoder_backward, memory, **tree, rng=rng, factor=MODEL)
 
 
 @options
@@ -179,6 +214,27 @@ def test_shards_of_a_batch_add_up_to_the_whole(rng, options):
     np.testing.assert_allclose(sum(losses), loss, rtol=1e-12)
     added = {name: grads[0][name] + grads[1][name] for name in grads[0]}
     assert_same(added, dict(leaves(loss_backward(1.0, cache))), 1e-11)
+
+
+def test_every_dropout_draws_its_own_bits(rng, monkeypatch):
+    keys = []
+
+    def record(module, name):
+        op = getattr(module, name)
+
+        def recorded(*args, **options):
+            keys.append(options["rng"].key)
+            return op(*args, **options)
+
+        monkeypatch.setattr(module, name, recorded)
+
+    record(blocks, "attention_forward")
+    record(blocks, "residual_forward")
+    record(gpt, "residual_forward")
+    tree, source, targets = problem(rng, SMALL)
+    loss_forward(source, targets, tree, replace(SMALL, dropout=0.1), RNG)
+    per_layer = 1 + 2 + 2 + 3  # attention layers and residual ops, of the encoder and the decoder
+    assert len(set(keys)) == len(keys) == SMALL.n_layer * per_layer + 2
 
 
 def test_it_learns_to_reverse(rng):

@@ -7,8 +7,9 @@ import pytest
 
 from minigpt.gpt import GPTConfig, gpt_forward, logits, loss_backward, loss_forward, shapes
 from minigpt.ops.attention import attention_backward, attention_forward
-from minigpt.optim import AdamW, clip_scale, learning_rate
-from minigpt.params import Params, leaves, sum_of_squares
+from minigpt.optim import NORM, AdamW
+from minigpt.params import Params, gather, leaves
+from minigpt.schedule import learning_rate
 from tests import torch_reference as reference
 from tests.gradcheck import assert_same
 from tests.torch_reference import CASES, RECIPE, STEPS
@@ -50,15 +51,15 @@ def train(weights, ids, targets, config):
     """As reference.train, by minigpt."""
     params = params_of(weights, config)
     grads = params.zeros_like()
-    adamw = AdamW(params, RECIPE.beta1, RECIPE.beta2, RECIPE.weight_decay)
+    adamw = AdamW(
+        params, RECIPE.beta1, RECIPE.beta2, RECIPE.weight_decay, max_norm=RECIPE.grad_clip
+    )
     losses, norms = [], []
     for step in range(STEPS):
         loss, cache = loss_forward(ids[step], targets[step], params.tree, config)
-        found = dict(leaves(loss_backward(1.0, cache)))
-        for name, into in grads.leaves():
-            into[...] = found[name]
-        norms.append(float(sum_of_squares(grads.flat)) ** 0.5)
-        adamw.step(grads.flat, learning_rate(step, RECIPE), clip_scale(norms[-1], RECIPE.grad_clip))
+        squares = gather(grads.flat, (grads.ordered(loss_backward(1.0, cache)),))
+        adamw.step(grads.flat, learning_rate(step, RECIPE), squares)
+        norms.append(float(adamw.state[NORM]))
         losses.append(float(loss))
     last = {f"last.{name}": w for name, w in params.leaves()}
     return {"losses": np.array(losses), "norms": np.array(norms), **last}

@@ -18,15 +18,11 @@ from minigpt import UserError, sample, train
 from minigpt.recipe import PRESETS
 from tests.training import FLAGS, TEXT, begin, metrics, resume
 
+pytestmark = pytest.mark.usefixtures("no_picture")
+
 ROOT = Path(__file__).parents[1]
 COMMAND = (sys.executable, "-m", "minigpt.train")
 TINY = ("--n-layer=1", "--n-head=1", "--n-embd=4")
-
-
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch):
-    """Drawing takes longer than all else."""
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
 
 
 @pytest.fixture
@@ -216,7 +212,7 @@ def test_every_flag_has_a_help_that_tells_the_default(capsys):
     for part in (
         "biases in linear layers and layernorms (default: off)",  # the preset's
         "tokens in the vocabulary; in training the tokenizer's --block-size",
-        "sequences per batch (default: 12)",
+        "sequences per batch (default: 32)",
         "(default: tiny Shakespeare)",
     ):
         assert part in text

@@ -9,11 +9,7 @@ from minigpt import train
 from minigpt.trainer import Trainer
 from tests.training import begin, refusal, resume
 
-
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch):
-    """Drawing takes longer than all else."""
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+pytestmark = pytest.mark.usefixtures("no_picture")
 
 
 @pytest.mark.parametrize(
@@ -81,12 +77,20 @@ def test_cupy_that_is_missing_is_told_before_any_work(tmp_path, capsys, monkeypa
     assert "--backend cupy" in error and "pip install" in error
 
 
+@pytest.mark.parametrize("flag", ["--dtype=float16", "--tf32"])
+def test_what_numpy_cannot_is_told_before_any_work(tmp_path, capsys, monkeypatch, flag):
+    monkeypatch.setattr("minigpt.tasks.load_text", lambda path: pytest.fail("too early"))
+    error = refusal(capsys, begin, tmp_path / "run", flag)
+    assert error.startswith(f"error: {flag.replace('=', ' ')}: NumPy has no ")
+    assert "use --backend cupy" in error and not (tmp_path / "run").exists()
+
+
 def test_too_little_memory(tmp_path, capsys, monkeypatch):
     error = refusal(capsys, begin, tmp_path / "run", f"--batch-size={10**18}")
     assert error.startswith("error: out of memory (Unable to allocate ")
     assert "--batch-size" in error and "--dry-run" in error
 
-    def fail(self, ids, step):
+    def fail(self, ids, step, progress):
         raise MemoryError
 
     monkeypatch.setattr(Trainer, "step", fail)
@@ -107,10 +111,10 @@ def test_training_that_diverges_is_told_and_keeps_the_last_checkpoint(tmp_path, 
 
 def test_numbers_that_are_not_finite_are_found(tmp_path, capsys, monkeypatch):
     for result in ((float("nan"), 1.0, 0.1), (1.0, float("inf"), 0.1)):
-        monkeypatch.setattr(Trainer, "step", lambda self, ids, i, result=result: result)
+        monkeypatch.setattr(Trainer, "step", lambda *_, result=result: result)
         error = refusal(capsys, begin, tmp_path / "run", "--overwrite")
-        assert "training has diverged: the" in error and "of step 1 is" in error
-    monkeypatch.setattr(Trainer, "step", lambda self, ids, i: (1.0, 1.0, 0.1))
+        assert "training has diverged: the" in error and "at step 1 is" in error
+    monkeypatch.setattr(Trainer, "step", lambda *_: (1.0, 1.0, 0.1))
     monkeypatch.setattr(Trainer, "evaluate", lambda self, ids: float("nan"))
     error = refusal(capsys, begin, tmp_path / "run", "--overwrite")
     assert "the validation loss after step 4 is nan" in error

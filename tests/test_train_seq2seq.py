@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import signal
-import sys
 
 import numpy as np
 import pytest
@@ -13,17 +12,19 @@ import pytest
 from minigpt import UserError, sample, tasks, train
 from minigpt.checkpoint import load, save
 from minigpt.dates import date_pairs
+from minigpt.folder import BEST, LAST
 from minigpt.models import MODELS, count_parameters, model_of
 from minigpt.ops.dropout import Rng
 from minigpt.pairs import Pairs, PairTokenizer, padded, random_pairs
 from minigpt.parallel import Workers
 from minigpt.params import leaves
 from minigpt.recipe import DEFAULTS, PRESETS, TrainConfig, configs
-from minigpt.run import BEST, LAST
 from minigpt.seq2seq import Seq2SeqConfig, init_params, loss_backward, loss_forward
 from minigpt.tasks import PairTask
 from minigpt.trainer import Trainer
 from tests.training import metrics, refusal, resume
+
+pytestmark = pytest.mark.usefixtures("no_picture")
 
 WORDS = ["".join(word) for n in (2, 3, 7) for word in itertools.product("abc", repeat=n)]
 # Every tenth is for validation: one of each length comes first among them.
@@ -36,12 +37,6 @@ FLAGS = (
 )
 CONFIG = Seq2SeqConfig(4, 8, 1, 2, 8, source_vocab_size=3, dropout=0.2)
 TRAIN = TrainConfig(task="seq2seq", batch_size=5, max_iters=20, warmup_iters=2)
-
-
-@pytest.fixture(autouse=True)
-def no_picture(monkeypatch):
-    """Drawing takes longer than all else."""
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
 
 
 @pytest.fixture
@@ -83,10 +78,10 @@ def test_interrupted_and_resumed_is_uninterrupted(begin, tmp_path, monkeypatch, 
     assert begin(tmp_path / "whole") == 0
     original = Trainer.step
 
-    def interrupted(self, split, i):
+    def interrupted(self, split, i, progress=None):
         for _ in range(times if i == 5 else 0):
             os.kill(os.getpid(), signal.SIGINT)
-        return original(self, split, i)
+        return original(self, split, i, progress)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", interrupted)
@@ -161,7 +156,7 @@ def test_what_resume_refuses(begin, tmp_path, tsv, capsys):
 
 
 def test_presets_of_the_tasks():
-    assert DEFAULTS == {"text": "nanogpt-cpu", "seq2seq": "dates"}
+    assert DEFAULTS == {"text": "quick", "seq2seq": "dates"}
     config, recipe = configs(PRESETS["dates"], 12, 62)
     assert (type(config), config.vocab_size, config.source_vocab_size) == (Seq2SeqConfig, 12, 62)
     assert (recipe.task, recipe.batch_size) == ("seq2seq", 32)

@@ -9,6 +9,7 @@ from minigpt import checkpoint, cli, train
 
 TEXT = "".join(f"Line {i}: the square of {i} is {i * i}.\n" for i in range(70))[:2000]
 FLAGS = (
+    "--preset=nanogpt-cpu",
     *("--n-layer=1", "--n-head=2", "--n-embd=8", "--block-size=8", "--batch-size=3"),
     *("--threads=2", "--max-iters=12", "--eval-interval=4", "--log-interval=2"),
     *("--warmup-iters=2", "--learning-rate=0.01"),

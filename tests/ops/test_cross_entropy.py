@@ -30,6 +30,18 @@ def test_backward_is_the_gradient(rng, shape, bias, count):
 
 
 @pytest.mark.parametrize("bias", [True, False])
+def test_backward_is_the_gradient_of_many_tokens(rng, bias):
+    x, p, targets = inputs(rng, (3, 131), V=67, C=9, bias=bias)
+    check_backward(*OP, x, **p, rng=rng, options={"targets": targets})
+
+
+def test_backward_is_the_gradient_of_large_logits(rng):
+    x, p, targets = inputs(rng)
+    x = 30 * rng.uniform(-1, 1, x.shape)
+    check_backward(*OP, x, **p, rng=rng, options={"targets": targets})
+
+
+@pytest.mark.parametrize("bias", [True, False])
 def test_backward_is_the_gradient_in_chunks(rng, bias, monkeypatch):
     monkeypatch.setattr(cross_entropy, "CHUNK", 2 * 5 + 1)  # two rows of five at a time
     x, p, targets = inputs(rng, (7,), bias=bias)
@@ -38,6 +50,7 @@ def test_backward_is_the_gradient_in_chunks(rng, bias, monkeypatch):
 
 def test_chunks_make_no_difference(rng, monkeypatch):
     x, p, targets = inputs(rng, (3, 11), V=50)
+    targets = targets[:, ::-1]  # the last row counts, too
     loss, cache = cross_entropy_forward.reference(x, targets, **p)
     dx, grads = cross_entropy_backward.reference(1.0, cache)
     for rows in (0, 1, 4, 32, 33):
@@ -71,6 +84,25 @@ def test_float32_stays_float32(rng, bias):
 def test_strided_inputs(rng):
     x, p, targets = inputs(rng)
     check_strided(*OP, x, **p, rng=rng, options={"targets": targets})
+
+
+@pytest.mark.cupy
+@pytest.mark.parametrize("shape, V", [((5,), 7), ((0, 2), 7), ((300,), 50257)])
+def test_gradients_made_by_the_forward_pass_are_those_of_the_backward_pass(rng, xp, shape, V):
+    x, p, targets = inputs(rng, shape, V)
+    x, targets, p = xp.asarray(x), xp.asarray(targets), {k: xp.asarray(a) for k, a in p.items()}
+    loss, cache = cross_entropy_forward.reference(x, targets, **p)
+    dx, grads = cross_entropy_backward.reference(0.3, cache)
+    for forward, backward in forms(*OP):
+        loss2, cache = forward(x, targets, **p, dloss=0.3)
+        dx2, grads2 = backward(0.3, cache)
+        for a, b in (
+            (loss2, loss),
+            (dx2, dx),
+            (grads2["w"], grads["w"]),
+            (grads2["b"], grads["b"]),
+        ):
+            xp.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-15)
 
 
 @pytest.mark.cupy
@@ -143,9 +175,13 @@ def test_gradients_of_the_logits_of_a_token_sum_to_zero(rng):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_logits_of_any_size_are_finite(dtype):
-    x = np.array([[1e4], [-1e4], [1e4]], dtype=dtype)
-    w = np.array([[1.0], [-1.0], [0.5]], dtype=dtype)
-    loss, cache = cross_entropy_forward(x, np.array([1, 0, 0]), w)
-    dx, grads = cross_entropy_backward(1.0, cache)
-    np.testing.assert_allclose(loss, (2e4 + 2e4 + 0) / 3, rtol=1e-6)
-    assert np.isfinite(dx).all() and np.isfinite(grads["w"]).all()
+    for w, expected in (
+        ([1.0, -1.0, 0.5], (2e4 + 2e4 + 0) / 3),
+        ([-1.0, -2.0, -3.0], (1e4 + 2e4 + 0) / 3),  # of the first, no logit is near 0
+    ):
+        x, w = (np.array(a, dtype=dtype)[:, None] for a in ([1e4, -1e4, 1e4], w))
+        for forward, backward in forms(*OP):
+            loss, cache = forward(x, np.array([1, 0, 0]), w)
+            dx, grads = backward(1.0, cache)
+            np.testing.assert_allclose(loss, expected, rtol=1e-6)
+            assert np.isfinite(dx).all() and np.isfinite(grads["w"]).all()

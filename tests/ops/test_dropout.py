@@ -36,7 +36,7 @@ def keeps(shape, p, rng):
     return np.array([b >= round(p * 65536) for b in bits], dtype=bool).reshape(shape)
 
 
-@pytest.mark.parametrize("shape", [(5,), (2, 3, 4), (1, 1), (0, 4), (3, 0)])
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 4), (1, 1), (0, 4), (3, 0), (3, 317, 97)])
 @pytest.mark.parametrize("p, rng_", [(0.3, RNG), (0.3, Rng(5, row=3)), (0.3, None), (0.0, RNG)])
 def test_backward_is_the_gradient(rng, shape, p, rng_):
     check_backward(*OP, rng.standard_normal(shape), rng=rng, options={"p": p, "rng": rng_})

@@ -20,6 +20,12 @@ def test_backward_is_the_gradient(rng, ids, start):
     check_backward(*OP, **tables(rng), rng=rng, options={"ids": ids, "start": start})
 
 
+def test_backward_is_the_gradient_of_many_tokens(rng):
+    ids = rng.integers(0, 60, (5, 37)) * 2  # no odd one
+    p = tables(rng, V=120, block_size=40, C=7)
+    check_backward(*OP, **p, rng=rng, options={"ids": ids, "start": 3})
+
+
 def test_float32_stays_float32(rng):
     check_float32(*OP, **tables(rng), rng=rng, options={"ids": IDS})
 
@@ -49,9 +55,10 @@ def test_is_the_one_hot_product(B, T, V, seed):
     assert not grads["wte"][unused].any() and not grads["wpe"][T:].any()
 
 
-def test_backward_adds_to_a_gradient_that_is_given(rng):
-    p = tables(rng)
-    x, cache = embedding_forward(IDS, **p)
+@pytest.mark.parametrize("ids", [IDS, np.arange(1500)[None] % 900], ids=["few", "many"])
+def test_backward_adds_to_a_gradient_that_is_given(rng, ids):
+    p = tables(rng, V=901, block_size=1500)
+    x, cache = embedding_forward(ids, **p)
     dy, given = rng.standard_normal(x.shape), rng.standard_normal(p["wte"].shape)
     expected = given + embedding_backward(dy, cache)["wte"]
     grads = embedding_backward(dy, cache, dwte=given)

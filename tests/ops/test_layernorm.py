@@ -4,7 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.ops.layernorm import EPS, layernorm_backward, layernorm_forward
-from tests.gradcheck import check_backends, check_backward, check_float32, check_strided
+from tests.gradcheck import (
+    check_backends,
+    check_backward,
+    check_float32,
+    check_strided,
+    forms,
+)
 
 OP = layernorm_forward, layernorm_backward
 
@@ -15,10 +21,15 @@ def inputs(rng, shape, bias=True):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(5,), (2, 3, 4), (3, 1), (0, 4), (7, 3)])
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 4), (3, 1), (0, 4), (7, 3), (3, 317, 97)])
 def test_backward_is_the_gradient(rng, shape, bias):
     x, p = inputs(rng, shape, bias)
     check_backward(*OP, x, **p, rng=rng)
+
+
+def test_backward_is_the_gradient_of_large_numbers(rng):
+    _, p = inputs(rng, (4, 6))
+    check_backward(*OP, 30 * rng.uniform(-1, 1, (4, 6)), **p, rng=rng)
 
 
 def test_backward_knows_eps(rng):
@@ -43,19 +54,22 @@ def test_backends_agree(rng, xp, bias):
 def test_mean_variance_and_gradient_are_as_they_must(lead, C, seed):
     rng = np.random.default_rng(seed)
     x = 3 + 2 * rng.standard_normal((*lead, C))
-    y, cache = layernorm_forward(x, np.ones(C), eps=0.0)
-    np.testing.assert_allclose(y.mean(axis=-1), 0, atol=1e-12)
-    np.testing.assert_allclose((y * y).mean(axis=-1), 1, rtol=1e-12)
-    dx, _ = layernorm_backward(rng.standard_normal(x.shape), cache)
-    scale = 1e-12 * np.abs(dx).max(initial=1.0)
-    np.testing.assert_allclose(dx.sum(axis=-1), 0, atol=scale * C)
-    np.testing.assert_allclose((dx * y).sum(axis=-1), 0, atol=scale * C)
+    dy = rng.standard_normal(x.shape)
+    for forward, backward in forms(*OP):
+        y, cache = forward(x, np.ones(C), eps=0.0)
+        np.testing.assert_allclose(y.mean(axis=-1), 0, atol=1e-12)
+        np.testing.assert_allclose((y * y).mean(axis=-1), 1, rtol=1e-12)
+        dx, _ = backward(dy, cache)
+        scale = 1e-12 * np.abs(dx).max(initial=1.0)
+        np.testing.assert_allclose(dx.sum(axis=-1), 0, atol=scale * C)
+        np.testing.assert_allclose((dx * y).sum(axis=-1), 0, atol=scale * C)
 
 
 def test_variance_survives_a_large_mean(rng):
     x = (1000 + 0.01 * rng.standard_normal((2, 768))).astype(np.float32)
-    y, _ = layernorm_forward(x, np.ones(768, np.float32), np.zeros(768, np.float32), eps=0.0)
-    np.testing.assert_allclose(y.var(axis=-1), 1, rtol=1e-3)
+    for forward, _ in forms(*OP):
+        y, _ = forward(x, np.ones(768, np.float32), np.zeros(768, np.float32), eps=0.0)
+        np.testing.assert_allclose(y.var(axis=-1), 1, rtol=1e-3)
 
 
 def test_a_constant_row_gives_the_bias(rng):

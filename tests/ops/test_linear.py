@@ -17,7 +17,9 @@ def inputs(rng, shape, n_out=3, bias=True):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(4,), (2, 4), (2, 3, 4), (1, 1), (0, 4), (2, 0, 4)])
+@pytest.mark.parametrize(
+    "shape", [(4,), (2, 4), (2, 3, 4), (1, 1), (0, 4), (2, 0, 4), (3, 131, 17)]
+)
 def test_backward_is_the_gradient(rng, shape, bias):
     x, p = inputs(rng, shape, bias=bias)
     check_backward(*OP, x, **p, rng=rng)

@@ -1,0 +1,195 @@
+"""The seam itself: what of CuPy is missing, and arrays of both backends in one call."""
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+
+from minigpt import UserError
+from minigpt.backend import array_module, check_dtype, module, overridable, to_device, to_host
+from minigpt.ops.layernorm import layernorm_backward, layernorm_forward
+
+
+class CUDARuntimeError(RuntimeError):
+    """As CuPy's."""
+
+
+class CompileException(Exception):
+    """As CuPy's."""
+
+
+def fake_cupy(count=1, driver=13000, wheel=12090, kernel=None, hip=False, capability="80"):
+    """Return a module that answers as CuPy does; `count` and `kernel` may be an error."""
+
+    def answer(x):
+        if isinstance(x, Exception):
+            raise x
+        return x
+
+    cupy = ModuleType("cupy")
+    cupy.ndarray = type("ndarray", (), {})
+    cupy.ones = lambda n: answer(kernel)
+    runtime = SimpleNamespace(
+        CUDARuntimeError=CUDARuntimeError,
+        is_hip=hip,
+        getDeviceCount=lambda: answer(count),
+        driverGetVersion=lambda: driver,
+        runtimeGetVersion=lambda: wheel,
+    )
+    cupy.cuda = SimpleNamespace(
+        runtime=runtime,
+        compiler=SimpleNamespace(CompileException=CompileException),
+        Device=lambda: SimpleNamespace(compute_capability=capability),
+    )
+    return cupy
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    """Return a function that puts a fake of CuPy in its place."""
+
+    def put(**answers):
+        monkeypatch.setitem(sys.modules, "cupy", fake_cupy(**answers))
+        return sys.modules["cupy"]
+
+    return put
+
+
+def refusal(name="cupy"):
+    with pytest.raises(UserError) as caught:
+        module(name)
+    text = str(caught.value)
+    assert "\n" not in text and text.startswith("--backend")
+    return text
+
+
+INSUFFICIENT = CUDARuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient")
+
+
+@pytest.mark.parametrize(
+    "answers, told",
+    [
+        ({"count": 0}, "CuPy finds no device"),
+        ({"count": CUDARuntimeError("cudaErrorNoDevice: no device")}, "(cudaErrorNoDevice: no"),
+        ({"count": CUDARuntimeError("hipErrorNoDevice"), "hip": True}, "check it with rocm-smi"),
+        ({"count": INSUFFICIENT, "driver": 0}, "no NVIDIA driver is running here; install one for"),
+        (
+            {"count": INSUFFICIENT, "driver": 11080},
+            "for CUDA 11, older than this wheel's CUDA 12; update the driver to one for CUDA 12",
+        ),
+        (
+            {"count": INSUFFICIENT, "driver": 12040, "wheel": 13000},
+            "older than this wheel's CUDA 13; pip install 'cupy-cuda12x[ctk]' in place of",
+        ),
+        ({"kernel": RuntimeError('No such file: "libnvrtc.so.12"\n\n')}, '(No such file: "libnvrt'),
+        ({"kernel": CompileException("\nerror: no cuda_fp16.h\nat 1")}, "(error: no cuda_fp16.h);"),
+    ],
+)
+def test_what_is_wrong_with_cupy_is_told_in_one_line(cupy, answers, told):
+    cupy(**answers)
+    assert told in refusal()
+
+
+def test_a_cupy_that_works_is_returned(cupy):
+    fake = cupy()
+    assert module("cupy") is fake
+    assert module("numpy") is np
+
+
+def test_cupy_that_is_missing(monkeypatch, tmp_path):
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert "CuPy is not installed; run pip install 'cupy-cuda12x[ctk]' (CUDA 12)" in refusal()
+
+
+def test_cupy_that_does_not_load(monkeypatch, tmp_path):
+    """CuPy's text begins with a line of =; the cause is the error before it."""
+    (tmp_path / "cupy.py").write_text(
+        "try:\n    raise ImportError('libamdhip64.so.7: cannot open')\n"
+        "except ImportError as error:\n    raise ImportError('=====\\nFailed.') from error\n"
+    )
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert "does not load (libamdhip64.so.7: cannot open); install the wheel" in refusal()
+
+
+def test_a_fault_of_another_module_is_not_taken_for_a_missing_cupy(monkeypatch, tmp_path):
+    (tmp_path / "cupy.py").write_text("import a_module_that_is_not_there")
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(ModuleNotFoundError, match="a_module_that"):
+        module("cupy")
+
+
+def test_a_backend_that_is_not_one():
+    assert refusal("jax") == "--backend: 'jax' is not one of numpy, cupy"
+
+
+@pytest.mark.parametrize(
+    "dtype, capability, hip, told",
+    [
+        ("float32", "50", False, None),
+        ("float16", "53", False, None),
+        ("float16", "120", False, None),
+        ("float16", "11", True, None),
+        ("float16", "52", False, "of compute capability 5.2, has no arithmetic in it"),
+        ("bfloat16", "90", False, "--dtype bfloat16: CuPy has no matrix product in it"),
+    ],
+)
+def test_16_bit_types_are_refused_where_they_do_not_run(cupy, dtype, capability, hip, told):
+    xp = cupy(capability=capability, hip=hip)
+    if told is None:
+        return check_dtype(dtype, xp)
+    with pytest.raises(UserError, match=told):
+        check_dtype(dtype, xp)
+
+
+def test_16_bit_types_are_for_devices():
+    check_dtype("float32", np)
+    with pytest.raises(UserError, match="--dtype float16: NumPy has no fast product"):
+        check_dtype("float16", np)
+
+
+@overridable
+def mixed_forward(x, w, b=None, options=()):
+    """Stands for any op."""
+    return array_module(x, w, b)
+
+
+def test_arrays_of_both_backends_are_refused_by_name(cupy):
+    here, there = np.ones(3), cupy().ndarray()
+    for args, kwargs, told in (
+        ((here, there), {}, "mixed_forward: w is of cupy, but x is of numpy; bring w"),
+        ((there, here), {}, "w is of numpy, but x is of cupy; .*backend.to_device"),
+        ((there,), {"w": there, "b": here}, "b is of numpy, but x is of cupy"),
+        ((), {"b": here, "x": None, "w": there}, "w is of cupy, but b is of numpy"),
+        ((here, None), {"options": (1, there)}, "options is of cupy, .*to_host"),
+        ((there, (None, there, here)), {}, "w is of numpy, but x is of cupy"),
+    ):
+        with pytest.raises(UserError, match=told):
+            mixed_forward(*args, **kwargs)
+    assert mixed_forward(here, np.float64(1), b=here) is np
+    assert mixed_forward(there, 2.0, b=there) is sys.modules["cupy"]
+
+
+@pytest.mark.cupy
+def test_an_op_refuses_arrays_of_the_other_backend(rng, xp):
+    x, w = rng.standard_normal((2, 3)), np.ones(3)
+    if xp is np:
+        pytest.skip("needs two backends")
+    _, cache = layernorm_forward(xp.asarray(x), w=xp.asarray(w))
+    with pytest.raises(UserError, match="layernorm_forward: w is of numpy, but x is of cupy"):
+        layernorm_forward(xp.asarray(x), w=w)
+    with pytest.raises(UserError, match="layernorm_backward: cache is of cupy, but dy is of numpy"):
+        layernorm_backward(x, cache)
+
+
+@pytest.mark.cupy
+def test_arrays_come_back_as_they_went(rng, xp):
+    x = rng.standard_normal((2, 3)).astype(np.float32)
+    moved = to_device(x, xp)
+    assert array_module(moved) is array_module(None, (1, moved)) is xp
+    back = to_host(moved)
+    assert type(back) is np.ndarray and back.dtype == x.dtype
+    np.testing.assert_array_equal(back, x)

@@ -1,0 +1,108 @@
+"""python -m minigpt.backend: what it says of each machine, and that it needs no CuPy."""
+
+import subprocess
+import sys
+
+import pytest
+
+from minigpt import UserError
+from minigpt.backend import __main__ as doctor
+
+
+def told(capsys, *argv):
+    """Return (exit code, {name: text}) of what the doctor prints."""
+    code = doctor.main(list(argv))
+    rows, name = {}, None
+    for line in capsys.readouterr().out.splitlines():
+        assert len(line) <= doctor.WIDTH
+        name = line[: doctor.INDENT].strip() or name
+        rows[name] = f"{rows.get(name, '')} {line[doctor.INDENT :]}".strip()
+    return code, rows
+
+
+def test_without_cupy_it_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.setattr(doctor.metadata, "distributions", lambda: [])
+    monkeypatch.setattr(doctor, "called", lambda names, f: 12040 if names is doctor.NVIDIA else 0)
+    monkeypatch.setattr(doctor, "version", lambda name: None if name == "matplotlib" else "1.2.3")
+    code, rows = told(capsys)
+    assert code == 0 and rows["--backend numpy"] == "works"
+    assert rows["driver"] == "NVIDIA's, for CUDA 12.4"
+    end = "does not work: CuPy is not installed; run pip install 'cupy-cuda12x[ctk]'"
+    assert rows["--backend cupy"] == end
+    assert rows["matplotlib"].endswith("pip install matplotlib") and rows["tqdm"] == "1.2.3"
+    assert {"python", "numpy", "BLAS", "cores"} <= rows.keys()
+
+
+@pytest.mark.parametrize(
+    "cuda, hip, driver, install",
+    [
+        (13000, None, "NVIDIA's, for CUDA 13.0", "pip install 'cupy-cuda13x[ctk]'"),
+        (15020, None, "NVIDIA's, for CUDA 15.2", "pip install 'cupy-cuda13x[ctk]'"),
+        (11080, None, "NVIDIA's, for CUDA 11.8: too old, CuPy needs one for", doctor.INSTALL),
+        (None, 70051831, "AMD's", "pip install cupy-rocm-7-0"),
+        (None, None, "none found of NVIDIA or AMD", doctor.INSTALL),
+        (0, None, "none found of NVIDIA or AMD", doctor.INSTALL),
+    ],
+)
+def test_the_wheel_fits_the_driver(monkeypatch, cuda, hip, driver, install):
+    monkeypatch.setattr(doctor, "called", lambda names, f: cuda if names is doctor.NVIDIA else hip)
+    text, command = doctor.driver()
+    assert text.startswith(driver) and command == install
+
+
+def test_a_driver_is_asked_without_cupy():
+    assert doctor.called(("no-such-library.so",), "f") is None
+    assert doctor.called((None,), "no_such_function") is None
+
+
+def test_a_cupy_that_cannot_be_used(capsys, monkeypatch):
+    class Wheel:
+        metadata = {"Name": "cupy-cuda12x"}
+
+    def refuse(name):
+        raise UserError("--backend cupy: no NVIDIA driver is running here")
+
+    monkeypatch.setattr(doctor.metadata, "distributions", lambda: [Wheel, Wheel])
+    monkeypatch.setattr(doctor, "module", refuse)
+    code, rows = told(capsys)
+    assert code == 0 and rows["CuPy"].startswith("cupy-cuda12x ")
+    assert rows["--backend cupy"].startswith("does not work: no NVIDIA driver is running here")
+    Other = type("Other", (), {"metadata": {"Name": "cupy-rocm-7-0"}})
+    monkeypatch.setattr(doctor.metadata, "distributions", lambda: [Wheel, Other])
+    _, rows = told(capsys)
+    assert "exclude each other: pip uninstall cupy-cuda12x cupy-rocm-7-0, then" in rows["CuPy"]
+
+
+def test_a_numpy_that_does_not_work_is_the_exit_code(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "numpy_works", lambda: False)
+    code, rows = told(capsys)
+    assert code == 1 and rows["--backend numpy"].startswith("does not work: pip install")
+
+
+def test_it_runs_as_a_command():
+    command = [sys.executable, "-m", "minigpt.backend"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "--backend numpy works" in done.stdout, done.stderr
+    done = subprocess.run([*command, "--flag"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+
+
+@pytest.mark.cupy
+def test_on_a_device_the_kernels_are_compiled(capsys, xp):
+    if xp.__name__ != "cupy":
+        pytest.skip("needs CuPy")
+    code, rows = told(capsys)
+    assert code == 0 and rows["--backend cupy"] == "works"
+    assert "GiB free" in rows["device 0"]
+    assert "for float32 ready in" in rows["kernels"] and "for float16 ready" in rows["kernels"]
+
+
+@pytest.mark.cupy
+def test_kernels_that_do_not_compile_are_told(capsys, monkeypatch, xp):
+    if xp.__name__ != "cupy":
+        pytest.skip("needs CuPy")
+    kernels = doctor.importlib.import_module("minigpt.backend.kernels_cupy")
+    monkeypatch.setattr(kernels, "source", lambda: "this is no C++")
+    _, rows = told(capsys)
+    assert "for float32 do not compile: " in rows["kernels"]
+    assert rows["--backend cupy"] == "does not work: see the kernels"

@@ -1,0 +1,294 @@
+"""The CUDA kernels: values in both dtypes, what they leave to the ops, and the same bits always."""
+
+import hashlib
+import importlib
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from minigpt import UserError
+from minigpt.ops.activation import activation_backward, activation_forward
+from minigpt.ops.dropout import Rng, dropout_forward, keep_mask, threshold
+from minigpt.ops.embedding import embedding_backward, embedding_forward
+from minigpt.ops.layernorm import layernorm_backward, layernorm_forward
+from minigpt.ops.linear import linear_backward, linear_forward
+from minigpt.ops.residual import residual_backward, residual_forward
+from tests.backend.test_fused import BIG, CASES, RNG, make, overridable_ops
+from tests.gradcheck import assert_same, call, float_dtypes, leaves, map_tree
+
+pytestmark = pytest.mark.cupy
+
+# A result is rounded, and so is the stream, which y = layernorm(stream) holds in itself and in its
+# mean and deviation: three times the unit round-off of float16, and what float adds to that.
+RTOL = {"float32": 1e-5, "float16": 3 * 2.0**-11 + 1e-5}
+OURS = ("linear", "layernorm", "residual", "activation", "dropout", "softmax", "embedding")
+PAIRS = [(pair, spec) for pair, specs in CASES.items() for spec in specs]
+OUR_PAIRS = [(pair, spec) for pair, spec in PAIRS if pair[0].__name__.split("_")[0] in OURS]
+BIGGEST = {pair: spec for pair, spec in OUR_PAIRS}  # the last of each
+
+
+def name_of(x):
+    return x[0].__name__
+
+
+@pytest.fixture
+def cupy(xp):
+    if xp is np:
+        pytest.skip("kernels run on the arrays of --backend cupy")
+    return xp
+
+
+@pytest.fixture
+def kernels(cupy):
+    return importlib.import_module("minigpt.backend.kernels_cupy")
+
+
+@pytest.fixture
+def no_kernels(kernels, monkeypatch):
+    """From here on a launch is an error."""
+
+    def refuse(name, dtype):
+        raise AssertionError(f"{name} is launched for {dtype}")
+
+    monkeypatch.setattr(kernels, "kernel", refuse)
+
+
+@pytest.fixture
+def launches(kernels, monkeypatch):
+    """The names of the kernels launched from here on."""
+    names, kernel = [], kernels.kernel
+    monkeypatch.setattr(
+        kernels, "kernel", lambda name, dtype: names.append(name) or kernel(name, dtype)
+    )
+    return names
+
+
+def definition(pair):
+    return [op.reference for op in pair]
+
+
+def to_host(x, dtype=None):
+    """A tree with NumPy arrays for CuPy's, floats as `dtype` where one is given."""
+    if isinstance(x, dict):
+        return {key: to_host(value, dtype) for key, value in x.items()}
+    if type(x) is tuple:  # an Rng stays
+        return tuple(to_host(y, dtype) for y in x)
+    x = x.get() if hasattr(x, "get") else x
+    floats = dtype and isinstance(x, np.ndarray) and x.dtype.kind == "f"
+    return x.astype(dtype) if floats else x
+
+
+def both_passes(pair, case, dy, convert):
+    y, cache = call(pair[0], *case, convert)
+    return y, cache, pair[1](convert(dy), cache)
+
+
+def random_dy(rng, pair, case):
+    return rng.standard_normal(call(pair[0].reference, *case, np.asarray)[0].shape)
+
+
+def rounded(case, dtype):
+    """The floats of a case, rounded to that dtype, as float64; ids as they should be, int32."""
+    *arrays, options = case
+    arrays = map_tree(lambda x: x.astype(dtype).astype(float), arrays)
+    ids = {k: v.astype(np.int32) for k, v in options.items() if isinstance(v, np.ndarray)}
+    return (*arrays, {**options, **ids})
+
+
+def converter(cupy, dtype, layout=lambda x: x):
+    return lambda x: layout(cupy.asarray(x.astype(dtype) if x.dtype.kind == "f" else x))
+
+
+@pytest.mark.parametrize("dtype", RTOL)
+@pytest.mark.parametrize("pair, spec", OUR_PAIRS, ids=name_of)
+def test_values(cupy, rng, pair, spec, dtype):
+    """The backward pass is held against its definition with what the forward pass has kept."""
+    case = rounded(make(rng, spec), dtype)
+    dy = random_dy(rng, pair, case).astype(dtype)
+    y, cache, gradients = both_passes(pair, case, dy, converter(cupy, dtype))
+    assert float_dtypes((y, cache, gradients)) == {dtype}
+    forward, backward = definition(pair)
+    assert_same(y, call(forward, *case, np.asarray)[0], RTOL[dtype])
+    assert_same(gradients, backward(dy.astype(float), to_host(cache, float)), RTOL[dtype])
+
+
+@pytest.mark.parametrize("pair, spec", PAIRS, ids=name_of)
+def test_float64_goes_to_the_definition(cupy, no_kernels, rng, pair, spec):
+    case = make(rng, spec)
+    dy = random_dy(rng, pair, case)
+    y, _, gradients = both_passes(definition(pair), case, dy, np.asarray)
+    found_y, _, found = both_passes(pair, case, dy, converter(cupy, "float64"))
+    assert_same((found_y, found), (y, gradients), 1e-12)
+
+
+def test_every_namesake_is_tried_with_float64(cupy):
+    fused = importlib.import_module("minigpt.backend.fused_cupy")
+    elsewhere = {"merge_heads", "adamw_step", "clip", "gather"}
+    tried = {op.__name__ for pair in CASES for op in pair} | elsewhere
+    assert {name for name in overridable_ops() if hasattr(fused, name)} <= tried
+
+
+@pytest.mark.parametrize("pair", BIGGEST, ids=name_of)
+def test_views_with_gaps_go_to_the_definition(cupy, rng, pair, launches):
+    def gaps(x):
+        y = cupy.zeros((*x.shape, 2), x.dtype)[..., 0]
+        y[...] = x
+        return y
+
+    case = make(rng, BIGGEST[pair])
+    dy = random_dy(rng, pair, case)
+    y, _, gradients = both_passes(definition(pair), case, dy, np.asarray)
+    found_y, _, found = both_passes(pair, case, dy, converter(cupy, "float32", gaps))
+    assert_same((found_y, found), (y, gradients), 1e-5)
+    assert not {op.__name__ for op in pair} & set(launches)
+
+
+@pytest.mark.parametrize("pair", BIGGEST, ids=name_of)
+def test_any_alignment(cupy, rng, pair):
+    """A view into a flat buffer may begin anywhere; four neighbours then go one by one."""
+
+    def shifted(x):
+        y = cupy.zeros(x.size + 1, x.dtype)[1:].reshape(x.shape)
+        y[...] = x
+        return y
+
+    spec = tuple((3, 50, 96) if part == BIG else part for part in BIGGEST[pair])
+    case = rounded(make(rng, spec), "float32")
+    dy = random_dy(rng, pair, case)
+    expected = both_passes(pair, case, dy, converter(cupy, "float32"))
+    found = both_passes(pair, case, dy, converter(cupy, "float32", shifted))
+    assert_same((found[0], found[2]), to_host((expected[0], expected[2])), 0)
+
+
+def test_rows_too_wide_for_a_block(cupy, kernels, rng, launches):
+    for C, kernel in ((4096, "residual_forward"), (4097, None)):
+        x, w, dy = (cupy.asarray(rng.standard_normal(s), "f") for s in ((2, C), C, (2, C)))
+        y, cache = layernorm_forward(x, w)
+        dx, grads = layernorm_backward(dy, cache)
+        assert (kernel in launches) == (kernel is not None)
+        expected, cache = layernorm_forward.reference(x.get(), w.get())
+        assert_same(
+            (y, dx, grads), (expected, *layernorm_backward.reference(dy.get(), cache)), 1e-5
+        )
+        launches.clear()
+
+
+@pytest.mark.parametrize("dtype", RTOL)
+@pytest.mark.parametrize("shape, row", [((3, 7), 0), ((3, 7), 1), ((2, 5, 13), 3), ((4, 64), 2)])
+def test_dropout_has_the_bits_of_numpy(cupy, rng, shape, row, dtype):
+    key, p = Rng.of(7, 9)._replace(row=row), 0.4
+    x = rng.standard_normal(shape).astype(dtype)
+    expected = np.where(
+        keep_mask(shape, p, key, np), x.astype("f") * np.float32(threshold(p)[1]), 0
+    )
+    y, _ = dropout_forward(cupy.asarray(x), p, key)
+    np.testing.assert_array_equal(y.get(), expected.astype(dtype))
+    w = cupy.ones(shape[-1], dtype)
+    (stream, _), cache = residual_forward(None, cupy.asarray(x), w, None, p, key)
+    np.testing.assert_array_equal(stream.get(), expected.astype(dtype))
+    _, dh, _ = residual_backward(None, cupy.asarray(x), cache)
+    assert (keep_mask(shape, p, key, np) | (dh.get() == 0)).all()
+
+
+@pytest.mark.parametrize("V, B, T, C", [(3, 4, 40, 6), (65, 9, 256, 130), (999, 3, 50, 520)])
+@pytest.mark.parametrize("given", [False, True])
+def test_embedding_backward_with_repeated_and_unused_ids(cupy, rng, V, B, T, C, given):
+    ids = rng.integers(0, V, (B, T)).astype(np.int32)
+    ids[rng.random((B, T)) < 0.4] = V - 1
+    ids[ids == 1] = 0  # 1 is unused
+    dy = rng.integers(-3, 4, (B, T, C)).astype("f")  # whole numbers: sums are exact
+    dwte = rng.integers(-3, 4, (V, C)).astype("f") if given else None
+    cache = (ids, 2, (V, C), (T + 5, C))
+    expected = embedding_backward.reference(dy, cache, None if dwte is None else dwte.copy())
+    on_device = None if dwte is None else cupy.asarray(dwte)
+    cache = (cupy.asarray(ids), *cache[1:])
+    grads = embedding_backward(cupy.asarray(dy), cache, on_device)
+    assert on_device is None or grads["wte"] is on_device
+    assert_same(grads, expected, 0)
+
+
+def digest():
+    """A number for all the bits that the kernels find for the largest case of each op."""
+    xp, total = importlib.import_module("cupy"), hashlib.sha256()
+    for pair, spec in BIGGEST.items():
+        rng = np.random.default_rng(1)
+        case = rounded(make(rng, spec), "float32")
+        dy = random_dy(rng, pair, case)
+        for _, x in leaves(both_passes(pair, case, dy, converter(xp, "float32"))):
+            total.update(x.get().tobytes() if hasattr(x, "get") else b"")
+    return total.hexdigest()
+
+
+def test_the_same_bits_in_any_order_of_blocks_and_threads(cupy):
+    first = digest()
+    assert digest() == first
+    if os.environ.get("CUPY_ON_CPU") != "1":
+        return  # a device has its own order, another each time
+    reverse = os.environ.get("CUPY_ON_CPU_ORDER") != "reverse"
+    command = [sys.executable, "-c", f"from {__name__} import digest; print(digest())"]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environ["CUPY_ON_CPU_ORDER"] = "reverse" if reverse else ""
+    assert subprocess.check_output(command, env=environ, text=True).strip() == first
+
+
+def test_one_launch_where_the_op_has_a_dozen_steps(cupy, rng, launches):
+    x, h, dy = (cupy.asarray(rng.standard_normal((2, 5, 8)), "f") for _ in range(3))
+    w, b = (cupy.asarray(rng.standard_normal(8), "f") for _ in range(2))
+    (_, y), cache = residual_forward(x, h, w, b, 0.2, RNG)
+    assert launches == ["residual_forward"]
+    residual_backward(dy, dy, cache)
+    assert launches[1:] == ["residual_backward", "column_sums"]
+    launches.clear()
+    _, cache = activation_forward(y, "gelu")
+    activation_backward(dy, cache)
+    assert launches == ["activation_forward", "activation_backward"]
+    launches.clear()
+    ids = cupy.zeros((2, 5), np.int32)
+    _, cache = embedding_forward(ids, x[0], h[0])
+    embedding_backward(dy, cache)
+    assert launches == ["embedding_forward", "embedding_backward"]
+
+
+def test_a_transposed_operand_of_a_product_is_not_copied(cupy, rng):
+    sizes = []
+
+    class Sizes(cupy.cuda.MemoryHook):
+        name = "sizes"
+
+        def malloc_preprocess(self, **call):
+            sizes.append(call["size"])
+
+    x, dy = cupy.ones((4, 16, 8), "f"), cupy.ones((4, 16, 24), "f")
+    _, cache = linear_forward(x, cupy.ones((8, 24), "f"))
+    pool = cupy.cuda.MemoryPool()
+    with cupy.cuda.using_allocator(pool.malloc), Sizes():
+        dx, grads = linear_backward(dy, cache)
+    assert sorted(sizes) == sorted([dx.nbytes, grads["w"].nbytes])
+
+
+def test_what_kernels_take(cupy, kernels):
+    x = cupy.zeros((4, 6), "f")
+    assert kernels.supported(x, None, x[1:])
+    half = x.astype(np.float16)
+    for other in (half, np.zeros(3, "f"), x[:, ::2], x.T, x[:0], x.astype(float), x.astype(int)):
+        assert not kernels.supported(x, other)
+    assert kernels.supported(half) and not kernels.supported(x.astype(np.int32))
+
+
+def test_a_numpy_array_is_refused_before_a_kernel_sees_it(cupy, no_kernels):
+    x = cupy.ones((2, 4), "f")
+    with pytest.raises((TypeError, UserError)):
+        layernorm_forward(x, np.ones(4, "f"))
+    fused = importlib.import_module("minigpt.backend.fused_cupy")
+    with pytest.raises(TypeError):
+        fused.layernorm_forward(x, np.ones(4, "f"))
+
+
+def test_a_kernel_that_does_not_compile_is_one_line(kernels, monkeypatch):
+    monkeypatch.setattr(kernels, "source", lambda: "error here")
+    monkeypatch.setattr(kernels, "_module", kernels._module.__wrapped__)
+    with pytest.raises(UserError, match=r"^--backend cupy: the kernels for float32 .* pip install"):
+        kernels.kernel.__wrapped__("residual_forward", np.dtype("f"))

@@ -1,0 +1,215 @@
+"""The LM head with its loss on CuPy: bounds on its errors, chunks, bits, what it is not for."""
+
+import numpy as np
+import pytest
+
+from minigpt.ops import cross_entropy
+from minigpt.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward
+
+cupy = pytest.importorskip("cupy", reason="needs CuPy", exc_type=ImportError)
+kernels = pytest.importorskip("minigpt.backend.vocabulary_cupy")
+pytestmark = pytest.mark.cupy
+
+EPS = {"float32": 2.0**-24, "float16": 2.0**-11}  # unit round-off
+TINY = {"float32": 0.0, "float16": 2.0**-25}  # half of the smallest float16
+LAMBDA = 4  # Higham & Mary 2019: n additions are off by LAMBDA sqrt(n) EPS, hardly ever by more
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """(name of the kernel, rows) of every launch."""
+    launched, launch = [], kernels.launch
+
+    def record(name, dtype, grid, *args):
+        launched.append((name, *grid))
+        launch(name, dtype, grid, *args)
+
+    monkeypatch.setattr(kernels, "launch", record)
+    return launched
+
+
+def inputs(rng, dtype="float32", shape=(2, 6), V=65, C=16, bias=True):
+    """x, targets (the last of each row is ignored), w, b on the device."""
+    x, w, b = (cupy.asarray(rng.standard_normal(s), dtype) for s in ((*shape, C), (V, C), V))
+    targets = rng.integers(0, V, shape, dtype=np.int32)
+    targets[..., -1] = -1
+    return x, cupy.asarray(targets), w, b if bias else None
+
+
+def bits(loss, cache):
+    """Everything that a forward pass with dloss returns, as bytes."""
+    *_, lse, _, (dx, grads) = cache
+    return [array.get().tobytes() for array in (loss, lse, dx, *grads.values())]
+
+
+def host64(arrays):
+    host = [None if x is None else x.get() for x in arrays]
+    return [x.astype("d") if x is not None and x.dtype.kind == "f" else x for x in host]
+
+
+def bounds(x, targets, w, b, dtype, factor, chunks):
+    """Bounds on the errors of lse, dx, dw and db, element by element, for float64 inputs.
+
+    Products are summed in float32 and rounded to dtype, the rest is done in float32; dlogits are
+    rounded to dtype once more, in each chunk the sums over its rows, and the sums of chunks.
+    """
+    u, u32 = EPS[dtype], EPS["float32"]
+    few = LAMBDA * u32 * np.sqrt(x.shape[1])
+    logits = x @ w.T
+    error = u * np.abs(logits) + few * (np.abs(x) @ np.abs(w).T)
+    logits += 0 if b is None else b
+    lse = np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    p = np.exp(logits - lse)
+    # exp and log of CUDA and of C are within 2 units; a difference of size |z| is off by u32 |z|
+    off_lse = error.max(axis=1, keepdims=True) + 16 * u32 * (1 + np.abs(lse))
+    off = p * (error + off_lse + u32 * (np.abs(logits - lse) + 8)) * factor
+    d = (p - (np.arange(len(w)) == targets[:, None])) * factor
+    off += u * np.abs(d) + TINY[dtype]
+    off[targets < 0], d[targets < 0] = 0, 0
+
+    def product(off, d, other, rounded):
+        size = np.abs(d) @ np.abs(other)
+        sums = LAMBDA * u32 * np.sqrt(d.shape[1]) * size
+        return off @ np.abs(other) + sums + rounded * u * size + rounded * TINY[dtype]
+
+    rounded = 2 * chunks - 1
+    off_dx = product(off, d, w, 1)
+    off_dw, off_db = (product(off.T, d.T, y, rounded) for y in (x, np.ones((len(x), 1))))
+    return off_lse, off_dx, off_dw, off_db[:, 0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("V, rows", [(2, 12), (7, 5), (65, 12), (65, 1), (1000, 5), (50257, 5)])
+def test_errors_are_those_of_rounding(rng, monkeypatch, launched, dtype, bias, rows, V):
+    monkeypatch.setattr(kernels, "LOGITS", rows * V + V - 1)
+    arrays = inputs(rng, dtype, V=V, bias=bias)
+    loss, cache = cross_entropy_forward(*arrays, count=7, dloss=2.0)
+    sizes = [min(rows, 12 - start) for start in range(0, 12, rows)]
+    assert launched == [("cross_entropy", n) for n in sizes]
+
+    x, targets, w, b = host64(arrays)
+    expected, reference = cross_entropy_forward.reference(x, targets, w, b, count=7)
+    dx, grads = cross_entropy_backward.reference(2.0, reference)
+    off = bounds(x.reshape(12, -1), targets.ravel(), w, b, dtype, 2 / 7, len(sizes))
+    assert loss.dtype == cache[4].dtype == np.float32
+    assert abs(float(loss) - expected) <= 2 * off[0].sum() / 7
+    came = dict(cache[-1][1], dx=cache[-1][0], lse=cache[4])
+    wanted = dict(grads, dx=dx, lse=reference[4])
+    for name, bound in zip(("lse", "dx", "w", "b"), off, strict=True):
+        if name in wanted:
+            assert came[name].dtype == (np.float32 if name == "lse" else dtype)
+            error = np.abs(came[name].get() - wanted[name]).reshape(bound.shape)
+            assert (error <= bound).all(), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_an_evaluation_makes_no_gradients_but_the_same_loss(rng, dtype):
+    arrays = inputs(rng, dtype)
+    loss, cache = cross_entropy_forward(*arrays, count=10)
+    assert cache[-1] is None
+    again, full = cross_entropy_forward(*arrays, count=10, dloss=0.5)
+    assert (loss, cache[4].tobytes()) == (again, full[4].tobytes())
+    assert bits(loss, (*full[:-1], cross_entropy_backward(0.5, cache))) == bits(loss, full)
+    assert cross_entropy_backward(0.5, full) is full[-1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_dloss_may_be_on_the_device(rng, dtype):
+    arrays = inputs(rng, dtype)
+    expected = bits(*cross_entropy_forward(*arrays, count=10, dloss=1024.0))
+    dloss = cupy.asarray(1024.0, "float32")
+    assert bits(*cross_entropy_forward(*arrays, count=10, dloss=dloss)) == expected
+    loss, cache = cross_entropy_forward(*arrays, count=10)
+    assert bits(loss, (*cache[:-1], cross_entropy_backward(dloss, cache))) == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_same_input_gives_the_same_bits(rng, monkeypatch, dtype):
+    arrays = inputs(rng, dtype, (3, 50), V=1000)
+    for rows in (150, 40):
+        monkeypatch.setattr(kernels, "LOGITS", rows * 1000)
+        first, second = (bits(*cross_entropy_forward(*arrays, dloss=1.0)) for _ in range(2))
+        assert first == second
+
+
+def test_the_logits_of_gpt2_do_not_exist_whole():
+    chunks = list(cross_entropy.row_chunks(12 * 1024, 50257, kernels.LOGITS))
+    assert [i for rows in chunks for i in range(rows.start, rows.stop)] == list(range(12 * 1024))
+    assert max(rows.stop - rows.start for rows in chunks) * 50257 <= kernels.LOGITS
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_ignored_targets_count_for_nothing(rng, dtype):
+    x, targets, w, b = inputs(rng, dtype, (12,))
+    targets[3:] = -1
+    loss, cache = cross_entropy_forward(x, targets, w, b, dloss=1.0)
+    fewer, other = cross_entropy_forward(x[:3], targets[:3], w, b, dloss=1.0)
+    np.testing.assert_allclose(float(loss), float(fewer), rtol=2 * EPS[dtype])
+    dx, rest = cache[-1][0].get(), other[-1][0].get()
+    assert cache[5] == 3 and not dx[3:].any()
+    np.testing.assert_allclose(dx[:3], rest, rtol=0, atol=16 * EPS[dtype] * np.abs(rest).max())
+    targets[...] = -1
+    loss, cache = cross_entropy_forward(x, targets, w, b, dloss=1.0)
+    assert loss == 0 and not any(a.any() for a in (cache[-1][0], *cache[-1][1].values()))
+
+
+def test_targets_may_be_of_any_integer_type(rng):
+    x, targets, *rest = inputs(rng)
+    expected = bits(*cross_entropy_forward(x, targets, *rest, dloss=1.0))
+    for other in (targets.astype("int64"), cupy.repeat(targets, 2, axis=1)[:, ::2]):
+        assert bits(*cross_entropy_forward(x, other, *rest, dloss=1.0)) == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_logits_of_any_size_give_a_loss(dtype):
+    x, w = cupy.asarray([[1e4], [-1e4], [1e4]], dtype), cupy.asarray([[1.0], [-1.0], [0.5]], dtype)
+    loss, cache = cross_entropy_forward(x, cupy.asarray([1, 0, 0], "int32"), w, dloss=1.0)
+    np.testing.assert_allclose(float(loss), 4e4 / 3, rtol=2 * EPS[dtype])
+    assert all(cupy.isfinite(a).all() for a in (cache[-1][0], *cache[-1][1].values()))
+
+
+def test_a_logit_of_minus_infinity_has_no_part_in_the_softmax():
+    x, w = cupy.full((1, 1), 6e4, "float16"), cupy.asarray([[-4.0], [0.0], [0.0]], "float16")
+    loss, cache = cross_entropy_forward(x, cupy.asarray([1], "int32"), w, dloss=1.0)
+    np.testing.assert_allclose(float(loss), np.log(2), rtol=1e-6)
+    assert float(cache[-1][1]["w"][0, 0]) == 0
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_an_overflow_shows_in_the_gradients(rng, dtype, bad):
+    x, targets, w, b = inputs(rng, dtype)
+    x[0, 1, 2] = bad
+    loss, cache = cross_entropy_forward(x, targets, w, b, dloss=1.0)
+    assert not cupy.isfinite(loss)
+    assert not cupy.isfinite(cache[-1][1]["w"]).all()
+
+
+def test_what_the_kernels_do_not_take_goes_to_the_definition(rng, monkeypatch, launched):
+    called = []
+    for op in (cross_entropy_forward, cross_entropy_backward):
+        reference = op.reference
+        monkeypatch.setattr(
+            getattr(cross_entropy, op.__name__),
+            "reference",
+            lambda *args, reference=reference: called.append(1) or reference(*args),
+        )
+    x, targets, w, b = inputs(rng)
+    for arrays in (
+        inputs(rng, "float64"),
+        (cupy.repeat(x, 2, axis=1)[:, ::2], targets, w, b),
+        (x, targets, cupy.asarray(w, order="F"), b),
+        (x, targets, w, b.astype("float64")),
+        inputs(rng, shape=(0, 3)),
+    ):
+        called.clear()
+        loss, cache = kernels.cross_entropy_forward(*arrays, count=10, dloss=0.5)
+        dx, grads = kernels.cross_entropy_backward(0.5, cache)
+        assert len(called) == 2 and launched == []
+        host = host64(arrays)
+        expected, reference = cross_entropy_forward.reference(*host, 10)
+        np.testing.assert_allclose(float(loss), expected, rtol=1e-6)
+        expected = cross_entropy_backward.reference(0.5, reference)
+        np.testing.assert_allclose(dx.get(), expected[0], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(grads["w"].get(), expected[1]["w"], rtol=1e-4, atol=1e-6)

@@ -1,0 +1,162 @@
+"""Faults in runs and their checkpoints, and in decoding."""
+
+UNINTERRUPTED = "test_resume.py::test_interrupted_and_resumed_is_uninterrupted"
+CACHED = "test_decoding.py::test_cached_decoding_is_the_full_forward"
+METADATA = "test_checkpoint_errors.py::test_metadata_that_does_not_fit"
+
+FAULTS = {
+    "minigpt/run.py": [
+        (
+            "losses of two texts are compared",
+            "run.best_loss = run.best_step = None",
+            "pass",
+            "test_resume.py::test_another_text_has_a_best_loss_of_its_own",
+        ),
+        (
+            "the optimizer's moments are not taken up again",
+            "getattr(optimizer, name).flat[...] = to_device(moment.flat, xp)",
+            "pass",
+            UNINTERRUPTED,
+        ),
+        (
+            "bias correction begins anew",
+            "optimizer.restore(optimizer_state(checkpoint.state, self.train))",
+            "optimizer.restore({})",
+            UNINTERRUPTED,
+        ),
+        (
+            "a resumed run skips a step",
+            "setattr(run, key, state[key])",
+            'setattr(run, key, state[key] + 1 if key == "step" else state[key])',
+            UNINTERRUPTED,
+        ),
+        (
+            "the best checkpoint is the last one",
+            "if self.best_loss is None or self.val_loss < self.best_loss:",
+            "if True:",
+            "test_run.py::test_the_best_checkpoint_is_not_the_last_where_the_loss_has_risen",
+        ),
+    ],
+    "minigpt/folder.py": [
+        (
+            "a resumed run loses a line of its metrics",
+            'json.loads(line)["step"] <= step',
+            'json.loads(line)["step"] < step',
+            "test_run.py::test_cut_metrics_keeps_whole_lines_up_to_the_step",
+        ),
+    ],
+    "minigpt/train.py": [
+        (
+            "an interrupt amid the update is saved",
+            "if run.trainer.optimizer.step_count != run.step or run.progress >= 1:",
+            "if run.progress >= 1:",
+            "test_resume.py::test_an_interrupt_amid_the_update_keeps_the_old_checkpoint",
+        ),
+    ],
+    "minigpt/checkpoint.py": [
+        (
+            "the file is not synced before it is renamed",
+            "            os.fsync(file.fileno())\n",
+            "",
+            "test_checkpoint.py::test_a_failed_save_leaves_the_old_file_and_nothing_else",
+        ),
+        (
+            "a tensor that is missing is not missed",
+            "if name not in names]",
+            "if False]",
+            "test_checkpoint_errors.py::test_tensors_that_do_not_fit",
+        ),
+        (
+            "one moment is saved in place of both",
+            "on_host(getattr(optimizer, moment)).leaves()",
+            "on_host(optimizer.m).leaves()",
+            "test_checkpoint.py::test_what_is_saved_comes_back_to_the_bit",
+        ),
+        (
+            "the state is not saved",
+            '"state": json.dumps(state),',
+            '"state": "{}",',
+            "test_checkpoint.py::test_what_is_saved_comes_back_to_the_bit",
+        ),
+        (
+            "the old checkpoint is written over",
+            'temporary = path.with_name(path.name + ".tmp")',
+            "temporary = path",
+            "test_checkpoint.py::test_a_failed_save_leaves_the_old_file_and_nothing_else",
+        ),
+        ("the format is not checked", "if found != FORMAT:", "if False:", METADATA),
+        ("shapes are not checked", "if came != needed:", "if came[0] != needed[0]:", METADATA),
+        (
+            "numbers that are not finite are loaded",
+            "if not np.isfinite(x).all():",
+            "if False:",
+            "test_checkpoint_errors.py::test_tensors_that_do_not_fit",
+        ),
+    ],
+    "minigpt/decoding.py": [
+        (
+            "all rows have one stream of random numbers",
+            "np.array([seed, r], np.uint64)",
+            "np.array([seed, 0], np.uint64)",
+            "test_decoding.py::test_a_row_does_not_depend_on_the_others",
+        ),
+        (
+            "ids that a padded model has and the text has not are drawn",
+            "[:, :vocab_size]",
+            "",
+            "test_train.py::test_a_vocabulary_that_is_larger_than_the_texts",
+        ),
+        (
+            "a token's values replace those before it",
+            "self.v[:, :, self.length : end] = v",
+            "self.v[:, :, max(self.length - 1, 0) : end] = v[:, :, -1:]",
+            CACHED,
+        ),
+        (
+            "a full context goes on from its stale half",
+            "context[:, :n] = context[:, config.block_size - n :]",
+            "context[:, :n] = context[:, :n].copy()",
+            CACHED,
+        ),
+        (
+            "top-p is a token short",
+            "(mass < top_p).sum(axis=-1, keepdims=True) + 1",
+            "(mass < top_p).sum(axis=-1, keepdims=True)",
+            "test_decoding.py::test_probabilities_are_those_of_the_naive_rules",
+        ),
+        (
+            "what has no probability is drawn",
+            "(mass <= uniforms[:, None]",
+            "(mass < uniforms[:, None]",
+            "test_decoding.py::test_what_has_no_probability_is_never_drawn",
+        ),
+    ],
+    "minigpt/gpt.py": [
+        (
+            "all layers have the first one's cache",
+            "kv=None if kv is None else kv[i]",
+            "kv=None if kv is None else kv[0]",
+            CACHED,
+        ),
+        (
+            "positions behind a KV cache are off by one",
+            "start = 0 if kv is None else kv.length",
+            "start = 0 if kv is None else max(kv.length - 1, 0)",
+            CACHED,
+        ),
+    ],
+    "minigpt/beam.py": [
+        (
+            "the cache stays with its row when hypotheses move",
+            "self.store[:, :, rows, :, :n]",
+            "self.store[..., :n, :]",
+            "test_beam.py::test_cached_decoding_is_the_full_forward",
+        ),
+        (
+            "what has ended grows longer",
+            "length + ~done",
+            "length + 1",
+            "test_beam.py::test_a_wide_beam_finds_the_best_of_all",
+        ),
+    ],
+}

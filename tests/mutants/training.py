@@ -1,0 +1,234 @@
+"""Faults in training: optimizer, schedule, threads, data, the step."""
+
+FORMULA = "test_optim.py::test_adamw_is_its_formula"
+
+FAULTS = {
+    "minigpt/params.py": [
+        (
+            "gains stand among what decays",
+            "key=lambda name: len(named[name]) < 2)",
+            "key=lambda name: len(named[name]) < 1)",
+            "test_params.py::test_matrices_come_first_and_only_they_decay",
+        ),
+    ],
+    "minigpt/optim.py": [
+        (
+            "the scale of a step is that of the next one",
+            "state[SCALE] = xp.where(taken, least / loss_scale, math.nan)",
+            "state[SCALE] = xp.where(taken, least, math.nan)",
+            "test_optim.py::test_mixed_precision_skips_what_overflowed_and_goes_on",
+        ),
+        (
+            "no bias correction of the second moment",
+            "m_new / debias(beta1, step), v_new / debias(beta2, step)",
+            "m_new / debias(beta1, step), v_new",
+            FORMULA,
+        ),
+        (
+            "gains decay too",
+            "p_new[:decayed] *= 1 - lr * weight_decay",
+            "p_new *= 1 - lr * weight_decay",
+            FORMULA,
+        ),
+        (
+            "decay added to the gradient's moment",
+            "m_new = beta1 * m + (1 - beta1) * g",
+            "m_new = beta1 * m + (1 - beta1) * (g + weight_decay * p)",
+            FORMULA,
+        ),
+        (
+            "a step that overflowed is taken",
+            "x[...] = xp.where(taken, new, x)",
+            "x[...] = new",
+            "test_optim.py::test_a_scale_that_is_not_finite_changes_no_bit",
+        ),
+        (
+            "clipping makes short gradients longer",
+            "xp.minimum(1.0, max_norm / (norm + 1e-6))",
+            "(max_norm / (norm + 1e-6))",
+            "test_optim.py::test_clipping_brings_the_norm_to_its_limit_and_never_up",
+        ),
+        (
+            "the norm of the scaled gradient",
+            "xp.sqrt(squares.sum()) / loss_scale",
+            "xp.sqrt(squares.sum())",
+            "test_optim.py::test_clipping_brings_the_norm_to_its_limit_and_never_up",
+        ),
+        (
+            "the loss scale doubles a step late",
+            "doubled = good == growth",
+            "doubled = good > growth",
+            "test_optim.py::test_the_loss_scale_halves_on_overflow_and_doubles_after_good_steps",
+        ),
+        (
+            "each part decays as if it were the first",
+            "min(max(self.params.decayed - start, 0), stop - start)",
+            "min(self.params.decayed, stop - start)",
+            "test_optim.py::test_parts_in_any_order_make_the_same_step",
+        ),
+    ],
+    "minigpt/muon.py": [
+        (
+            "steps of tall and wide matrices are not alike",
+            "0.2 * math.sqrt(max(kind.rows, kind.columns))",
+            "0.2 * math.sqrt(min(kind.rows, kind.columns))",
+            "test_muon.py::test_steps_are_those_of_the_formulas",
+        ),
+        (
+            "q, k and v as one matrix",
+            '{"c_attn": 3, "c_kv": 2}.get(name.split(".")[-2], 1)',
+            "1",
+            "test_muon.py::test_steps_are_those_of_the_formulas",
+        ),
+        (
+            "momentum without a look ahead",
+            "g += self.momentum * m",
+            "g = 1 * m",
+            "test_muon.py::test_steps_are_those_of_the_formulas",
+        ),
+    ],
+    "minigpt/schedule.py": [
+        (
+            "warm-up counts as a part of the fall",
+            "progress = (step - warmup) / (last - warmup) if",
+            "progress = step / last if",
+            "test_schedule.py::test_a_cosine_is_that_of_nanogpt",
+        ),
+        (
+            "a run by the clock leaves no time for its end",
+            "available = max_seconds - reserve",
+            "available = max_seconds",
+            "test_schedule.py::test_progress_leaves_time_for_what_comes_after_the_last_step",
+        ),
+        (
+            "the warm-up begins a step late",
+            "up = lr * (step + 1) / (warmup + 1)",
+            "up = lr * step / (warmup + 1)",
+            "test_schedule.py::test_a_cosine_is_that_of_nanogpt",
+        ),
+        (
+            "the fall ends at 0, not at min_lr",
+            "down = config.min_lr + share * (lr - config.min_lr)",
+            "down = share * lr",
+            "test_schedule.py::test_a_cosine_is_that_of_nanogpt",
+        ),
+    ],
+    "minigpt/parallel.py": [
+        (
+            "the last rows of a batch belong to no shard",
+            "for a, b in zip(edges, edges[1:], strict=False)]",
+            "for a, b in zip(edges, edges[1:-1] + [n - (n > 1)], strict=False)]",
+            "test_parallel.py::test_shards_cover_all_rows_once_in_order_and_evenly",
+        ),
+        (
+            "what goes wrong in a shard is passed over",
+            "        if errors:\n",
+            "        if False:\n",
+            "test_parallel.py::test_an_exception_reaches_the_caller_and_the_workers_live_on",
+        ),
+    ],
+    "minigpt/data.py": [
+        (
+            "the last place of a text is never drawn",
+            "np.uint64(len(ids) - block_size)",
+            "np.uint64(len(ids) - block_size - 1)",
+            "test_data.py::test_random_batch_reaches_every_place_equally_often",
+        ),
+        (
+            "validation text is trained on",
+            "return ids[:n], ids[n:]",
+            "return ids, ids[n:]",
+            "test_data.py::test_split_is_nine_tenths",
+        ),
+        (
+            "a target is its own token",
+            "return ids[places], ids[1:][places]",
+            "return ids[places], ids[places]",
+            "test_data.py::test_random_batch_is_in_range_and_y_is_x_moved_on",
+        ),
+        (
+            "neighbouring steps share their draws",
+            "counter=step << 64",
+            "counter=step",
+            "test_data.py::test_steps_and_seeds_share_no_draws",
+        ),
+        (
+            "the end of the split is not evaluated",
+            "if whole < n:",
+            "if whole < n < block_size:",
+            "test_trainer.py::test_an_evaluation_counts_every_prediction_of_the_split_once",
+        ),
+    ],
+    "minigpt/tokenizer.py": [
+        (
+            "an unknown character gets an id",
+            "if ids.min(initial=0) < 0:",
+            "if ids.min(initial=0) < -1:",
+            "test_tokenizer.py::test_every_other_character_is_unknown",
+        ),
+        (
+            "ids in the order of the text",
+            '"".join(sorted(set(text)))',
+            '"".join(dict.fromkeys(text))',
+            "test_tokenizer.py::test_vocabulary_is_the_sorted_set",
+        ),
+    ],
+    "minigpt/pairs.py": [
+        (
+            "padding counts as a target",
+            "return int((targets >= 0).sum())",
+            "return targets.size",
+            "test_train_seq2seq.py::test_a_step_is_the_mean_over_all_targets_of_all_its_batches",
+        ),
+        (
+            "validation pairs are trained on",
+            "for i, pair in enumerate(pairs, 1) if i % 10]",
+            "for i, pair in enumerate(pairs, 1)]",
+            "test_pairs.py::test_every_tenth_pair_is_for_validation",
+        ),
+        (
+            "every bucket comes as often as any other",
+            "pairs.bucket[bits[0] % np.uint64(len(pairs))]",
+            "np.unique(pairs.bucket)[bits[0] % np.uint64(len(np.unique(pairs.bucket)))]",
+            "test_pairs.py::test_lengths_in_a_batch_are_alike_and_pairs_equally_frequent",
+        ),
+    ],
+    "minigpt/trainer.py": [
+        (
+            "the gradient of the last shard is lost",
+            "[grads for _, grads in done]",
+            "[grads for _, grads in (done[:-1] or done)]",
+            "test_trainer.py::test_gradients_are_those_of_the_whole_batch",
+        ),
+        (
+            "every shard drops what the first one drops",
+            "rng._replace(row=rows.start),",
+            "rng,",
+            "test_trainer.py::test_gradients_are_those_of_the_whole_batch",
+        ),
+        (
+            "what was accumulated is overwritten",
+            "add=i > 0",
+            "add=False",
+            "test_trainer.py::test_accumulated_batches_are_the_mean_of_them",
+        ),
+        (
+            "accumulated batches are summed, not averaged",
+            "self.gradients(*batch, rng, self.count, add=",
+            "self.gradients(*batch, rng, None, add=",
+            "test_trainer.py::test_accumulated_batches_are_the_mean_of_them",
+        ),
+        (
+            "every step draws the same dropout",
+            "Rng.of(train.seed, step, i)",
+            "Rng.of(train.seed, i)",
+            "test_trainer.py::test_each_batch_of_a_step_has_its_own_dropout_and_so_has_each_step",
+        ),
+        (
+            "a mean of means, though the last window is shorter",
+            "return sum(losses) / sum(counts)",
+            "return sum(x / n for x, n in zip(losses, counts, strict=True)) / len(counts)",
+            "test_trainer.py::test_an_evaluation_counts_every_prediction_of_the_split_once",
+        ),
+    ],
+}

@@ -1,0 +1,37 @@
+"""Options of a model: rows in which every value of one meets every value of each other."""
+
+HEADS = {
+    "tied": {"tie_head": True, "head_bias": False},
+    "untied": {"tie_head": False, "head_bias": False},
+    "biased": {"tie_head": False, "head_bias": True},
+}
+FACTORS = {
+    "bias": (True, False),
+    "qkv_bias": (True, False),
+    "activation": ("gelu", "gelu_tanh", "relu"),
+    "head": tuple(HEADS),
+    "dropout": (0.0, 0.3),
+    "share_embedding": (True, False),
+}
+ROWS = (
+    (True, True, "relu", "untied", 0.0, True),
+    (False, False, "gelu", "untied", 0.3, False),
+    (True, False, "gelu_tanh", "tied", 0.0, False),
+    (False, True, "gelu_tanh", "biased", 0.3, True),
+    (True, True, "gelu", "biased", 0.0, False),
+    (False, False, "relu", "tied", 0.3, True),
+    (True, True, "gelu", "tied", 0.3, True),
+    (False, False, "relu", "biased", 0.0, False),
+    (False, False, "gelu_tanh", "untied", 0.0, False),
+)
+
+
+def rows(*left_out):
+    """Return the rows as options of a config, but for those left out, by what is in them."""
+    named = {}
+    for row in ROWS:
+        options = dict(zip(FACTORS, row, strict=True))
+        name = "-".join(k if v is True else str(v) for k, v in options.items() if v)
+        options |= HEADS[options.pop("head")]
+        named[name] = {k: v for k, v in options.items() if k not in left_out}
+    return named
