@@ -1,0 +1,68 @@
+"""nanoGPT's recipe for a CPU in torch, on tiny Shakespeare: python bench/nanogpt_torch.py
+
+nanoGPT, README, "I only have a macbook", with the model, optimizer and schedule of its train.py and
+the batches of minigpt. Every --eval-interval steps it prints a line with the loss over the whole
+validation split, as `python -m minigpt.train` does. Its only use is to be timed beside that.
+"""
+
+import argparse
+import time
+
+import numpy as np
+import timing
+import torch
+import torch_models
+
+from minigpt.data import random_batch, windows
+from minigpt.gpt import init_params
+from minigpt.recipe import PRESETS, configs
+from minigpt.schedule import learning_rate
+from minigpt.tasks import TASKS
+
+
+def validation_loss(model, split, block_size, rows=64):
+    """Return the mean over every prediction of a split, nats per token."""
+    total = count = 0
+    with torch.no_grad():
+        for x, y in windows(split, block_size, rows):
+            total += model(torch.from_numpy(x).long(), torch.from_numpy(y).long()).item() * y.size
+            count += y.size
+    return total / count
+
+
+def main():
+    """Train as the preset nanogpt-cpu does, but in torch."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=1337)
+    parser.add_argument("--max-iters", type=int, default=2000)
+    parser.add_argument("--eval-interval", type=int, default=250)
+    parser.add_argument("--data", help="as in minigpt.train")
+    args = parser.parse_args()
+    timing.torch_on(timing.cores())
+    values = {"max_iters": args.max_iters, "lr_decay_iters": args.max_iters, "data": args.data}
+    _, train = configs(PRESETS["nanogpt-cpu"] | values, 1)
+    task = TASKS["text"](train)
+    config, train = configs(PRESETS["nanogpt-cpu"] | values, *task.sizes)
+    model = torch_models.GPT(config)
+    model.load(init_params(config, args.seed, np).tree)
+    adamw = torch_models.optimizer(model, train, "fused")
+    start = time.perf_counter()
+    for step in range(train.max_iters):
+        x, y = (
+            torch.from_numpy(a).long()
+            for a in random_batch(task.train, args.seed, step, train.batch_size, config.block_size)
+        )
+        for group in adamw.param_groups:
+            group["lr"] = learning_rate(step, train)
+        adamw.zero_grad(set_to_none=True)
+        model(x, y).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), train.grad_clip)
+        adamw.step()
+        if (step + 1) % args.eval_interval == 0 or step + 1 == train.max_iters:
+            found = validation_loss(model, task.val, config.block_size)
+            seconds = time.perf_counter() - start
+            print(f"step {step + 1:>6,}   validation {found:.4f}   {seconds:7.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Wall time from a command's start to a validation loss: python bench/time_to_loss.py
+
+Each entry of PLAN is a whole `python -m minigpt.train`, start-up and evaluations included: the time
+of a loss is when its line is printed. Beside them runs nanoGPT's recipe for a CPU, in torch, which
+evaluates as rarely. Losses are over the whole validation split, in nats per token.
+"""
+
+import argparse
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import report
+import timing
+
+THRESHOLDS = (1.898, 1.70, 1.60, 1.55, 1.50, 1.4697)
+SEEDS = (1, 2, 3)
+# Names and what the command is told: each is a run planned to end at its time.
+PLAN = {"8 s": ("quick", 8), "13 s": ("quick", 13), "1 min": ("quick", 60)}
+LINE = re.compile(r"^step +([\d,]+) .*validation (\d+\.\d+)")
+NOTE = """
+s: median over the seeds, with the least and the most; - where not all of them came so low. The
+seeds are not chosen, and the validation split takes no part in training."""
+
+
+def curve(command):
+    """Run a command; return [(seconds since its start, step, validation loss)]."""
+    start, found = time.perf_counter(), []
+    env = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(timing.ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+        for line in process.stdout:
+            match = LINE.match(line)
+            if match:
+                step, loss = int(match[1].replace(",", "")), float(match[2])
+                found.append((time.perf_counter() - start, step, loss))
+    if process.returncode:
+        raise report.WrongResult(f"{' '.join(command)} ended with exit code {process.returncode}")
+    return found
+
+
+def minigpt_run(preset, seconds, seed, flags):
+    """Return the curve of a run by the clock, in a folder that is then removed."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = ["--out-dir", str(Path(folder) / "run"), "--seed", str(seed)]
+        clock = ["--preset", preset, "--max-seconds", str(seconds)]
+        return curve([sys.executable, "-m", "minigpt.train", *clock, *out, *flags])
+
+
+def torch_run(seed, flags):
+    """Return the curve of nanoGPT's recipe in torch."""
+    program = str(Path(__file__).with_name("nanogpt_torch.py"))
+    return curve([sys.executable, program, "--seed", str(seed), *flags])
+
+
+def seconds_to(threshold, points):
+    """Return when a curve first was at or below a loss, or None."""
+    return next((seconds for seconds, _, loss in points if loss <= threshold), None)
+
+
+def summary(curves):
+    """Return {threshold: [seconds of each seed]} of those that all seeds came to."""
+    times = {t: [seconds_to(t, points) for points in curves] for t in THRESHOLDS}
+    return {t: found for t, found in times.items() if None not in found}
+
+
+def median_text(times):
+    """Return the median of some seconds, with the least and the most."""
+    return f"{statistics.median(times):.1f} ({min(times):.1f} - {max(times):.1f})"
+
+
+def print_records(records):
+    """Print a line per run: the loss at its end, and when it came below each threshold."""
+    rows = []
+    for record in records:
+        last = [points[-1][2] for points in record["curves"]]
+        reached = summary(record["curves"])
+        cells = [median_text(reached[t]) if t in reached else "-" for t in THRESHOLDS]
+        end = f"{statistics.median(last):.4f} ({min(last):.4f} - {max(last):.4f})"
+        rows.append([record["name"], end, *cells])
+    report.print_table(["run", "loss at its end", *(f"to {t:g}, s" for t in THRESHOLDS)], rows)
+    print(NOTE)
+
+
+def draw(path, records, _):
+    """Draw loss against seconds, a line per seed."""
+    with report.figure(path) as (axes,):
+        for i, record in enumerate(records):
+            for j, points in enumerate(record["curves"]):
+                axes.plot(
+                    [seconds for seconds, _, _ in points],
+                    [loss for *_, loss in points],
+                    color=f"C{i}",
+                    marker=".",
+                    linewidth=1,
+                    label=None if j else record["name"],
+                )
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:,g}")
+        report.label(
+            axes, "seconds from the command's start", "validation loss", "tiny Shakespeare"
+        )
+
+
+def parse(argv):
+    """Return the options."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    runs = ", ".join((*PLAN, "torch"))
+    default = ["13 s", "1 min", "torch"]
+    parser.add_argument(
+        "--runs",
+        nargs="+",
+        choices=(*PLAN, "torch"),
+        default=default,
+        metavar="RUN",
+        help=f"which of: {runs} (default: {', '.join(default)})",
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, metavar="N")
+    parser.add_argument("--flags", default="", help="more flags of minigpt.train, in one string")
+    parser.add_argument("--torch-flags", default="", help="of bench/nanogpt_torch.py")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures there")
+    parser.add_argument("--plot", metavar="FILE", help="also draw a picture there (matplotlib)")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Time every run with every seed, the seeds in turn."""
+    args = parse(argv)
+    env = report.environment(timing.cores())
+    report.print_environment(env)
+    records = [{"name": name, "curves": []} for name in args.runs]
+    for seed in args.seeds:
+        for record in records:
+            if record["name"] == "torch":
+                points = torch_run(seed, args.torch_flags.split())
+            else:
+                points = minigpt_run(*PLAN[record["name"]], seed, args.flags.split())
+            record["curves"].append(points)
+            seconds, step, loss = points[-1]
+            print(f"{record['name']}, seed {seed}: {loss:.4f} after {seconds:.1f} s, {step} steps")
+    print()
+    print_records(records)
+    report.finish(args, "time_to_loss", env, records, draw)
+
+
+if __name__ == "__main__":
+    report.run(main)

@@ -1,0 +1,155 @@
+"""What a training step on CuPy does to device memory, measured without a GPU.
+
+It is counted where CuPy's kernels run on the CPU (the stand-in for the HIP libraries that the tests
+use, there when CUPY_ON_CPU is set). traffic.c sees each launch, product and copy; the kernels are
+compiled to report their loads and stores, and of each launch the distinct bytes are counted.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import timing  # noqa: F401, comes before minigpt
+
+from minigpt import UserError, backend
+from minigpt.gpt import init_params
+from minigpt.parallel import Workers
+from minigpt.recipe import PRESETS, configs
+from minigpt.trainer import Trainer
+
+CHARACTERS = 65  # vocabulary of the presets for tiny Shakespeare
+WATCHED = 2**31  # bytes of device memory, of which all arrays are made
+COMPILER = '#!/bin/sh\nexec {cxx} -fsanitize=thread -nodefaultlibs "$@"\n'
+KINDS = ("attention", "kernel", "product", "copy")
+WHOLE = {}  # how many logits may exist at one time, by name, before `cut_alike`
+
+
+def problem(preset, **sizes):
+    """Return (GPTConfig, TrainConfig) of a preset with one batch per step, and these options."""
+    values = PRESETS[preset] | {"gradient_accumulation_steps": 1, "backend": "cupy"} | sizes
+    config, train = configs(values, values.get("vocab_size", CHARACTERS))
+    return config, dataclasses.replace(train, lr_decay_iters=train.max_iters)
+
+
+def counts(requests):
+    """Count a step of each problem, in a process whose kernels report what they touch.
+
+    Parameters
+    ----------
+    requests : list of dict
+        preset, n_layer, batch_size, block_size, dtype; fused: whether backend/fused_cupy.py is
+        used; whole_batch: the number of sequences that this is to tell of.
+
+    Returns
+    -------
+    list of {"KIND NAME": [times, bytes, FLOPs]}
+        KIND is one of `KINDS`. FLOPs of products; 0 for all else.
+    """
+    if not os.environ.get("CUPY_ON_CPU"):
+        raise UserError("launches.py counts where CuPy runs on the CPU, and CUPY_ON_CPU is not set")
+    cxx = os.environ.get("CUPY_ON_CPU_CXX", "g++")
+    folder = Path(os.environ["CUPY_CACHE_DIR"]) / "traffic"  # of kernels that are so compiled
+    folder.mkdir(parents=True, exist_ok=True)
+    shim, compiler = folder / "traffic.so", folder / "cxx"
+    source = Path(__file__).with_suffix(".c")
+    subprocess.run([cxx, "-xc", "-shared", "-fPIC", "-O2", "-o", shim, source, "-ldl"], check=True)
+    compiler.write_text(COMPILER.format(cxx=cxx))
+    compiler.chmod(0o755)
+    settings = {"LD_PRELOAD": shim, "CUPY_ON_CPU_CXX": compiler, "CUPY_CACHE_DIR": folder}
+    env = os.environ | {name: str(value) for name, value in settings.items()}
+    env |= {"CUPY_ON_CPU_CACHE": str(folder), "CUPY_ON_CPU_GUARD_PAGES": "0"}
+    command = [sys.executable, __file__, json.dumps(requests)]
+    child = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
+    if child.returncode:
+        raise RuntimeError(f"counting ended with exit code {child.returncode}")
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+@contextlib.contextmanager
+def watched(cupy, found):
+    """Put into `found` the lines of traffic.c for what is done in a with block."""
+    pool = cupy.get_default_memory_pool()
+    pool.free_all_blocks()
+    start = cupy.empty(WATCHED, cupy.uint8).data.ptr  # given back, and then divided by the pool
+    if pool.total_bytes() != WATCHED:
+        raise RuntimeError("there are arrays outside the memory that is watched")
+    with tempfile.NamedTemporaryFile("r") as file:
+        shim = ctypes.CDLL(None)
+        shim.traffic_start.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_char_p]
+        if not shim.traffic_start(start, WATCHED, file.name.encode()):
+            raise MemoryError
+        try:
+            yield
+        finally:
+            shim.traffic_stop()
+        if pool.total_bytes() != WATCHED:
+            raise RuntimeError("there are arrays outside the memory that is watched")
+        found.extend(file.read().splitlines())
+
+
+def cut_alike(config, train, whole_batch):
+    """Let the head cut this batch into as many parts as the whole one: then counts are linear."""
+    V, T = config.vocab_size, config.block_size
+    limits = ("minigpt.ops.cross_entropy", "CHUNK"), ("minigpt.backend.vocabulary_cupy", "LOGITS")
+    for module, name in limits:
+        module = importlib.import_module(module)
+        limit = WHOLE.setdefault(name, getattr(module, name))
+        parts = -(-whole_batch * T // max(1, limit // V))
+        setattr(module, name, V * -(-train.batch_size * T // parts))
+
+
+def count(cupy, preset, fused, whole_batch, **sizes):
+    """Return what `counts` does, for one problem: of its second step, in the steady state."""
+    config, train = problem(preset, **sizes)
+    cut_alike(config, train, whole_batch)
+    namesake = backend._namesake
+    if not fused:
+        backend._namesake = lambda xp, name: None
+    rng = np.random.default_rng(1337)
+    ids = rng.integers(0, config.vocab_size, 100_000, dtype=np.int32)
+    lines = []
+    with Workers(1) as workers, watched(cupy, lines):
+        trainer = Trainer(init_params(config, 1337, cupy), config, train, cupy, workers)
+        split = backend.to_device(ids, cupy)
+        trainer.step(split, 0)
+        ctypes.CDLL(None).traffic_mark()
+        trainer.step(split, 1)
+        del trainer, split
+    backend._namesake = namesake
+    return summed(lines[lines.index("step") + 1 :])
+
+
+def summed(lines):
+    """Return {"KIND NAME": [times, bytes, FLOPs]} of the lines of traffic.c."""
+    sums = {}
+    for line in lines:
+        kind, name, read, written, flops = line.split()
+        if kind == "kernel" and "attention" in name:
+            kind = "attention"
+        entry = sums.setdefault("product" if kind == "product" else f"{kind} {name}", [0, 0, 0])
+        for i, value in enumerate((1, int(read) + int(written), int(flops))):
+            entry[i] += value
+    return sums
+
+
+def main(requests):
+    """Count what the parent process asks for, and print it."""
+    import cupy
+
+    found = []
+    for request in requests:
+        print(*request.values(), "...", file=sys.stderr, flush=True)
+        found.append(count(cupy, **request))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
