@@ -41,6 +41,8 @@ class Run:
         there until it is read, and so does the norm.
     norm, lr : float
         Norm of the gradient, before clipping, and learning rate of the last step.
+    over : bool
+        Whether there is no further step: decided once a step, since the clock goes on.
     skipped : int
         Steps whose gradient was not finite when it was read, and which changed nothing.
     val_loss, measures : float or None, dict
@@ -58,6 +60,7 @@ class Run:
         self.loss_sum, self.loss_count = 0.0, 0
         self.val_loss, self.measures, self.best_loss, self.best_step = None, {}, None, None
         self.norm, self.lr, self.skipped = 0.0, 0.0, 0
+        self.over = False
         self.checkpoint = self.trainer = None
 
     def start(self, workers):
@@ -161,7 +164,7 @@ class Run:
             "text": self.task.name,
             "text_sha256": self.task.sha256,
             "optimizer": to_host(self.trainer.optimizer.state).tolist(),
-            "progress": self.progress,
+            "over": self.over,
         }
         save(
             self.folder / name,
@@ -256,7 +259,7 @@ def check_incomplete(state, train):
     if train.max_seconds:
         of, more = f"{train.max_seconds:g} seconds", "--max-seconds"
         before = state["train"].get("max_seconds") or math.inf
-        complete = state.get("progress", 0) >= 1 and train.max_seconds <= before
+        complete = state.get("over", False) and train.max_seconds <= before
     else:
         of, more = f"{state['step']} of {train.max_iters} steps", "--max-iters"
         complete = state["step"] >= train.max_iters

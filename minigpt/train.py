@@ -123,12 +123,13 @@ def loop(run, bar, stop):
     """Train until the last step or until the wish to stop; log, evaluate and save on the way."""
     train = run.train
     start, busy, tokens = time.perf_counter() - run.seconds, 0.0, run.tokens
-    while run.progress < 1 and stop.signal is None:
+    while not run.over and stop.signal is None:
         before = time.perf_counter()
         run.advance()
         run.seconds = time.perf_counter() - start
         run.reserve = OVERHEAD + run.evaluation_seconds()
-        evaluated = run.step % train.eval_interval == 0 or run.progress >= 1
+        run.over = run.progress >= 1
+        evaluated = run.step % train.eval_interval == 0 or run.over
         logged = evaluated or run.step % train.log_interval == 0
         told = logged or train.backend == "numpy"  # to ask a device is to wait for it
         numbers = run.read() if told else None
@@ -180,9 +181,9 @@ def advance_all(run):
             loop(run, bar, stop)
         except KeyboardInterrupt:
             # Amid a step, the weights are those of the last one until the optimizer begins.
-            if run.trainer.optimizer.step_count != run.step or run.progress >= 1:
+            if run.trainer.optimizer.step_count != run.step or run.over:
                 raise
-        if run.progress < 1:
+        if not run.over:
             run.save_last()
     return stop.signal
 
@@ -259,7 +260,7 @@ def train(own, values):
         cut_metrics(run.folder / METRICS, run.step)
         introduce(run)
         number = advance_all(run)
-    if run.progress >= 1:
+    if run.over:
         finish(run)
     else:
         clock = run.train.max_seconds
