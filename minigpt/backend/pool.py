@@ -3,6 +3,9 @@
 The C library hands large blocks back to the system when they are freed, and the system clears
 every page when it gives it out again; for the arrays of a training step that takes as long as
 what is computed with them.
+
+Buffers are cut from chunks that are large enough for NumPy to ask the system for huge pages: it
+then looks up one address where it looked up 512.
 """
 
 import math
@@ -13,9 +16,18 @@ import numpy
 
 SMALL = 2**15  # bytes: the C library keeps blocks of this size at hand by itself
 LINE = 64  # bytes: vectors that begin where cache lines do are loaded faster
+CHUNK = 2**25  # bytes; NumPy asks for huge pages from 4 MB on
 MAX_SIZES = 32  # different sizes kept by one thread before it starts afresh
 
-_mine = threading.local()
+
+class Mine(threading.local):
+    """What a thread has: its buffers by size, and what is left of its newest chunk."""
+
+    def __init__(self):
+        self.sizes, self.rest = {}, memoryview(b"")
+
+
+_mine = Mine()
 
 
 def empty(shape, dtype):
@@ -29,20 +41,31 @@ def empty(shape, dtype):
     n = math.prod(shape)
     if n * dtype.itemsize < SMALL:
         return numpy.empty(shape, dtype)
-    try:
-        sizes = _mine.sizes
-    except AttributeError:
-        sizes = _mine.sizes = {}
+    sizes = _mine.sizes
     buffers = sizes.get((n, dtype))
     if buffers is None:
         if len(sizes) == MAX_SIZES:
             sizes.clear()
         buffers = sizes[n, dtype] = []
     for buffer in buffers:
-        if sys.getrefcount(buffer.base) == 2:  # `buffer` itself and the argument
+        if sys.getrefcount(buffer) == 3:  # in `buffers`, `buffer` and the argument
             return buffer.reshape(shape)
-    buffers.append(aligned(n, dtype))
+    buffers.append(numpy.frombuffer(cut(n * dtype.itemsize), dtype))
     return buffers[-1].reshape(shape)
+
+
+def cut(size):
+    """Return a memoryview of so many bytes, at a cache line: of a chunk, or alone if it is large.
+
+    NumPy does not look behind a memoryview: an array on it is the base of all its views.
+    """
+    if size > CHUNK // 4:
+        return aligned(size, numpy.uint8).data
+    whole = -(-size // LINE) * LINE
+    if len(_mine.rest) < whole:
+        _mine.rest = aligned(CHUNK, numpy.uint8).data
+    part, _mine.rest = _mine.rest[:size], _mine.rest[whole:]
+    return part
 
 
 def aligned(n, dtype, allocate=numpy.empty):
