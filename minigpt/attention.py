@@ -61,7 +61,7 @@ def attention_maps(checkpoint, prompt, kind="cross"):
     xp = array_module(p["wte"])
     if model_of(config) is not SEQ2SEQ:
         ids = encode_line("--prompt", prompt, tokenizer, config.block_size)[None]
-        _, (_, blocks, _) = gpt_forward(to_device(ids, xp), p, config)
+        _, (*_, blocks, _) = gpt_forward(to_device(ids, xp), p, config)
         which, rows, columns = "self", [*prompt], [*prompt]
     else:
         ids = encode_line("--prompt", prompt, tokenizer.source, config.block_size)[None]
@@ -70,7 +70,7 @@ def attention_maps(checkpoint, prompt, kind="cross"):
         _, (encoder, decoder, _) = seq2seq_forward(
             to_device(ids, xp), to_device(targets, xp), p, config
         )
-        _, blocks, _ = encoder if kind == "encoder" else decoder
+        *_, blocks, _ = encoder if kind == "encoder" else decoder
         which = "cross" if kind == "cross" else "self"
         written = [*tokenizer.target.decode(best.ids), *[END] * best.ended]
         rows = [*prompt] if kind == "encoder" else written

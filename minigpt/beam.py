@@ -60,6 +60,7 @@ class DecoderCache(KVCache):
         """Let row i go on from what row rows[i] has seen; both must have the same memory."""
         n = self.length
         self.store[..., :n, :] = self.store[:, :, rows, :, :n]
+        self.previous = self.previous[rows]
 
 
 def next_logits(ids, seen, p, config, kv):

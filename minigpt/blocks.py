@@ -18,6 +18,7 @@ from minigpt.ops.attention import (
 )
 from minigpt.ops.linear import linear_backward, linear_forward
 from minigpt.ops.residual import residual_backward, residual_forward
+from minigpt.ops.rotary import rotary_backward, rotary_forward
 
 # The places of a block where dropout draws its own bits: the weights of its attention layers, and
 # what each of its residual ops adds.
@@ -30,9 +31,9 @@ def at(rng, place):
 
 
 def self_attention_forward(
-    x, p, n_head, dropout=0.0, rng=None, kv=None, causal=True, key_mask=None
+    x, p, n_head, dropout=0.0, rng=None, kv=None, causal=True, key_mask=None, rotary=False
 ):
-    """Self-attention: q, k and v in one product, attention by head, projection.
+    """Self-attention: q, k and v in one product, turned by position, attention by head, projection.
 
     Parameters
     ----------
@@ -49,6 +50,8 @@ def self_attention_forward(
         The tril mask; False lets every token see all others, as in an encoder.
     key_mask : (B, T) bool, optional
         True where a token may be seen; False is padding.
+    rotary : bool
+        Whether q and k know their positions by rotation.
 
     Returns
     -------
@@ -56,20 +59,25 @@ def self_attention_forward(
     cache : tuple
     """
     qkv, qkv_cache = linear_forward(x, **p["c_attn"])
+    rotary_cache = None
+    if rotary:
+        qkv, rotary_cache = rotary_forward(qkv, n_head, 0 if kv is None else kv.length)
     q, k, v = split_heads(qkv, 3, n_head)
     if kv is not None:
         k, v = kv.append(k, v)
     y, attention_cache = attention_forward(q, k, v, causal, key_mask, dropout=dropout, rng=rng)
     y, proj_cache = linear_forward(merge_heads(y), **p["c_proj"])
-    return y, (n_head, qkv_cache, attention_cache, proj_cache)
+    return y, (n_head, qkv_cache, rotary_cache, attention_cache, proj_cache)
 
 
 def self_attention_backward(dy, cache):
     """Return dx (B, T, C) and grads. Not for a forward pass with a KV cache."""
-    n_head, qkv_cache, attention_cache, proj_cache = cache
+    n_head, qkv_cache, rotary_cache, attention_cache, proj_cache = cache
     dy, c_proj = linear_backward(dy, proj_cache)
     (dy,) = split_heads(dy, 1, n_head)
     dqkv = merge_heads(*attention_backward(dy, attention_cache))
+    if rotary_cache is not None:
+        dqkv = rotary_backward(dqkv, rotary_cache)
     dx, c_attn = linear_backward(dqkv, qkv_cache)
     return dx, {"c_attn": c_attn, "c_proj": c_proj}
 
@@ -154,7 +162,17 @@ def mlp_backward(dy, cache):
 
 
 def block_forward(
-    x, h, p, n_head, activation, dropout=0.0, rng=None, kv=None, causal=True, key_mask=None
+    x,
+    h,
+    p,
+    n_head,
+    activation,
+    dropout=0.0,
+    rng=None,
+    kv=None,
+    causal=True,
+    key_mask=None,
+    rotary=False,
 ):
     """Attention, then MLP, each of the layernorm of the stream so far: GPT-2's pre-norm block.
 
@@ -178,7 +196,7 @@ def block_forward(
     """
     (x, h), c1 = residual_forward(x, h, **p["ln_1"], dropout=dropout, rng=at(rng, LN_1))
     h, c2 = self_attention_forward(
-        h, p["attn"], n_head, dropout, at(rng, WEIGHTS), kv, causal, key_mask
+        h, p["attn"], n_head, dropout, at(rng, WEIGHTS), kv, causal, key_mask, rotary
     )
     (x, h), c3 = residual_forward(x, h, **p["ln_2"], dropout=dropout, rng=at(rng, LN_2))
     h, c4 = mlp_forward(h, p["mlp"], activation)
@@ -197,7 +215,17 @@ def block_backward(dx, dh, cache):
 
 
 def cross_block_forward(
-    x, h, memory, p, n_head, activation, dropout=0.0, rng=None, kv=None, key_mask=None
+    x,
+    h,
+    memory,
+    p,
+    n_head,
+    activation,
+    dropout=0.0,
+    rng=None,
+    kv=None,
+    key_mask=None,
+    rotary=False,
 ):
     """The block of a decoder that also reads memory: self-attention, cross attention, MLP.
 
@@ -220,7 +248,9 @@ def cross_block_forward(
     """
     kv, memory_kv = kv or (None, None)
     (x, h), c1 = residual_forward(x, h, **p["ln_1"], dropout=dropout, rng=at(rng, LN_1))
-    h, c2 = self_attention_forward(h, p["attn"], n_head, dropout, at(rng, WEIGHTS), kv)
+    h, c2 = self_attention_forward(
+        h, p["attn"], n_head, dropout, at(rng, WEIGHTS), kv, rotary=rotary
+    )
     (x, h), c3 = residual_forward(x, h, **p["ln_2"], dropout=dropout, rng=at(rng, LN_2))
     h, c4 = cross_attention_forward(
         h, memory, p["cross"], n_head, key_mask, dropout, at(rng, CROSS_WEIGHTS), memory_kv
@@ -250,6 +280,6 @@ def block_weights(cache):
     -------
     weights : {"self": (B, H, T, T)}, and of a cross block "cross": (B, H, T, Tk)
     """
-    _, (_, _, attention_cache, _), _, cross_cache, *rest = cache
+    _, (*_, attention_cache, _), _, cross_cache, *rest = cache
     weights = {"self": attention_weights(attention_cache)}
     return {**weights, "cross": attention_weights(cross_cache[3])} if rest else weights

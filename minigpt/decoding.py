@@ -49,23 +49,26 @@ class KVCache:
     store : (n_layer, 2, B, H, block_size, D)
     length : int
         Tokens that every layer has stored.
+    previous : (B,) int or None
+        The last of them.
     """
 
     def __init__(self, config, batch, xp, dtype):
         heads = (config.n_head, config.block_size, config.n_embd // config.n_head)
         self.store = xp.empty((config.n_layer, 2, batch, *heads), dtype=dtype)
-        self.length = 0
+        self.reset()
 
     def __getitem__(self, layer):
         return Slot(*self.store[layer], self.length)
 
-    def advance(self, T):
-        """Count T tokens more, once all layers have stored theirs."""
-        self.length += T
+    def advance(self, ids):
+        """Count the tokens ids (B, T), once all layers have stored theirs."""
+        self.length += ids.shape[1]
+        self.previous = ids[:, -1]
 
     def reset(self):
         """Forget all tokens and keep the memory."""
-        self.length = 0
+        self.length, self.previous = 0, None
 
 
 def next_probabilities(logits, temperature=1.0, top_k=0, top_p=1.0):

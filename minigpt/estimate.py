@@ -64,7 +64,7 @@ def describe(config, train):
     sequences = train.batch_size * train.gradient_accumulation_steps
     tokens, parts = sequences * config.block_size, memory(config, train)
     sides = 2 if model_of(config) is SEQ2SEQ else 1
-    positions = sides * config.block_size * config.n_embd
+    positions = 0 if config.rotary else sides * config.block_size * config.n_embd
     where = f"on {train.shards()} threads" if train.backend == "numpy" else "of the device"
     of_each = ", of sources and of targets, at most" if sides == 2 else ""
     rows = {

@@ -13,7 +13,7 @@ from minigpt.blocks import at, block_backward, block_forward
 from minigpt.cli import option
 from minigpt.ops.activation import KINDS
 from minigpt.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward, head
-from minigpt.ops.embedding import embedding_backward, embedding_forward
+from minigpt.ops.embedding import bigrams, embedding_backward, embedding_forward
 from minigpt.ops.residual import residual_backward, residual_forward
 from minigpt.params import Params, leaves
 
@@ -31,6 +31,8 @@ class GPTConfig:
     n_embd: int = option(128, "channels, a multiple of n_head")
     dropout: float = option(0.0, "share of activations dropped in training")
     bias: bool = option(True, "biases in linear layers and layernorms")
+    rotary: bool = option(False, "rotary positions in place of learned ones")
+    bigram: bool = option(False, "besides, an embedding of each token with the one before it")
     qkv_bias: bool | None = option(None, "bias of the query/key/value product; as --bias if unset")
     activation: str = option("gelu", "activation of the MLP", choices=tuple(KINDS))
     tie_head: bool = option(True, "LM head and token embedding are one matrix")
@@ -48,6 +50,11 @@ class GPTConfig:
             raise UserError(
                 f"n_embd is {self.n_embd}, not a multiple of n_head {self.n_head}: every head "
                 f"gets n_embd / n_head channels; use {self.n_head * -(-self.n_embd // self.n_head)}"
+            )
+        if self.rotary and self.n_embd // self.n_head % 2:
+            raise UserError(
+                f"rotary turns pairs of channels, but n_embd / n_head is "
+                f"{self.n_embd // self.n_head}, which is odd; use another n_head"
             )
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
@@ -92,12 +99,21 @@ def block_shapes(config):
     }
 
 
+def embedding_shapes(V, config):
+    """Return the shapes of the embeddings: of tokens, of positions, of pairs of tokens."""
+    C, shapes = config.n_embd, {"wte": (V, config.n_embd)}
+    if not config.rotary:
+        shapes["wpe"] = (config.block_size, C)
+    if config.bigram:
+        shapes["wbe"] = ((V + 1) * V, C)
+    return shapes
+
+
 def shapes(config):
     """Return the tree of parameter shapes, under GPT-2's names."""
     C, V = config.n_embd, config.vocab_size
     tree = {
-        "wte": (V, C),
-        "wpe": (config.block_size, C),
+        **embedding_shapes(V, config),
         "h": [block_shapes(config) for _ in range(config.n_layer)],
         "ln_f": norm_shapes(config),
     }
@@ -163,7 +179,12 @@ def gpt_forward(ids, p, config, rng=None, kv=None, block=block_forward):
     cache : tuple
     """
     start = 0 if kv is None else kv.length
-    h, embedding_cache = embedding_forward(ids, p["wte"], p["wpe"], start)
+    h, embedding_cache = embedding_forward(ids, p["wte"], p.get("wpe"), start)
+    bigram_cache = None
+    if "wbe" in p:
+        pairs = bigrams(ids, len(p["wte"]), None if kv is None else kv.previous)
+        of_pairs, bigram_cache = embedding_forward(pairs, p["wbe"])
+        h = h + of_pairs
     x, block_caches = None, []
     for i, layer in enumerate(p["h"]):
         x, h, cache = block(
@@ -175,14 +196,15 @@ def gpt_forward(ids, p, config, rng=None, kv=None, block=block_forward):
             dropout=config.dropout,
             rng=at(rng, i),
             kv=None if kv is None else kv[i],
+            rotary=config.rotary,
         )
         block_caches.append(cache)
     (_, y), norm_cache = residual_forward(
         x, h, **p["ln_f"], dropout=config.dropout, rng=at(rng, config.n_layer)
     )
     if kv is not None:
-        kv.advance(ids.shape[1])
-    return y, (embedding_cache, block_caches, norm_cache)
+        kv.advance(ids)
+    return y, (embedding_cache, bigram_cache, block_caches, norm_cache)
 
 
 def gpt_backward(dy, cache, dwte=None, block=block_backward):
@@ -196,13 +218,16 @@ def gpt_backward(dy, cache, dwte=None, block=block_backward):
     block : callable, optional
         The backward pass of gpt_forward's `block`.
     """
-    embedding_cache, block_caches, norm_cache = cache
+    embedding_cache, bigram_cache, block_caches, norm_cache = cache
     dx, dh, ln_f = residual_backward(None, dy, norm_cache)
     h = []
     for block_cache in reversed(block_caches):
         dx, dh, grads = block(dx, dh, block_cache)
         h.append(grads)
-    return {**embedding_backward(dh, embedding_cache, dwte), "h": h[::-1], "ln_f": ln_f}
+    tables = embedding_backward(dh, embedding_cache, dwte)
+    if bigram_cache is not None:
+        tables["wbe"] = embedding_backward(dh, bigram_cache)["wte"]
+    return {**tables, "h": h[::-1], "ln_f": ln_f}
 
 
 def head_params(p):

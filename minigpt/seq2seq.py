@@ -21,6 +21,7 @@ from minigpt.gpt import (
     GPTConfig,
     block_shapes,
     draw_params,
+    embedding_shapes,
     gpt_backward,
     gpt_forward,
     head_params,
@@ -63,13 +64,13 @@ def cross_block_shapes(config):
 
 def shapes(config):
     """Return the tree of parameter shapes."""
+    shared = config.share_embedding
     encoder = {
-        "wte": (config.source_vocab_size, config.n_embd),
-        "wpe": (config.block_size, config.n_embd),
+        **embedding_shapes(config.vocab_size if shared else config.source_vocab_size, config),
         "h": [block_shapes(config) for _ in range(config.n_layer)],
         "ln_f": norm_shapes(config),
     }
-    if config.share_embedding:
+    if shared:
         del encoder["wte"]
     decoder = {"h": [cross_block_shapes(config) for _ in range(config.n_layer)]}
     return {**gpt_shapes(config), **decoder, "encoder": encoder}

@@ -12,17 +12,19 @@ FACTORS = {
     "head": tuple(HEADS),
     "dropout": (0.0, 0.3),
     "share_embedding": (True, False),
+    "rotary": (True, False),
+    "bigram": (True, False),
 }
 ROWS = (
-    (True, True, "relu", "untied", 0.0, True),
-    (False, False, "gelu", "untied", 0.3, False),
-    (True, False, "gelu_tanh", "tied", 0.0, False),
-    (False, True, "gelu_tanh", "biased", 0.3, True),
-    (True, True, "gelu", "biased", 0.0, False),
-    (False, False, "relu", "tied", 0.3, True),
-    (True, True, "gelu", "tied", 0.3, True),
-    (False, False, "relu", "biased", 0.0, False),
-    (False, False, "gelu_tanh", "untied", 0.0, False),
+    (True, True, "relu", "untied", 0.0, True, True, False),
+    (False, False, "gelu", "untied", 0.3, False, False, False),
+    (True, False, "gelu_tanh", "tied", 0.0, False, False, False),
+    (False, True, "gelu_tanh", "biased", 0.3, True, True, True),
+    (True, True, "gelu", "biased", 0.0, False, True, False),
+    (False, False, "relu", "tied", 0.3, True, True, False),
+    (True, True, "gelu", "tied", 0.3, True, False, True),
+    (False, False, "relu", "biased", 0.0, False, False, True),
+    (False, False, "gelu_tanh", "untied", 0.0, False, True, True),
 )
 
 

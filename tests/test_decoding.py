@@ -129,7 +129,7 @@ def test_the_cache_hands_out_views_and_counts_when_told():
             assert k_all[0, 0, :, 0].tolist()[start:] == [10 * layer + start] * T
             assert (v_all == -k_all).all() and k_all[0, 0, 0, 0] == 10 * layer
             assert kv.length == start
-        kv.advance(T)
+        kv.advance(np.zeros((2, T), int))
     one = np.zeros((2, 2, 1, 4), np.float32)
     with pytest.raises(ValueError, match="7 tokens, but there is room for 6"):
         kv[0].append(one, one)

@@ -1,16 +1,16 @@
 // Token and position embedding: minigpt/ops/embedding.py.
 
-// A block per token: x = wte[id] + wpe[start + t].
+// A block per token: x = wte[id] + wpe[start + t]. No wpe is 0.
 extern "C" __global__ void embedding_forward(const int* ids, const T* wte, const T* wpe,
                                              T* __restrict__ x, long long length, long long C,
                                              long long start) {
   const long long row = blockIdx.x;
   wte += ids[row] * C;
-  wpe += (start + row % length) * C;
+  if (wpe) wpe += (start + row % length) * C;
   for (long long c = 4 * threadIdx.x; c < C; c += 4 * blockDim.x) {
-    float v[4], position[4];
+    float v[4], position[4] = {};
     load4(wte + c, C - c, v);
-    load4(wpe + c, C - c, position);
+    if (wpe) load4(wpe + c, C - c, position);
     for (int i = 0; i < 4; ++i) v[i] += position[i];
     store4(x + row * C + c, C - c, v);
   }

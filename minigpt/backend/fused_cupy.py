@@ -211,15 +211,15 @@ def dropout_forward(x, p, rng):
     return y, (p, rng)
 
 
-def embedding_forward(ids, wte, wpe, start=0):
-    T, (n, C) = ids.shape[1], wpe.shape
-    odd = start + T > n or wte.shape[1] != C
+def embedding_forward(ids, wte, wpe=None, start=0):
+    T, C = ids.shape[1], wte.shape[1]
+    odd = wpe is not None and (start + T > len(wpe) or wpe.shape[1] != C)
     if odd or ids.dtype != np.int32 or not ids.size or not supported(wte, wpe):
         return embedding.embedding_forward.reference(ids, wte, wpe, start)
     x = cupy.empty((*ids.shape, C), wte.dtype)
     args = (cupy.ascontiguousarray(ids), wte, wpe, x, T, C, start)
     launch("embedding_forward", x.dtype, (ids.size,), threads(-(-C // 4)), args)
-    return x, (ids, start, wte.shape, wpe.shape)
+    return x, (ids, start, wte.shape, None if wpe is None else wpe.shape)
 
 
 def embedding_backward(dy, cache, dwte=None):
@@ -228,11 +228,11 @@ def embedding_backward(dy, cache, dwte=None):
         return embedding.embedding_backward.reference(dy, cache, dwte)
     if dwte is None:
         dwte = cupy.zeros((V, C), dy.dtype)
-    dwpe = cupy.empty(wpe_shape, dy.dtype)
+    dwpe = None if wpe_shape is None else cupy.empty(wpe_shape, dy.dtype)
     by_id = ids.size >= FEW * V
     owners = V if by_id else ids.size
     args = (dy, cupy.ascontiguousarray(ids), dwte, dwpe, ids.size, ids.shape[1], C)
-    grid = owners + wpe_shape[0], -(-C // EMBEDDING_CHANNELS)
+    grid = owners + (0 if dwpe is None else len(dwpe)), -(-C // EMBEDDING_CHANNELS)
     args += owners, int(by_id), start
     launch("embedding_backward", dy.dtype, grid, (EMBEDDING_THREADS,), args)
-    return {"wte": dwte, "wpe": dwpe}
+    return {"wte": dwte} if dwpe is None else {"wte": dwte, "wpe": dwpe}

@@ -24,6 +24,7 @@ from minigpt.backend.residual_numpy import (
     residual_backward,
     residual_forward,
 )
+from minigpt.backend.rotary_numpy import rotary_backward, rotary_forward
 from minigpt.backend.rows_numpy import column_sums, row_blocks, rows_of
 from minigpt.backend.vocabulary_numpy import (
     cross_entropy_backward,
@@ -45,6 +46,8 @@ __all__ = [
     "layernorm_forward",
     "residual_backward",
     "residual_forward",
+    "rotary_backward",
+    "rotary_forward",
     "sum_of_squares",
 ]
 

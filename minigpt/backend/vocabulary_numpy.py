@@ -25,6 +25,8 @@ def embedding_backward(dy, cache, dwte=None):
     if dwte is None:
         dwte = np.zeros(wte_shape, dy.dtype)
     dwte[used] += np.add.reduceat(dy.reshape(-1, C)[order], firsts, axis=0)
+    if wpe_shape is None:
+        return {"wte": dwte}
     dwpe = np.zeros(wpe_shape, dy.dtype)
     np.sum(dy, axis=0, out=dwpe[start : start + dy.shape[1]])
     return {"wte": dwte, "wpe": dwpe}

@@ -8,8 +8,8 @@ from minigpt.backend import array_module, overridable
 
 
 @overridable
-def embedding_forward(ids, wte, wpe, start=0):
-    """x[b, t] = wte[ids[b, t]] + wpe[start + t].
+def embedding_forward(ids, wte, wpe=None, start=0):
+    """x[b, t] = wte[ids[b, t]] + wpe[start + t], or without wpe.
 
     Parameters
     ----------
@@ -18,7 +18,7 @@ def embedding_forward(ids, wte, wpe, start=0):
         are checked where they enter the program.
     wte : (V, C) float
         Token embedding.
-    wpe : (block_size, C), dtype of wte
+    wpe : (block_size, C), dtype of wte, optional
         Position embedding.
     start : int
         Position of the first token: the number of tokens in a KV cache.
@@ -26,7 +26,7 @@ def embedding_forward(ids, wte, wpe, start=0):
     Returns
     -------
     x : (B, T, C), dtype of wte
-    cache : (ids, start, wte.shape, wpe.shape)
+    cache : (ids, start, wte.shape, wpe.shape or None)
 
     Raises
     ------
@@ -34,12 +34,38 @@ def embedding_forward(ids, wte, wpe, start=0):
         If start + T is beyond the last position.
     """
     T = ids.shape[1]
+    if wpe is None:
+        return wte[ids], (ids, start, wte.shape, None)
     if start + T > wpe.shape[0]:
         raise ValueError(
             f"embedding_forward: positions {start} to {start + T - 1} asked for, "
             f"but wpe {wpe.shape} holds {wpe.shape[0]}"
         )
     return wte[ids] + wpe[start : start + T], (ids, start, wte.shape, wpe.shape)
+
+
+def bigrams(ids, V, previous=None):
+    """Return a number for every token and the one before it: V * the id before + its own.
+
+    Parameters
+    ----------
+    ids : (B, T) int
+        In 0 .. V - 1.
+    V : int
+    previous : (B,) int, optional
+        What stands before the first token of each row. Nothing, if left out: V takes its place.
+
+    Returns
+    -------
+    pairs : (B, T), dtype of ids
+        In 0 .. V (V + 1) - 1.
+    """
+    pairs = array_module(ids).empty_like(ids)
+    pairs[:, 1:] = ids[:, :-1]
+    pairs[:, :1] = V if previous is None else previous[:, None]
+    pairs *= V
+    pairs += ids
+    return pairs
 
 
 @overridable
@@ -61,7 +87,7 @@ def embedding_backward(dy, cache, dwte=None):
 
     Returns
     -------
-    grads : {"wte": (V, C), "wpe": (block_size, C)}
+    grads : {"wte": (V, C)} and "wpe": (block_size, C) if there is a wpe
     """
     ids, start, wte_shape, wpe_shape = cache
     xp = array_module(dy)
@@ -71,6 +97,8 @@ def embedding_backward(dy, cache, dwte=None):
     used, which = xp.unique(ids, return_inverse=True)  # (U,), and for each id its place therein
     onehot = which.reshape(-1, 1) == xp.arange(used.size)  # (B*T, U)
     dwte[used] += onehot.astype(dy.dtype).T @ dy.reshape(-1, C)
+    if wpe_shape is None:
+        return {"wte": dwte}
     dwpe = xp.zeros(wpe_shape, dtype=dy.dtype)
     dwpe[start : start + dy.shape[1]] = dy.sum(axis=0)
     return {"wte": dwte, "wpe": dwpe}

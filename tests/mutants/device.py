@@ -77,8 +77,8 @@ FAULTS = {
     "minigpt/backend/embedding.cu": [
         (
             "positions begin at 0 in the forward pass",
-            "wpe += (start + row % length) * C;",
-            "wpe += (row % length) * C;",
+            "if (wpe) wpe += (start + row % length) * C;",
+            "if (wpe) wpe += (row % length) * C;",
             VALUES,
         ),
         (
