@@ -205,6 +205,11 @@ def optimizer_state(state, train):
     return {place: numbers[place] for place in (TAKEN, SKIPPED)}
 
 
+def folder_of(values):
+    """Return the path of the run that a dict of options is of."""
+    return Path(str(values.get("out_dir", TrainConfig.out_dir)))
+
+
 def begun(values, overwrite):
     """Return the Run that a dict of options describes, in a folder of its own."""
     _, train = configs(values, 1)  # what is wrong with the options is said before any work
@@ -228,7 +233,7 @@ def stored(given):
     UserError
         If there is nothing to go on from, or if one of them would make another model of it.
     """
-    folder = Path(str(given.get("out_dir", TrainConfig.out_dir)))
+    folder = folder_of(given)
     path = folder / LAST
     if not path.exists():
         begin = "give --overwrite" if (folder / METRICS).exists() else "leave out --resume"

@@ -4,12 +4,9 @@ A run lives in its --out-dir: `metrics.jsonl`, a line per log or evaluation; `be
 `last.safetensors`, from which --resume goes on to the bit; and, with matplotlib, `loss.png`.
 """
 
-import contextlib
 import json
 import math
-import os
 import shlex
-import signal
 import sys
 import time
 import tomllib
@@ -22,12 +19,13 @@ from tqdm import tqdm
 from minigpt import UserError, cli, sample
 from minigpt.backend.device import tf32
 from minigpt.estimate import describe
-from minigpt.folder import METRICS, PICTURE, clear_folder, cut_metrics
+from minigpt.folder import METRICS, PICTURE, alone, clear_folder, cut_metrics
 from minigpt.gpt import GPTConfig
+from minigpt.interrupt import Interrupt
 from minigpt.models import count_parameters
 from minigpt.parallel import Workers
 from minigpt.recipe import DEFAULT, DEFAULTS, PRESETS, TrainConfig, configs
-from minigpt.run import begun, resumed, stored
+from minigpt.run import begun, folder_of, resumed, stored
 from minigpt.seq2seq import Seq2SeqConfig
 from minigpt.tasks import TASKS
 
@@ -91,32 +89,6 @@ def dry_run(own, values):
             sizes = TASKS[train.task](train, values.get("share_embedding", False)).sizes
         config, train = configs(values, *sizes)
     print("\n".join(describe(config, train)))
-
-
-class Interrupt:
-    """Turns Ctrl-C and SIGTERM into a wish that is granted between two steps.
-
-    A second Ctrl-C is a KeyboardInterrupt as ever, a second SIGTERM the end of the program.
-    """
-
-    def __init__(self):
-        self.signal = None
-
-    def __enter__(self):
-        names = (signal.SIGINT, signal.SIGTERM)
-        self.before = {number: signal.signal(number, self.note) for number in names}
-        return self
-
-    def note(self, number, _):
-        """Remember the signal; the next one has its old effect."""
-        self.signal = number
-        signal.signal(number, self.before[number])
-        with contextlib.suppress(OSError):  # not print: the signal may have come amid another
-            os.write(2, b"\nstopping after this step; once more to stop at once\n")
-
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
 
 
 def loop(run, bar, stop):
@@ -282,7 +254,8 @@ def main(argv=None):
         # Numbers that overflow are told as what they mean: that training has diverged.
         warnings.filterwarnings("ignore", "(overflow|invalid value|divide by zero)")
         try:
-            return train(own, values)
+            with alone(folder_of(values), make=not own["resume"]):
+                return train(own, values)
         except MemoryError as error:
             raise UserError(
                 f"out of memory ({cli.one_line(str(error)) or 'no more to be had'}); take a "

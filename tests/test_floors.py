@@ -16,6 +16,7 @@ FLOORS = {
     "minigpt.backend.pool": 0,
     "minigpt.backend.device": 0,
     "minigpt.cli": 0,
+    "minigpt.interrupt": 0,
     "minigpt.backend.__main__": 1,
     "minigpt.ops": 1,
     **{f"minigpt.ops.{op}": 1 for op in OPS},

@@ -9,9 +9,10 @@ import time
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from minigpt import UserError, checkpoint, train
-from minigpt.folder import BEST, FILES, LAST, METRICS, cut_metrics, writing
+from minigpt.folder import BEST, FILES, LAST, LOCK, METRICS, alone, cut_metrics, writing
 from minigpt.optim import SKIPPED
 from minigpt.run import Run
 from minigpt.tokenizer import CharTokenizer
@@ -203,3 +204,42 @@ def test_an_optimizer_goes_on_with_its_own_state_only(folder, capsys):
     error = refusal(capsys, resume, folder, "--optimizer=adamw", "--max-iters=20")
     assert "optimizer is muon" in error
     assert resume(folder, "--max-iters=14") == 0
+
+
+def test_a_folder_is_for_one_run_at_a_time(tmp_path, capsys):
+    with alone(tmp_path / "run", make=True):
+        for flags in ((), ("--overwrite",)):
+            error = refusal(capsys, begin, tmp_path / "run", *flags)
+            assert error == (
+                f"error: --out-dir {tmp_path / 'run'}: another run is at work there; name another "
+                "folder, or wait for that run or end it"
+            )
+        assert "another run is at work" in refusal(capsys, resume, tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # it was empty
+    assert begin(tmp_path / "run", "--max-iters=1") == 0
+    assert not (tmp_path / "run" / LOCK).exists()
+    (tmp_path / "run" / LOCK).touch()  # as of one that was killed
+    assert resume(tmp_path / "run", "--max-iters=2") == 0
+
+
+def test_the_lock_is_held_while_a_run_is_at_work(tmp_path, capsys, monkeypatch):
+    step, told = Trainer.step, []
+
+    def other(self, *args):
+        with pytest.raises(UserError) as error, alone(tmp_path / "run", make=True):
+            pass
+        told.append(str(error.value))
+        return step(self, *args)
+
+    monkeypatch.setattr(Trainer, "step", other)
+    assert begin(tmp_path / "run", "--max-iters=2") == 0
+    assert len(told) == 2 and all("another run is at work there" in line for line in told)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks"), NotImplementedError()])
+def test_a_file_system_without_locks_stops_nobody(tmp_path, monkeypatch, error):
+    def fail(self, **_):
+        raise error
+
+    monkeypatch.setattr(FileLock, "acquire", fail)
+    assert begin(tmp_path / "run", "--max-iters=1") == 0
