@@ -4,9 +4,8 @@ import contextlib
 import json
 import os
 
-from filelock import FileLock, Timeout
-
 from minigpt import UserError
+from minigpt.lock import Timeout, acquire, release
 
 METRICS, BEST, LAST, PICTURE = "metrics.jsonl", "best.safetensors", "last.safetensors", "loss.png"
 FILES = (METRICS, BEST, LAST, PICTURE)
@@ -20,16 +19,13 @@ def writing(path):
         yield path
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
-    except ValueError as error:  # of a name that no file can have
-        raise UserError(f"{str(path)!r}: cannot be written: {error}") from None
 
 
 @contextlib.contextmanager
 def alone(folder, make):
     """Have the folder of a run to oneself: no other run may be at work there.
 
-    The operating system ends the lock with the process, however that ends. Where a file system has
-    no locks, or the folder cannot be written, there is none.
+    Where a file system has no locks, or the folder cannot be written, there is none.
 
     Parameters
     ----------
@@ -42,30 +38,25 @@ def alone(folder, make):
     UserError
         If another run is at work there, or if the folder cannot be.
     """
+    if "\0" in str(folder):
+        raise UserError(f"--out-dir {str(folder)!r}: no folder can have that name; name another")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out-dir {folder} is a file; name a folder")
     missing = [path for path in (folder, *folder.parents) if make and not path.exists()]
     with writing(folder):
         for path in reversed(missing):
             path.mkdir(exist_ok=True)
-    lock = FileLock(folder / LOCK)
     try:
-        lock.acquire(blocking=False)
+        lock = acquire(folder / LOCK)
     except Timeout:
         raise UserError(
             f"--out-dir {folder}: another run is at work there; name another folder, or wait for "
             "that run or end it"
         ) from None
-    except (OSError, NotImplementedError):
-        lock = None
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # Windows removes no file that is open
-            if lock is not None:
-                (folder / LOCK).unlink()
-        if lock is not None:
-            lock.release()
+        release(lock)
         with contextlib.suppress(OSError):  # not empty
             for path in missing:
                 path.rmdir()

@@ -17,6 +17,7 @@ FLOORS = {
     "minigpt.backend.device": 0,
     "minigpt.cli": 0,
     "minigpt.interrupt": 0,
+    "minigpt.lock": 0,
     "minigpt.backend.__main__": 1,
     "minigpt.ops": 1,
     **{f"minigpt.ops.{op}": 1 for op in OPS},
