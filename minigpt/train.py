@@ -25,7 +25,8 @@ from minigpt.interrupt import Interrupt
 from minigpt.models import count_parameters
 from minigpt.parallel import Workers
 from minigpt.recipe import DEFAULT, DEFAULTS, PRESETS, TrainConfig, configs
-from minigpt.run import begun, folder_of, resumed, stored
+from minigpt.resume import folder_of, resumed, stored
+from minigpt.run import begun
 from minigpt.seq2seq import Seq2SeqConfig
 from minigpt.tasks import TASKS
 
@@ -109,7 +110,9 @@ def loop(run, bar, stop):
         run.seconds, busy = now - start, busy + now - before
         rate = (run.tokens - tokens) / busy
         if told:
-            loss = f"loss {run.train_loss:.4f}, {rate:,.0f} tokens/s{measured(run)}"
+            loss = f"loss {shown(run.train_loss)}, {rate:,.0f} tokens/s{measured(run)}"
+            if run.skips.fault:
+                bar.write(run.skips.fault, file=sys.stderr)
             bar.set_postfix_str(loss, refresh=False)
         bar.update(int(run.seconds) - bar.n if train.max_seconds else 1)
         if evaluated:
@@ -117,7 +120,7 @@ def loop(run, bar, stop):
             run.evaluate()
             run.seconds = time.perf_counter() - start
             bar.write(
-                f"step {run.step:>6,}   train {run.train_loss:.4f}   validation "
+                f"step {run.step:>6,}   train {shown(run.train_loss)}   validation "
                 f"{run.val_loss:.4f}{measured(run)}   {run.seconds:7.1f} s   {rate:,.0f} tokens/s",
                 file=sys.stdout,
             )
@@ -130,6 +133,11 @@ def loop(run, bar, stop):
             busy, tokens = 0.0, run.tokens
         if evaluated:
             run.save_last()
+
+
+def shown(loss):
+    """Return a loss as text."""
+    return "-" if loss is None else f"{loss:.4f}"
 
 
 def measured(run):
@@ -189,7 +197,7 @@ def plot(folder):
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for key, label in (("train_loss", "training"), ("val_loss", "validation")):
-        points = [(line["step"], line[key]) for line in lines if key in line]
+        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
         axes.plot(*zip(*points, strict=True), label=label, marker="o" * (key == "val_loss"))
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)

@@ -42,8 +42,10 @@ FLOORS = {
     "minigpt.recipe": 4,
     "minigpt.estimate": 4,
     "minigpt.trainer": 4,
+    "minigpt.divergence": 4,
     "minigpt.folder": 4,
     "minigpt.run": 5,
+    "minigpt.resume": 5,
     "minigpt.sample": 5,
     "minigpt.attention": 6,
     "minigpt.train": 6,
@@ -71,6 +73,7 @@ WITHIN_A_FLOOR = {
     ("minigpt.seq2seq", "minigpt.gpt"),
     ("minigpt.models", "minigpt.gpt"),
     ("minigpt.models", "minigpt.seq2seq"),
+    ("minigpt.resume", "minigpt.run"),
     ("minigpt.beam", "minigpt.decoding"),
     ("minigpt.tasks", "minigpt.beam"),
 }

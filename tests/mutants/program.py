@@ -74,7 +74,7 @@ FAULTS = {
         ),
         (
             "the state is not saved",
-            '"state": json.dumps(state),',
+            '"state": json.dumps(state, allow_nan=False),',
             '"state": "{}",',
             "test_checkpoint.py::test_what_is_saved_comes_back_to_the_bit",
         ),
