@@ -189,7 +189,7 @@ def choose(name, table, what):
 
 def nearest(word, words):
     """Return "; did you mean 'x'?" with the word most like `word`, or "" if none is."""
-    near = difflib.get_close_matches(word, words, n=1)
+    near = difflib.get_close_matches(str(word), words, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

@@ -10,7 +10,7 @@ from minigpt.folder import FILES, LAST, METRICS
 from tests.faults import Row
 from tests.faults.command import begin, contents, ended, gone_on, start
 
-PAGES = (1, 21)  # of 4 KiB, that a disk may have; all files together take some 20
+PAGES = (1, 17)  # of 4 KiB, that a disk may have; all files together take some 20
 
 
 @contextlib.contextmanager
