@@ -5,8 +5,10 @@ import math
 from pathlib import Path
 
 from minigpt import UserError
-from minigpt.checkpoint import load
+from minigpt.checkpoint import ELSE, load
+from minigpt.cli import build, one_line
 from minigpt.folder import LAST, METRICS
+from minigpt.optim import LARGEST, LOSS_SCALE, NORM, SCALE
 from minigpt.recipe import TrainConfig, configs
 from minigpt.run import PROGRESS, Run, backend_of
 from minigpt.tasks import TASKS
@@ -15,6 +17,56 @@ from minigpt.tasks import TASKS
 def folder_of(values):
     """Return the path of the run that a dict of options is of."""
     return Path(str(values.get("out_dir", TrainConfig.out_dir)))
+
+
+def is_number(x):
+    """Tell whether a value of JSON is a number that can be reckoned with."""
+    return type(x) in (int, float) and abs(x) < 2.0**1000
+
+
+def is_count(x):
+    """Tell whether a value of JSON is an int from 0 on."""
+    return type(x) is int and 0 <= x < 2**63
+
+
+def is_optimizer(x):
+    """Tell whether a value of JSON is the state of an optimizer."""
+    return (
+        isinstance(x, list)
+        and SCALE <= len(x) <= NORM + 1
+        and all(is_number(number) and number >= 0 for number in x[:SCALE])
+        and 1 <= x[LOSS_SCALE] <= LARGEST
+    )
+
+
+RULES = {  # of what `Run.save` writes beside the model
+    **dict.fromkeys(("step", "tokens", "loss_count", "bad"), is_count),
+    "seconds": lambda x: is_number(x) and x >= 0,
+    "loss_sum": is_number,
+    **dict.fromkeys(("val_loss", "best_loss"), lambda x: x is None or is_number(x)),
+    "best_step": lambda x: x is None or is_count(x),
+    "measures": lambda x: isinstance(x, dict) and all(map(is_number, x.values())),
+    **dict.fromkeys(("text", "text_sha256"), lambda x: isinstance(x, str)),
+    "over": lambda x: isinstance(x, bool),
+    "optimizer": is_optimizer,
+    "train": lambda x: isinstance(x, dict),
+}
+
+
+def check_state(state, path):
+    """Raise a UserError if the state in a checkpoint is not that of a run."""
+    if not {*PROGRESS, "text", "text_sha256", "train"} <= state.keys():
+        raise UserError(f"--resume: {path} holds a model, but not the state of its training")
+    wrong = [name for name, rule in RULES.items() if name in state and not rule(state[name])]
+    if (state["best_loss"] is None) != (state["best_step"] is None):
+        wrong.append("best_step")
+    if wrong:
+        value = f"{state[wrong[0]]!r:.60}"
+        raise UserError(f"--resume: {path} is damaged: its {wrong[0]} is {value}; {ELSE}")
+    try:
+        build(TrainConfig, state["train"])
+    except UserError as error:
+        raise UserError(f"--resume: {path} is damaged: {one_line(error)}; {ELSE}") from None
 
 
 def stored(given):
@@ -37,8 +89,8 @@ def stored(given):
         raise UserError(f"--resume: there is no {path} to go on from; {begin} to begin")
     checkpoint = load(path)
     model, state = dataclasses.asdict(checkpoint.config), checkpoint.state
-    known = isinstance(state.get("train"), dict) and {*PROGRESS, "text_sha256"} <= state.keys()
-    if checkpoint.optimizer_arrays is None or not known:
+    check_state(state, path)
+    if checkpoint.optimizer_arrays is None:
         raise UserError(f"--resume: {path} holds a model, but not the state of its training")
     model["task"] = state["train"].get("task", TrainConfig.task)
     for name, value in given.items():

@@ -1,7 +1,7 @@
 """Damaged files and senseless input, through the commands that users type.
 
 As a process of its own, `python -m tests.faults.corruption KIND TRIALS SEED`, whose memory is
-limited; it prints a line of JSON: {"trials": ..., "refused": ..., "failures": [...]}.
+limited; it prints a line of JSON: {"refused": ..., "failures": [...]}.
 """
 
 import json
@@ -28,7 +28,6 @@ KINDS = {  # share of the trials
     "configs": (0.075, "configs in TOML"),
     "flags": (0.075, "flags"),
 }
-SHOWN = 20  # failures that are listed
 
 
 def good_runs(base):
@@ -46,12 +45,12 @@ def good_runs(base):
     return folders
 
 
-def command(i, path, folder):
-    """Return (main, argv) of a command that reads a checkpoint: by turns one of three."""
-    if i % 8 == 0:
+def command(kind, path, folder):
+    """Return (main, argv) of a command that reads a checkpoint, one of three."""
+    if kind < 0.2:
         few = ("--max-iters=3", "--batch-size=2", "--gradient-accumulation-steps=1", "--threads=1")
         return train.main, ["--resume", f"--out-dir={folder}", "--dropout=0", *few]
-    if i % 8 < 4:
+    if kind < 0.5:
         return train.main, ["--resume", "--dry-run", f"--out-dir={folder}"]
     flags = ["--prompt=2"] if folder.name == "seq2seq" else ["--max-new-tokens=2", "--prompt=L"]
     return sample.main, [f"--checkpoint={path}", *flags]
@@ -68,7 +67,7 @@ def checkpoints(trials, seed, base, ways=damage.CHECKPOINTS):
         way = rng.choice(ways)
         damaged = way(raw, [other for _, other in files if other != raw], rng)
         (folder / LAST).write_bytes(damaged)
-        fault = judge(*command(i, folder / LAST, folder))
+        fault = judge(*command(rng.random(), folder / LAST, folder))
         if fault:
             failures.append(f"trial {i}, {way.__name__}: {fault}")
     return failures, judge.refused
@@ -88,7 +87,7 @@ def generated(trials, seed, base, kind):
 
 
 def run(kind, trials, seed):
-    """Try a kind of damage in this process; return what `corruption` reads."""
+    """Try a kind of damage in this process; return what `row` reads."""
     os.environ["MINIGPT_CORPUS"] = os.devnull  # without --data, no network
     base = Path(tempfile.mkdtemp())
     try:
@@ -100,26 +99,25 @@ def run(kind, trials, seed):
             failures, refused = generated(trials, seed, base, kind)
     finally:
         shutil.rmtree(base)
-    return {"trials": trials, "refused": refused, "failures": failures}
+    return {"refused": refused, "failures": failures}
 
 
-def corruption(kind, trials, base, seed):
-    """Try a kind of damage in a process of its own; return a Row."""
-    share, name = KINDS[kind]
-    arguments = [kind, str(round(share * trials)), str(seed)]
+def row(kind, trials, base, expected, seed):
+    """A row: a kind of damage, tried in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.corruption", *arguments],
+        [sys.executable, "-m", "tests.faults.corruption", kind, str(trials), str(seed)],
         cwd=ROOT,
         env=environment(base),
         capture_output=True,
         text=True,
     )
+    _, name = KINDS[kind]
     try:
         found = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         failure = f"exit code {done.returncode}: {done.stderr.strip()[-1000:]}"
-        return Row(name, round(share * trials), MUST, [failure])
-    return Row(name, found["trials"], MUST, found["failures"], f"{found['refused']} refused")
+        return Row(name, trials, MUST, [failure])
+    return Row(name, trials, MUST, found["failures"], f"{found['refused']:,} refused")
 
 
 if __name__ == "__main__":

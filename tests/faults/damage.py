@@ -1,5 +1,6 @@
 """Ways to damage a checkpoint: its bytes, its header, and what the header says."""
 
+import copy
 import json
 import struct
 
@@ -100,12 +101,10 @@ def forge(value, rng):
     elif kind == 2 and type(old) in (int, float):
         value[key] = old * rng.choice((-1, 2, 0.5, 1000)) + rng.choice((-1, 0, 1))
     else:
-        value[key] = rng.choice(ODD)
+        value[key] = copy.deepcopy(rng.choice(ODD))
 
 
-def forged_metadata(
-    raw, others, rng, keys=("config", "state", "state", "state", "model", "format")
-):
+def forged_metadata(raw, others, rng, keys=("config", "model", "format")):
     """Let the metadata say something else."""
     header, data = parts(raw)
     metadata, key = header["__metadata__"], rng.choice(keys)
@@ -122,6 +121,11 @@ def forged_metadata(
     return joined(header, data)
 
 
+def forged_state(raw, others, rng):
+    """Let the state of the run be another."""
+    return forged_metadata(raw, others, rng, keys=("state",))
+
+
 def forged_table(raw, others, rng):
     """Let the tokenizer's table be another."""
     if rng.random() < 0.3:
@@ -136,5 +140,5 @@ def forged_table(raw, others, rng):
 
 
 OF_BYTES = (flips, truncation, swapped_header, splice, forged_length, forged_tensor)
-CHECKPOINTS = (*OF_BYTES, forged_metadata, forged_metadata, forged_metadata)
+CHECKPOINTS = (*OF_BYTES, forged_metadata, forged_state, forged_state)
 TABLES = (forged_table,)
