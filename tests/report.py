@@ -2,8 +2,8 @@
 
 Tables in Markdown: the worst errors of the gradient checks, what becomes of a run when things go
 wrong around it, and the seeded faults with the tests that catch them. --quick leaves out what
-takes longest, the faults in the kernels for GPUs, and tries those around a run less often. The exit code
-is 1 if a table says that something is wrong.
+takes longest, the faults in the kernels for GPUs, and tries those around a run less often. The exit
+code is 1 if a table says that something is wrong.
 """
 
 import argparse

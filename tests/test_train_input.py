@@ -18,6 +18,10 @@ pytestmark = pytest.mark.usefixtures("no_picture")
         ("n_head = ", "is not a TOML file: Invalid value"),
         ("n_head = '3'", "n_head is '3', but needs int"),
         ("data = 3", "data is 3, but needs str or None"),
+        ("task = false", "unknown task False, not one of"),
+        ("task = []", "unknown task [], not one of"),
+        ('data = "a\\u0000"', "cannot be read: embedded null byte"),
+        ('out_dir = "a\\u0000"', "--out-dir 'a\\x00': no folder can have that name"),
         ("\xff", "is not a TOML file: 'utf-8' codec can't decode"),
         (None, "run.toml cannot be read: No such file"),
     ],
@@ -25,7 +29,9 @@ pytestmark = pytest.mark.usefixtures("no_picture")
 def test_a_config_file_that_is_no_good(tmp_path, capsys, text, told):
     if text is not None:
         (tmp_path / "run.toml").write_text(text, encoding="latin-1")
-    flags = [f"--config={tmp_path / 'run.toml'}", f"--out-dir={tmp_path / 'run'}"]
+    flags = [f"--config={tmp_path / 'run.toml'}"]
+    if "out_dir" not in (text or ""):
+        flags += [f"--out-dir={tmp_path / 'run'}"]
     assert told in refusal(capsys, train.main, flags)
     assert not (tmp_path / "run").exists()
 

@@ -106,7 +106,8 @@ def contents(folder):
     for name in (BEST, LAST):
         loaded = checkpoint.load(folder / name)
         arrays = [loaded.params, *(loaded.optimizer_arrays or {}).values()]
-        state = loaded.state | {"seconds": None, "train": loaded.state["train"] | {"out_dir": ""}}
+        options = {**loaded.state["train"], "out_dir": None, "data": None}
+        state = {**loaded.state, "train": options, "text": None, "seconds": None}
         found[name] = [*(x.flat.tobytes() for x in arrays), state, loaded.config]
     return found
 
