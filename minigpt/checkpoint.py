@@ -82,12 +82,12 @@ def save(path, params, config, *, tokenizer, state, optimizer=None):
         views = on_host(getattr(optimizer, moment)).leaves()
         tensors |= {f"optimizer.{moment}.{name}": view for name, view in views}
     tensors = {name: x.astype("<f4", casting="equiv", copy=False) for name, x in tensors.items()}
-    for name, x in tensors.items():
-        if not np.isfinite(x).all():
-            raise UserError(
-                f"{path}: not saved, since {name} holds numbers that are not finite: what was "
-                "there before is unchanged; go on from it with a lower --learning-rate"
-            )
+    bad = [name for name, x in tensors.items() if not np.isfinite(x).all()]
+    if bad:
+        raise UserError(
+            f"{path}: not saved, since {bad[0]} holds numbers that are not finite: what was there "
+            "before is unchanged; go on from it with a lower --learning-rate"
+        )
     metadata = {
         "format": FORMAT,
         "model": model_of(config).name,

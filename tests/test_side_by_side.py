@@ -8,7 +8,7 @@ def test_many_processes_download_once_and_train_on_the_same_text(tmp_path):
     assert trained(tmp_path) is None
 
 
-def test_who_has_waited_in_vain_downloads_at_the_same_time_as_the_others(tmp_path):
+def test_who_has_waited_in_vain_downloads_at_once(tmp_path):
     program = """if True:
         import os, time
         from minigpt import corpus
