@@ -113,14 +113,14 @@ class Trainer:
         lr : float
             The learning rate applied.
         """
-        batches = self.batches(split, step)
+        train, batches = self.train, self.batches(split, step)
         self.count = sum(self.model.counted(targets) for _, targets in batches)
         losses = []
         for i, batch in enumerate(batches):
-            rng = Rng.of(self.train.seed, step, i)
+            rng = Rng.of(train.seed, step, i)
             loss, squares = self.gradients(*batch, rng, self.count, add=i > 0)
             losses.append(loss)
-        loss, lr = total(losses), learning_rate(step, self.train, progress)
+        loss, lr = total(losses), learning_rate(step, train, progress)
         parts = self.workers.ranges if self.workers.n > 1 else None
         self.optimizer.step(self.grads.flat, lr, squares, parts, loss)
         return loss, free(self.optimizer.state[NORM]), lr
