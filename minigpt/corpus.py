@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from minigpt import UserError
-from minigpt.lock import Timeout, acquire, release
+from minigpt.lock import Taken, acquire, release
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 REFERENCE = "the Python language reference"
@@ -116,8 +116,8 @@ def _turn():
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
         lock = acquire(path)
-    except Timeout:
-        with contextlib.suppress(Timeout):
+    except Taken:
+        with contextlib.suppress(Taken):
             release(acquire(path, WAIT))
     try:
         yield

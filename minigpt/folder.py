@@ -5,7 +5,7 @@ import json
 import os
 
 from minigpt import UserError
-from minigpt.lock import Timeout, acquire, release
+from minigpt.lock import Taken, acquire, release
 
 METRICS, BEST, LAST, PICTURE = "metrics.jsonl", "best.safetensors", "last.safetensors", "loss.png"
 FILES = (METRICS, BEST, LAST, PICTURE)
@@ -48,7 +48,7 @@ def alone(folder, make):
             path.mkdir(exist_ok=True)
     try:
         lock = acquire(folder / LOCK)
-    except Timeout:
+    except Taken:
         raise UserError(
             f"--out-dir {folder}: another run is at work there; name another folder, or wait for "
             "that run or end it"

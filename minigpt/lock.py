@@ -3,9 +3,9 @@
 import contextlib
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 
-__all__ = ["Timeout", "acquire", "release"]
+class Taken(Exception):
+    """Another process has the lock."""
 
 
 def acquire(path, timeout_s=0.0):
@@ -18,14 +18,16 @@ def acquire(path, timeout_s=0.0):
 
     Raises
     ------
-    Timeout
+    Taken
         If another process has had it for `timeout_s` seconds.
     """
+    from filelock import FileLock, Timeout  # slow to import, and --help needs none
+
     try:
         lock = FileLock(path)
         lock.acquire(timeout=timeout_s)
     except Timeout:
-        raise
+        raise Taken from None
     except (OSError, ValueError, NotImplementedError):
         return None
     return lock

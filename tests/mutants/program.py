@@ -74,8 +74,8 @@ FAULTS = {
     "minigpt/lock.py": [
         (
             "what another process holds counts as free",
-            "    except Timeout:\n        raise\n",
-            "    except Timeout:\n        return None\n",
+            "raise Taken from None",
+            "return None",
             "test_run.py::test_a_folder_is_for_one_run_at_a_time",
         ),
     ],
