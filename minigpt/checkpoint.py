@@ -72,7 +72,8 @@ def save(path, params, config, *, tokenizer, state, optimizer=None):
     Raises
     ------
     UserError
-        If the file cannot be written, for example on a full disk. What was at `path` is unchanged.
+        If the file cannot be written, for example on a full disk, or if a number is not finite.
+        What was at `path` is unchanged.
     TypeError
         If an array is not float32: no other precision could be loaded.
     """
@@ -81,12 +82,18 @@ def save(path, params, config, *, tokenizer, state, optimizer=None):
         views = on_host(getattr(optimizer, moment)).leaves()
         tensors |= {f"optimizer.{moment}.{name}": view for name, view in views}
     tensors = {name: x.astype("<f4", casting="equiv", copy=False) for name, x in tensors.items()}
+    bad = [name for name, x in tensors.items() if not np.isfinite(x).all()]
+    if bad:
+        raise UserError(
+            f"{path}: not saved, since {bad[0]} holds numbers that are not finite: what was there "
+            "before is unchanged; go on from it with a lower --learning-rate"
+        )
     metadata = {
         "format": FORMAT,
         "model": model_of(config).name,
         "config": json.dumps(dataclasses.asdict(config)),
         "tokenizer": tokenizer.to_json(),
-        "state": json.dumps(state),
+        "state": json.dumps(state, allow_nan=False),
     }
     replace(Path(path), [header(tensors, metadata), *tensors.values()])
 

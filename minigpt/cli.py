@@ -181,7 +181,7 @@ def choose(name, table, what):
         If there is no such name: it lists all and names the nearest. `what` is what the names are
         names of, such as "preset".
     """
-    if name not in table:
+    if not isinstance(name, str) or name not in table:  # a config file may hold a list
         names = ", ".join(table)
         raise UserError(f"unknown {what} {name!r}, not one of {names}{nearest(name, table)}")
     return table[name]
@@ -189,7 +189,7 @@ def choose(name, table, what):
 
 def nearest(word, words):
     """Return "; did you mean 'x'?" with the word most like `word`, or "" if none is."""
-    near = difflib.get_close_matches(word, words, n=1)
+    near = difflib.get_close_matches(str(word), words, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

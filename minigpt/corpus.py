@@ -1,5 +1,6 @@
 """Where the text comes from: a file, tiny Shakespeare, or what every Python has at hand."""
 
+import contextlib
 import hashlib
 import math
 import os
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 from minigpt import UserError
+from minigpt.lock import Taken, acquire, release
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 REFERENCE = "the Python language reference"
@@ -18,6 +20,7 @@ SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 CONTACT = 2.0  # seconds until a server must have answered, tries and name look-up together
 PAUSES = (0.2, 0.4)  # seconds between tries
 STALL = 10.0  # seconds without a byte that end a download under way
+WAIT = 60.0  # seconds to wait for another process that downloads
 
 
 def load_text(path=None):
@@ -45,7 +48,7 @@ def load_text(path=None):
     if path is not None:
         return _decode(_read(path, "--data"), path), str(path)
     corpus = os.environ.get("MINIGPT_CORPUS")
-    raw = _read(corpus, "MINIGPT_CORPUS") if corpus else _cached() or _downloaded()
+    raw = _read(corpus, "MINIGPT_CORPUS") if corpus else _cached() or _shared()
     if raw is None:
         return reference_text(), REFERENCE
     if not _is_corpus(raw):
@@ -58,13 +61,13 @@ def load_text(path=None):
 
 
 def _read(path, where):
+    if os.path.isdir(path):
+        raise UserError(f"{where} {path} is a folder; name a text file")
     try:
-        if os.path.isdir(path):
-            raise UserError(f"{where} {path} is a folder; name a text file")
         with open(path, "rb") as file:
             return file.read()
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, ValueError) as error:  # ValueError: of a name that no file can have
+        reason = getattr(error, "strerror", None) or error
         raise UserError(f"{where} {path} cannot be read: {reason}; name a text file") from None
 
 
@@ -99,6 +102,33 @@ def _cached():
     except OSError:
         return None
     return raw if _is_corpus(raw) else None
+
+
+@contextlib.contextmanager
+def _turn():
+    """Let other processes wait while this one downloads; if another one does, wait for it first.
+
+    Who has waited goes on at the same time as all others who have: if the one before has found no
+    network, they need not wait for each other to find none.
+    """
+    path, lock = cache_file().with_suffix(".lock"), None
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = acquire(path)
+    except Taken:
+        with contextlib.suppress(Taken):
+            release(acquire(path, WAIT))
+    try:
+        yield
+    finally:
+        release(lock)
+
+
+def _shared():
+    """Bytes of the copy that another process has just made, or else from the network."""
+    with _turn():
+        return _cached() or _downloaded()
 
 
 def _downloaded():

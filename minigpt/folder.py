@@ -5,9 +5,11 @@ import json
 import os
 
 from minigpt import UserError
+from minigpt.lock import Taken, acquire, release
 
 METRICS, BEST, LAST, PICTURE = "metrics.jsonl", "best.safetensors", "last.safetensors", "loss.png"
 FILES = (METRICS, BEST, LAST, PICTURE)
+LOCK = ".lock"  # there while a run is at work; of one that was killed it is left, and holds nothing
 
 
 @contextlib.contextmanager
@@ -19,10 +21,49 @@ def writing(path):
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
-def check_folder(folder, overwrite):
-    """Raise a UserError if a new run cannot have the folder."""
+@contextlib.contextmanager
+def alone(folder, make):
+    """Have the folder of a run to oneself: no other run may be at work there.
+
+    Where a file system has no locks, or the folder cannot be written, there is none.
+
+    Parameters
+    ----------
+    folder : Path
+    make : bool
+        Whether to make the folder if it is missing. If it is still empty at the end, it goes again.
+
+    Raises
+    ------
+    UserError
+        If another run is at work there, or if the folder cannot be.
+    """
+    if "\0" in str(folder):
+        raise UserError(f"--out-dir {str(folder)!r}: no folder can have that name; name another")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out-dir {folder} is a file; name a folder")
+    missing = [path for path in (folder, *folder.parents) if make and not path.exists()]
+    with writing(folder):
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+    try:
+        lock = acquire(folder / LOCK)
+    except Taken:
+        raise UserError(
+            f"--out-dir {folder}: another run is at work there; name another folder, or wait for "
+            "that run or end it"
+        ) from None
+    try:
+        yield
+    finally:
+        release(lock)
+        with contextlib.suppress(OSError):  # not empty
+            for path in missing:
+                path.rmdir()
+
+
+def check_folder(folder, overwrite):
+    """Raise a UserError if a new run cannot have the folder."""
     if any((folder / name).exists() for name in FILES) and not overwrite:
         resume = "go on with it by --resume, " if (folder / LAST).exists() else ""
         raise UserError(

@@ -177,9 +177,9 @@ class Muon(AdamW):
         self.momentum = momentum
         self.kinds, self.ranges = kinds(params)
 
-    def step(self, grads, lr, squares=None, parts=None):
+    def step(self, grads, lr, squares=None, parts=None, loss=None):
         """Update the parameters by the gradients: see AdamW.step."""
-        self.begin(grads, squares)
+        self.begin(grads, squares, loss)
         parts = parts or (lambda fn, n: fn(0, n))
         work = sum(kind.layers * kind.work for kind in self.kinds)
         rest = sum(stop - start for start, stop in self.ranges)

@@ -21,10 +21,10 @@ GROWTH = 2000  # steps in a row without overflow, after which it is doubled
 
 
 @overridable
-def clip(state, squares, max_norm, growth=0):
+def clip(state, squares, max_norm, growth=0, loss=None):
     """Find what the optimizer multiplies the gradients by; in place on state.
 
-        norm  = sqrt(sum squares) / loss_scale
+        norm  = sqrt(sum squares) / loss_scale + 0 * loss        nan if the loss is not finite
         scale = min(1, max_norm / (norm + 1e-6)) / loss_scale    nan if norm is not finite
 
     If norm is finite, the step is taken, and after `growth` such steps in a row the loss scale is
@@ -41,10 +41,14 @@ def clip(state, squares, max_norm, growth=0):
         0 is no clipping.
     growth : int
         0: the loss scale stays as it is.
+    loss : float or () float, optional
+        A step whose loss is not finite is skipped, too: its gradient can be finite.
     """
     xp = array_module(state)
     loss_scale = state[LOSS_SCALE]
     norm = xp.sqrt(squares.sum()) / loss_scale
+    if loss is not None:
+        norm = norm + 0.0 * loss
     taken = xp.isfinite(norm)
     least = xp.minimum(1.0, max_norm / (norm + 1e-6)) if max_norm else 1.0
     state[SCALE] = xp.where(taken, least / loss_scale, math.nan)
@@ -159,8 +163,8 @@ class AdamW:
         """What to multiply the loss by: 1.0, or a () array that is always up to date."""
         return 1.0 if self.low is None else self.state[LOSS_SCALE, ...]
 
-    def step(self, grads, lr, squares=None, parts=None):
-        """Update the parameters by the gradients, unless these have overflowed.
+    def step(self, grads, lr, squares=None, parts=None, loss=None):
+        """Update the parameters by the gradients, unless these or the loss have overflowed.
 
         Parameters
         ----------
@@ -172,8 +176,9 @@ class AdamW:
         parts : callable, optional
             parts(fn, n) calls fn(start, stop) for ranges that cover 0 .. n - 1, in any order or
             at once; by default one range.
+        loss : float or () float, optional
         """
-        self.begin(grads, squares)
+        self.begin(grads, squares, loss)
 
         def update(start, stop):
             self.update(grads, lr, start, stop)
@@ -183,11 +188,11 @@ class AdamW:
         else:
             parts(update, self.params.size)
 
-    def begin(self, grads, squares=None):
+    def begin(self, grads, squares=None, loss=None):
         """Count a step and find the scale of its gradients; see `step`."""
         self.step_count += 1
         squares = sum_of_squares(grads) if squares is None else squares
-        clip(self.state, squares, self.max_norm, 0 if self.low is None else GROWTH)
+        clip(self.state, squares, self.max_norm, 0 if self.low is None else GROWTH, loss)
 
     def update(self, grads, lr, start, stop):
         """Update the parameters start .. stop - 1."""

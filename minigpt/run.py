@@ -9,12 +9,13 @@ from pathlib import Path
 from minigpt import UserError
 from minigpt.backend import check_dtype, module, to_device, to_host
 from minigpt.backend.device import check_tf32
-from minigpt.checkpoint import load, save
+from minigpt.checkpoint import save
+from minigpt.divergence import Skips, first_in_evaluation, first_in_step
 from minigpt.folder import BEST, LAST, METRICS, check_folder, writing
 from minigpt.models import model_of
-from minigpt.optim import SKIPPED, TAKEN
+from minigpt.optim import SCALE, SKIPPED, TAKEN
 from minigpt.params import Params
-from minigpt.recipe import TrainConfig, configs
+from minigpt.recipe import configs
 from minigpt.schedule import progress
 from minigpt.tasks import TASKS
 from minigpt.trainer import Trainer
@@ -43,8 +44,10 @@ class Run:
         Norm of the gradient, before clipping, and learning rate of the last step.
     over : bool
         Whether there is no further step: decided once a step, since the clock goes on.
-    skipped : int
-        Steps whose gradient was not finite when it was read, and which changed nothing.
+    skips : Skips
+        Steps that changed nothing, as far as they have been read.
+    saved : int or None
+        The step of the last checkpoint of this run that --resume goes on from.
     val_loss, measures : float or None, dict
         Of the last evaluation: nats per token, and what else the task measures.
     best_loss : float or None
@@ -59,8 +62,9 @@ class Run:
         self.evaluation_s = None
         self.loss_sum, self.loss_count = 0.0, 0
         self.val_loss, self.measures, self.best_loss, self.best_step = None, {}, None, None
-        self.norm, self.lr, self.skipped = 0.0, 0.0, 0
-        self.over = False
+        self.known = 0.0, 0  # loss_sum and loss_count when they were last read and finite
+        self.norm, self.lr, self.skips = 0.0, 0.0, Skips()
+        self.over, self.saved = False, None
         self.checkpoint = self.trainer = None
 
     def start(self, workers):
@@ -79,19 +83,23 @@ class Run:
                 getattr(optimizer, name).flat[...] = to_device(moment.flat, xp)
             optimizer.restore(optimizer_state(checkpoint.state, self.train))
             optimizer.step_count = self.step
-            _, self.skipped, _ = self.trainer.progress()
+        self.known = self.loss_sum, self.loss_count
+        self.skips.begin(self.trainer.progress())
 
     def advance(self):
         """Train a step. What came of it is known once it is read."""
         by_clock = self.progress if self.train.max_seconds else None
         loss, self.norm, self.lr = self.trainer.step(self.task.train, self.step, by_clock)
         if self.step % self.train.log_interval == 0:
-            self.loss_sum, self.loss_count = 0.0, 0
+            self.loss_sum, self.loss_count = self.known = 0.0, 0
         self.loss_sum, self.loss_count = self.loss_sum + loss, self.loss_count + 1
         self.step, self.tokens = self.step + 1, self.tokens + self.trainer.count
 
     def read(self):
         """Read what the steps have left on the device; it waits for them.
+
+        Losses that are not finite are left out of train_loss: on a device with all others since the
+        last reading, since they come as a sum.
 
         Returns
         -------
@@ -102,27 +110,32 @@ class Run:
         Raises
         ------
         UserError
-            If a loss is not finite, or in float32 a gradient.
+            If too many steps in a row were skipped.
         """
-        self.loss_sum, self.norm = float(self.loss_sum), float(self.norm)
-        self.check_finite(f"the training loss at step {self.step}", self.loss_sum)
-        before, (_, self.skipped, scale) = self.skipped, self.trainer.progress()
-        finite = math.isfinite(self.norm)
-        numbers = {"learning_rate": self.lr, "grad_norm": self.norm if finite else None}
+        loss, self.norm = float(self.loss_sum), float(self.norm)
+        if math.isfinite(loss):
+            self.known = loss, self.loss_count
+        self.loss_sum, self.loss_count = self.known
+        what = self.skips.count(self.trainer.progress(), self.step, loss, self.norm)
+        if what:
+            raise self.diverged(what, first_in_step(self.trainer, self.task.train, self.step - 1))
+        numbers = {
+            "learning_rate": self.lr,
+            "grad_norm": self.norm if math.isfinite(self.norm) else None,
+        }
         if self.train.dtype == "float16":
-            return {**numbers, "loss_scale": scale, "skipped_steps": self.skipped}
-        norm = self.norm if self.skipped == before else math.nan  # one between two readings
-        self.check_finite(f"the norm of the gradient at step {self.step}", norm)
+            numbers |= {"loss_scale": self.skips.scale, "skipped_steps": self.skips.skipped}
         return numbers
 
-    def check_finite(self, what, number):
-        """Raise a UserError if a number is not finite: the weights are of no use then."""
-        if not math.isfinite(number):
-            last = self.folder / LAST
-            again = f"go on from {last} by --resume" if last.exists() else "train again"
-            raise UserError(
-                f"training has diverged: {what} is {number}; {again} with a lower --learning-rate"
-            )
+    def diverged(self, what, first):
+        """Return the UserError that ends a run: what, where it comes from, and what to do."""
+        again = "train again"
+        if self.saved is not None:
+            again = f"go on from {self.folder / LAST} (step {self.saved}) by --resume"
+        return UserError(
+            f"training has diverged: {what}; the first that is not finite is {first}; {again} "
+            "with a lower --learning-rate"
+        )
 
     @property
     def progress(self):
@@ -133,8 +146,8 @@ class Run:
 
     @property
     def train_loss(self):
-        """Mean over the steps since the last multiple of log_interval."""
-        return self.loss_sum / self.loss_count
+        """Mean over the steps since the last multiple of log_interval; None if none was finite."""
+        return self.loss_sum / self.loss_count if self.loss_count else None
 
     def evaluation_seconds(self):
         """Return how long an evaluation takes: as the last one, or half as long as training."""
@@ -149,7 +162,9 @@ class Run:
         start = time.perf_counter()
         self.val_loss = self.trainer.evaluate(self.task.val)
         self.evaluation_s = time.perf_counter() - start
-        self.check_finite(f"the validation loss after step {self.step}", self.val_loss)
+        if not math.isfinite(self.val_loss):
+            what = f"the validation loss after step {self.step} is {self.val_loss}"
+            raise self.diverged(what, first_in_evaluation(self.trainer, self.task.val))
         self.measures = self.task.measures(self.trainer)
         if self.best_loss is None or self.val_loss < self.best_loss:
             self.best_loss, self.best_step = self.val_loss, self.step
@@ -163,7 +178,8 @@ class Run:
             "train": dataclasses.asdict(self.train),
             "text": self.task.name,
             "text_sha256": self.task.sha256,
-            "optimizer": to_host(self.trainer.optimizer.state).tolist(),
+            "bad": self.skips.bad,
+            "optimizer": to_host(self.trainer.optimizer.state).tolist()[:SCALE],
             "over": self.over,
         }
         save(
@@ -178,11 +194,12 @@ class Run:
     def save_last(self):
         """Write the checkpoint that --resume goes on from."""
         self.save(LAST, self.trainer.optimizer)
+        self.saved = self.step
 
     def log(self, line):
         """Add a line to the metrics."""
         with writing(self.folder / METRICS) as path, open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(line, allow_nan=False) + "\n")
 
 
 def backend_of(train):
@@ -213,82 +230,3 @@ def begun(values, overwrite):
     task = TASKS[train.task](train, values.get("share_embedding", False))
     config, train = configs(values, *task.sizes)
     return Run(config, dataclasses.replace(train, threads=train.cores()), task)
-
-
-def stored(given):
-    """Return (checkpoint, config of the model, TrainConfig) of the run in --out-dir.
-
-    Parameters
-    ----------
-    given : dict
-        The options beside --resume. They win over those of the run.
-
-    Raises
-    ------
-    UserError
-        If there is nothing to go on from, or if one of them would make another model of it.
-    """
-    folder = Path(str(given.get("out_dir", TrainConfig.out_dir)))
-    path = folder / LAST
-    if not path.exists():
-        begin = "give --overwrite" if (folder / METRICS).exists() else "leave out --resume"
-        raise UserError(f"--resume: there is no {path} to go on from; {begin} to begin")
-    checkpoint = load(path)
-    model, state = dataclasses.asdict(checkpoint.config), checkpoint.state
-    known = isinstance(state.get("train"), dict) and {*PROGRESS, "text_sha256"} <= state.keys()
-    if checkpoint.optimizer_arrays is None or not known:
-        raise UserError(f"--resume: {path} holds a model, but not the state of its training")
-    model["task"] = state["train"].get("task", TrainConfig.task)
-    for name, value in given.items():
-        if name in model and name != "dropout" and value != model[name]:
-            raise UserError(
-                f"--resume: {name} is {model[name]} in {folder}; it is part of the model and "
-                f"cannot become {value}: leave it out"
-            )
-    used = state["train"].get("optimizer", "adamw")
-    if given.get("optimizer", used) != used:
-        raise UserError(
-            f"--resume: optimizer is {used} in {folder}; its state is of no use to another"
-        )
-    values = {**state["train"], **model, **given, "out_dir": str(folder)}
-    return checkpoint, *configs(values, model["vocab_size"], model.get("source_vocab_size"))
-
-
-def check_incomplete(state, train):
-    """Raise a UserError if there is nothing left to do in a run."""
-    if train.max_seconds:
-        of, more = f"{train.max_seconds:g} seconds", "--max-seconds"
-        before = state["train"].get("max_seconds") or math.inf
-        complete = state.get("over", False) and train.max_seconds <= before
-    else:
-        of, more = f"{state['step']} of {train.max_iters} steps", "--max-iters"
-        complete = state["step"] >= train.max_iters
-    if complete:
-        raise UserError(
-            f"--resume: the run in {train.out_dir} is complete, with {of}; give a larger {more} "
-            "to go on"
-        )
-
-
-def resumed(given):
-    """Return the Run in --out-dir as it was saved, with the options given beside --resume."""
-    checkpoint, config, train = stored(given)
-    state = checkpoint.state
-    check_incomplete(state, train)
-    backend_of(train)
-    try:
-        task = TASKS[train.task](train, tokenizer=checkpoint.tokenizer, name=state["text"])
-        run = Run(config, train, task)
-    except UserError as error:
-        raise UserError(f"--resume: the run was trained on {state['text']}, but {error}") from None
-    for key in PROGRESS:
-        setattr(run, key, state[key])
-    run.checkpoint = checkpoint
-    if task.sha256 != state["text_sha256"]:
-        if "data" not in given:
-            raise UserError(
-                f"--resume: the run was trained on {state['text']}, but the text is now another "
-                f"({task.name}); bring the old one back, or name the new one by --data"
-            )
-        run.best_loss = run.best_step = None  # losses of two texts do not compare
-    return run

@@ -81,13 +81,15 @@ def init_params(config, seed, xp, dtype="float32"):
     return draw_params(shapes(config), config.init, seed, xp, dtype)
 
 
-def encoder_forward(source, p, config, rng=None):
+def encoder_forward(source, p, config, rng=None, block=block_forward):
     """Read the source.
 
     Parameters
     ----------
     source : (B, Ts) int
         -1 is padding, at the end of a row.
+    block : callable, optional
+        In place of block_forward.
 
     Returns
     -------
@@ -99,12 +101,12 @@ def encoder_forward(source, p, config, rng=None):
     seen = source >= 0
     encoder = {"wte": p["wte"], **p["encoder"]}  # its own wte, where it has one
     key = at(rng, config.n_layer + 1)  # apart from the decoder's blocks and embedding
-    block = partial(block_forward, causal=False, key_mask=seen)
+    block = partial(block, causal=False, key_mask=seen)
     memory, cache = gpt_forward(source * seen, encoder, config, key, block=block)
     return memory, seen, cache
 
 
-def decoder_forward(ids, memory, seen, p, config, rng=None, kv=None):
+def decoder_forward(ids, memory, seen, p, config, rng=None, kv=None, block=cross_block_forward):
     """A GPT whose blocks also read memory.
 
     Parameters
@@ -118,13 +120,15 @@ def decoder_forward(ids, memory, seen, p, config, rng=None, kv=None):
         The key of this step's dropout; None is no dropout.
     kv : DecoderCache, optional
         It also has the keys and values of memory, which is then not looked at.
+    block : callable, optional
+        In place of cross_block_forward.
 
     Returns
     -------
     y : (B, T, C)
     cache : tuple
     """
-    block = partial(cross_block_forward, memory=memory, key_mask=seen)
+    block = partial(block, memory=memory, key_mask=seen)
     return gpt_forward(ids, p, config, rng, kv, block)
 
 
@@ -149,6 +153,14 @@ def decoder_backward(dy, cache, dwte=None):
     return dmemory, grads
 
 
+def decoder_ids(targets, config):
+    """Return what the decoder reads, (B, T) int: END, then the targets but the last."""
+    ids = array_module(targets).empty_like(targets)
+    ids[:, :1] = config.vocab_size - 1
+    ids[:, 1:] = targets[:, :-1] * (targets[:, :-1] >= 0)
+    return ids
+
+
 def seq2seq_forward(source, targets, p, config, rng=None):
     """Encoder, then decoder: what it says at each place of the targets.
 
@@ -162,9 +174,7 @@ def seq2seq_forward(source, targets, p, config, rng=None):
     x : (B, T, C), dtype of the parameters
     cache : tuple
     """
-    ids = array_module(targets).empty_like(targets)
-    ids[:, :1] = config.vocab_size - 1
-    ids[:, 1:] = targets[:, :-1] * (targets[:, :-1] >= 0)
+    ids = decoder_ids(targets, config)
     memory, seen, encoder_cache = encoder_forward(source, p, config, rng)
     x, decoder_cache = decoder_forward(ids, memory, seen, p, config, rng)
     return x, (encoder_cache, decoder_cache, config.share_embedding)

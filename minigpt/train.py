@@ -4,12 +4,9 @@ A run lives in its --out-dir: `metrics.jsonl`, a line per log or evaluation; `be
 `last.safetensors`, from which --resume goes on to the bit; and, with matplotlib, `loss.png`.
 """
 
-import contextlib
 import json
 import math
-import os
 import shlex
-import signal
 import sys
 import time
 import tomllib
@@ -22,12 +19,14 @@ from tqdm import tqdm
 from minigpt import UserError, cli, sample
 from minigpt.backend.device import tf32
 from minigpt.estimate import describe
-from minigpt.folder import METRICS, PICTURE, clear_folder, cut_metrics
+from minigpt.folder import METRICS, PICTURE, alone, clear_folder, cut_metrics
 from minigpt.gpt import GPTConfig
+from minigpt.interrupt import Interrupt
 from minigpt.models import count_parameters
 from minigpt.parallel import Workers
 from minigpt.recipe import DEFAULT, DEFAULTS, PRESETS, TrainConfig, configs
-from minigpt.run import begun, resumed, stored
+from minigpt.resume import folder_of, resumed, stored
+from minigpt.run import begun
 from minigpt.seq2seq import Seq2SeqConfig
 from minigpt.tasks import TASKS
 
@@ -93,32 +92,6 @@ def dry_run(own, values):
     print("\n".join(describe(config, train)))
 
 
-class Interrupt:
-    """Turns Ctrl-C and SIGTERM into a wish that is granted between two steps.
-
-    A second Ctrl-C is a KeyboardInterrupt as ever, a second SIGTERM the end of the program.
-    """
-
-    def __init__(self):
-        self.signal = None
-
-    def __enter__(self):
-        names = (signal.SIGINT, signal.SIGTERM)
-        self.before = {number: signal.signal(number, self.note) for number in names}
-        return self
-
-    def note(self, number, _):
-        """Remember the signal; the next one has its old effect."""
-        self.signal = number
-        signal.signal(number, self.before[number])
-        with contextlib.suppress(OSError):  # not print: the signal may have come amid another
-            os.write(2, b"\nstopping after this step; once more to stop at once\n")
-
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-
 def loop(run, bar, stop):
     """Train until the last step or until the wish to stop; log, evaluate and save on the way."""
     train = run.train
@@ -137,7 +110,9 @@ def loop(run, bar, stop):
         run.seconds, busy = now - start, busy + now - before
         rate = (run.tokens - tokens) / busy
         if told:
-            loss = f"loss {run.train_loss:.4f}, {rate:,.0f} tokens/s{measured(run)}"
+            loss = f"loss {shown(run.train_loss)}, {rate:,.0f} tokens/s{measured(run)}"
+            if run.skips.fault:
+                bar.write(run.skips.fault, file=sys.stderr)
             bar.set_postfix_str(loss, refresh=False)
         bar.update(int(run.seconds) - bar.n if train.max_seconds else 1)
         if evaluated:
@@ -145,7 +120,7 @@ def loop(run, bar, stop):
             run.evaluate()
             run.seconds = time.perf_counter() - start
             bar.write(
-                f"step {run.step:>6,}   train {run.train_loss:.4f}   validation "
+                f"step {run.step:>6,}   train {shown(run.train_loss)}   validation "
                 f"{run.val_loss:.4f}{measured(run)}   {run.seconds:7.1f} s   {rate:,.0f} tokens/s",
                 file=sys.stdout,
             )
@@ -158,6 +133,11 @@ def loop(run, bar, stop):
             busy, tokens = 0.0, run.tokens
         if evaluated:
             run.save_last()
+
+
+def shown(loss):
+    """Return a loss as text."""
+    return "-" if loss is None else f"{loss:.4f}"
 
 
 def measured(run):
@@ -217,7 +197,7 @@ def plot(folder):
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for key, label in (("train_loss", "training"), ("val_loss", "validation")):
-        points = [(line["step"], line[key]) for line in lines if key in line]
+        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
         axes.plot(*zip(*points, strict=True), label=label, marker="o" * (key == "val_loss"))
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
@@ -282,7 +262,8 @@ def main(argv=None):
         # Numbers that overflow are told as what they mean: that training has diverged.
         warnings.filterwarnings("ignore", "(overflow|invalid value|divide by zero)")
         try:
-            return train(own, values)
+            with alone(folder_of(values), make=not own["resume"]):
+                return train(own, values)
         except MemoryError as error:
             raise UserError(
                 f"out of memory ({cli.one_line(str(error)) or 'no more to be had'}); take a "

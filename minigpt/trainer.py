@@ -88,6 +88,12 @@ class Trainer:
         squares = sum_gradients(self.workers, [grads for _, grads in done], self.grads, add)
         return total(free(loss) for loss, _ in done), squares
 
+    def batches(self, split, step):
+        """Return the batches that belong to `step`, as `step` takes them."""
+        train, n = self.train, self.train.gradient_accumulation_steps
+        size = train.batch_size, self.config.block_size
+        return [self.model.random_batch(split, train.seed, step * n + i, *size) for i in range(n)]
+
     def step(self, split, step, progress=None):
         """Train on the batches that belong to `step`, 0 at the first.
 
@@ -107,21 +113,17 @@ class Trainer:
         lr : float
             The learning rate applied.
         """
-        train, n = self.train, self.train.gradient_accumulation_steps
-        size = train.batch_size, self.config.block_size
-        batches = [
-            self.model.random_batch(split, train.seed, step * n + i, *size) for i in range(n)
-        ]
+        train, batches = self.train, self.batches(split, step)
         self.count = sum(self.model.counted(targets) for _, targets in batches)
         losses = []
         for i, batch in enumerate(batches):
             rng = Rng.of(train.seed, step, i)
             loss, squares = self.gradients(*batch, rng, self.count, add=i > 0)
             losses.append(loss)
-        lr = learning_rate(step, train, progress)
+        loss, lr = total(losses), learning_rate(step, train, progress)
         parts = self.workers.ranges if self.workers.n > 1 else None
-        self.optimizer.step(self.grads.flat, lr, squares, parts)
-        return total(losses), free(self.optimizer.state[NORM]), lr
+        self.optimizer.step(self.grads.flat, lr, squares, parts, loss)
+        return loss, free(self.optimizer.state[NORM]), lr
 
     def progress(self):
         """Read from the optimizer how many steps were taken and skipped, and the loss scale."""

@@ -1,7 +1,8 @@
 """The whole state of what is proved: `python -m tests.report [--quick]`.
 
-Tables in Markdown: the worst errors of the gradient checks, and the seeded faults with the tests
-that catch them. --quick leaves out what takes longest, the faults in the kernels for GPUs. The exit
+Tables in Markdown: the worst errors of the gradient checks, what becomes of a run when things go
+wrong around it, and the seeded faults with the tests that catch them. --quick leaves out what
+takes longest, the faults in the kernels for GPUs, and tries those around a run less often. The exit
 code is 1 if a table says that something is wrong.
 """
 
@@ -14,7 +15,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from tests import inventory, mutation, registry
+import tests.faults.table as faults_table
+from tests import faults, inventory, mutation, registry
 
 GRADIENTS = ("tests/ops", "tests/test_blocks.py", "tests/test_gpt.py", "tests/test_seq2seq.py")
 
@@ -101,8 +103,19 @@ def described(outcome):
     return f"`{outcome.fault.test.removeprefix('tests/')}`" if caught else outcome.by
 
 
+def what_goes_wrong(quick):
+    """Faults around a run: how often each was tried, what must hold, and whether it did."""
+    header, start = ["fault", "trials", "what must hold", "outcome"], time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        found = list(faults_table.rows(quick, Path(folder), faults.SEED))
+    rows = [[row.fault, f"{row.trials:,}", row.must, row.outcome] for row in found]
+    notes = [f"{row.fault}: {failure}" for row in found for failure in row.failures]
+    notes.append(f"seed {faults.SEED}; {time.monotonic() - start:.0f} s")
+    return [Table("Faults", header, rows, notes, not any(row.failures for row in found))]
+
+
 # Each takes `quick` and returns a list of Tables.
-TABLES = [gradients, seeded_faults]
+TABLES = [gradients, what_goes_wrong, seeded_faults]
 
 
 def text_of(table):

@@ -23,7 +23,7 @@ from minigpt.tokenizer import CharTokenizer
 
 TOKENIZER = CharTokenizer.from_text("Bee3\n")
 CONFIG = GPTConfig(vocab_size=4, block_size=6, n_layer=2, n_head=2, n_embd=4)
-STATE = {"step": 7, "best": 0.1 + 0.2, "worst": math.inf, "train": {"name": "é"}}
+STATE = {"step": 7, "best": 0.1 + 0.2, "worst": -math.pi, "train": {"name": "é"}}
 
 
 def random_params(rng, config=CONFIG, xp=np):

@@ -1,6 +1,5 @@
 import hashlib
 import io
-import subprocess
 import sys
 import threading
 import time
@@ -11,6 +10,7 @@ import pytest
 
 from minigpt import UserError
 from minigpt import corpus as source
+from minigpt.lock import acquire, release
 
 TEXT = "First Citizen:\n" * 1000
 RAW = TEXT.encode()
@@ -157,24 +157,15 @@ def test_failed_write_leaves_nothing_behind(cache, monkeypatch):
     assert list(cache.parent.iterdir()) == []
 
 
-def test_many_processes_may_download_at_once(tmp_path):
-    program = f"""if True:
-        import hashlib, io, os, urllib.request
-        from minigpt import corpus
-        raw = bytes(100_000)
-        corpus.SHA256 = hashlib.sha256(raw).hexdigest()
-        urllib.request.urlopen = lambda url, timeout: io.BytesIO(raw)
-        os.environ |= dict.fromkeys(("XDG_CACHE_HOME", "LOCALAPPDATA"), {str(tmp_path)!r})
-        os.environ.pop("MINIGPT_CORPUS", None)
-        for _ in range(100):
-            assert corpus._downloaded() == corpus._cached() == raw
-    """
-    command = [sys.executable, "-c", program]
-    runs = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
-    for run in runs:
-        said = run.communicate()[1]
-        assert run.returncode == 0 and said.count(b"downloaded tiny Shakespeare to") == 100, said
-    assert [path.name for path in (tmp_path / "minigpt").iterdir()] == ["tinyshakespeare.txt"]
+def test_a_process_that_holds_the_lock_for_too_long_stops_nobody(cache, network, monkeypatch):
+    monkeypatch.setattr(source, "WAIT", 0.1)
+    network += [RAW]
+    cache.parent.mkdir(parents=True)
+    lock = acquire(cache.with_suffix(".lock"))
+    try:
+        assert source.load_text() == (TEXT, "tiny Shakespeare")
+    finally:
+        release(lock)
 
 
 def test_environment_names_a_copy(cache, monkeypatch, tmp_path):

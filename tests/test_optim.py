@@ -263,3 +263,16 @@ def test_a_state_begins_afresh_where_nothing_is_told():
     for _ in range(GROWTH + 1):
         alone.step(np.zeros(28, np.float32), 0.01)
     assert alone.state[LOSS_SCALE] == 1 and alone.loss_scale == 1.0
+
+
+@pytest.mark.cupy
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_step_whose_loss_is_not_finite_is_skipped(xp, loss):
+    for given in (loss, xp.asarray(loss, np.float32)):
+        state = xp.ones(6, np.float32)
+        clip(state, xp.ones(3, np.float32), 1.0, 0, given)
+        host = to_host(state)
+        assert (host[TAKEN], host[SKIPPED]) == (1, 2) and not np.isfinite(host[SCALE])
+    clip(state, xp.ones(3, np.float32), 1.0, 0, xp.asarray(3.0, np.float32))
+    assert to_host(state)[TAKEN] == 2

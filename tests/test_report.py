@@ -5,6 +5,7 @@ import re
 import pytest
 
 from tests import report
+from tests.faults import Row
 from tests.mutation import CAUGHT, NOT_TRIED, SURVIVED, Fault, Outcome
 
 FAULT = Fault("a sign", "minigpt/a.py", "+", "-", "tests/test_a.py::test_b", False)
@@ -41,6 +42,23 @@ def test_the_kill_table(given, capsys):
 def test_what_is_not_tried_is_no_failure(given, capsys):
     given(OUTCOMES[::2])
     assert report.main(["--quick"]) == 0
+
+
+@pytest.mark.parametrize("failures", [[], ["trial 1: no end"]])
+def test_the_fault_table(monkeypatch, capsys, failures):
+    rows = [
+        Row("kill -9", 1200, "all is whole", failures),
+        Row("disk", 0, "one line", [], "no mount"),
+    ]
+    monkeypatch.setattr(report.faults_table, "rows", lambda *args: rows)
+    monkeypatch.setattr(report, "TABLES", [report.what_goes_wrong])
+    assert report.main([]) == len(failures)
+    out = capsys.readouterr().out
+    outcome = "1 failed: trial 1: no end" if failures else "all held"
+    cells = [re.split(r" *(?<!\\)\| *", line)[1:-1] for line in out.splitlines()]
+    assert ["kill -9", "1,200", "all is whole", outcome] in cells
+    assert ["disk", "0", "one line", "not tried: no mount"] in cells
+    assert "seed 1337; " in out and ("kill -9: trial 1: no end" in out) == bool(failures)
 
 
 def test_a_table_is_aligned():

@@ -176,6 +176,41 @@ def test_a_checkpoint_whose_state_lacks_something_is_refused(folder, capsys, key
     assert error.endswith("holds a model, but not the state of its training")
 
 
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("step", "7"),
+        ("step", -1),
+        ("tokens", 2**63),
+        ("seconds", 10**400),
+        ("loss_sum", None),
+        ("loss_count", True),
+        ("val_loss", []),
+        ("measures", {"exact_match": "x"}),
+        ("best_loss", None),
+        ("best_step", 1.5),
+        ("text", 3),
+        ("over", 0),
+        ("bad", -1),
+        ("optimizer", [1.0, 2.0]),
+        ("optimizer", [0.5, 0, 4, 0]),
+        ("optimizer", [1.0, "0", 4, 0]),
+        ("train", []),
+        ("train", {"max_seconds": "x"}),
+        ("train", {"max_iter": 3}),
+    ],
+)
+def test_a_checkpoint_whose_state_is_damaged_is_refused(folder, capsys, key, value):
+    c = checkpoint.load(folder / LAST)
+    optimizer, state = type("", (), c.optimizer_arrays), {**c.state, key: value}
+    checkpoint.save(
+        folder / LAST, c.params, c.config, tokenizer=c.tokenizer, state=state, optimizer=optimizer
+    )
+    error = refusal(capsys, resume, folder, "--max-iters=8")
+    assert error.startswith(f"error: --resume: {folder / LAST} is damaged: ")
+    assert "take another checkpoint, or train one with" in error
+
+
 def test_the_text_of_a_resumed_run(tmp_path, folder, capsys):
     text, more = tmp_path / "text.txt", "--max-iters=8"
     text.write_text(TEXT[::-1])

@@ -9,11 +9,10 @@ import time
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from minigpt import UserError, checkpoint, train
-from minigpt.folder import BEST, FILES, LAST, METRICS, cut_metrics, writing
-from minigpt.optim import SKIPPED
-from minigpt.run import Run
+from minigpt.folder import BEST, FILES, LAST, LOCK, METRICS, alone, cut_metrics, writing
 from minigpt.tokenizer import CharTokenizer
 from minigpt.trainer import Trainer
 from tests.training import EXACT, TEXT, begin, metrics, refusal, resume, same
@@ -59,18 +58,6 @@ def test_the_best_checkpoint_is_not_the_last_where_the_loss_has_risen(tmp_path, 
     best, last = (checkpoint.load(tmp_path / "run" / name).state for name in (BEST, LAST))
     assert (best["step"], best["val_loss"]) == (8, 2.0)
     assert (last["step"], last["val_loss"], last["best_loss"], last["best_step"]) == (12, 2.5, 2, 8)
-
-
-def test_a_gradient_that_was_not_finite_between_two_readings_is_told(folder, monkeypatch):
-    read = Run.read
-
-    def late(self):
-        self.trainer.optimizer.state[SKIPPED] += 1
-        return read(self)
-
-    monkeypatch.setattr(Run, "read", late)
-    with pytest.raises(UserError, match="diverged: the norm of the gradient at step [56] is nan"):
-        resume(folder, "--max-iters=8")
 
 
 @pytest.mark.cupy
@@ -203,3 +190,42 @@ def test_an_optimizer_goes_on_with_its_own_state_only(folder, capsys):
     error = refusal(capsys, resume, folder, "--optimizer=adamw", "--max-iters=20")
     assert "optimizer is muon" in error
     assert resume(folder, "--max-iters=14") == 0
+
+
+def test_a_folder_is_for_one_run_at_a_time(tmp_path, capsys):
+    with alone(tmp_path / "run", make=True):
+        for flags in ((), ("--overwrite",)):
+            error = refusal(capsys, begin, tmp_path / "run", *flags)
+            assert error == (
+                f"error: --out-dir {tmp_path / 'run'}: another run is at work there; name another "
+                "folder, or wait for that run or end it"
+            )
+        assert "another run is at work" in refusal(capsys, resume, tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # it was empty
+    assert begin(tmp_path / "run", "--max-iters=1") == 0
+    assert not (tmp_path / "run" / LOCK).exists()
+    (tmp_path / "run" / LOCK).touch()  # as of one that was killed
+    assert resume(tmp_path / "run", "--max-iters=2") == 0
+
+
+def test_the_lock_is_held_while_a_run_is_at_work(tmp_path, capsys, monkeypatch):
+    step, told = Trainer.step, []
+
+    def other(self, *args):
+        with pytest.raises(UserError) as error, alone(tmp_path / "run", make=True):
+            pass
+        told.append(str(error.value))
+        return step(self, *args)
+
+    monkeypatch.setattr(Trainer, "step", other)
+    assert begin(tmp_path / "run", "--max-iters=2") == 0
+    assert len(told) == 2 and all("another run is at work there" in line for line in told)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks"), NotImplementedError()])
+def test_a_file_system_without_locks_stops_nobody(tmp_path, monkeypatch, error):
+    def fail(self, **_):
+        raise error
+
+    monkeypatch.setattr(FileLock, "acquire", fail)
+    assert begin(tmp_path / "run", "--max-iters=1") == 0

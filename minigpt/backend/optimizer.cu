@@ -42,13 +42,13 @@ extern "C" __global__ void gather(float* __restrict__ flat, float* __restrict__ 
 
 // One block. See optim.clip.
 extern "C" __global__ void clip(float* state, const float* squares, long long n, double max_norm,
-                                double growth, double largest) {
+                                double growth, double largest, const float* loss) {
   float total = 0.0f;
   for (long long i = threadIdx.x; i < n; i += blockDim.x) total += squares[i];
   total = block_reduce<Sum>(total);
   if (threadIdx.x != 0) return;
   const float loss_scale = state[LOSS_SCALE];
-  const float norm = sqrtf(total) / loss_scale;
+  const float norm = sqrtf(total) / loss_scale + (loss ? 0.0f * *loss : 0.0f);
   const bool taken = isfinite(norm);
   const float least = max_norm > 0 ? fminf(1.0f, float(max_norm) / (norm + 1e-6f)) : 1.0f;
   state[NORM] = norm;

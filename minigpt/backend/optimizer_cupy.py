@@ -45,11 +45,13 @@ def gather(flat, shards, add=False):
     return squares
 
 
-def clip(state, squares, max_norm, growth=0):
+def clip(state, squares, max_norm, growth=0, loss=None):
     """As the op; one block."""
-    if state.dtype != FLOAT32 or not supported(state, squares):
-        return optim.clip.reference(state, squares, max_norm, growth)
-    args = (state, squares, squares.size, float(max_norm), float(growth), optim.LARGEST)
+    if loss is not None:
+        loss = cupy.asarray(loss, state.dtype)
+    if state.dtype != FLOAT32 or not supported(state, squares, loss):
+        return optim.clip.reference(state, squares, max_norm, growth, loss)
+    args = (state, squares, squares.size, float(max_norm), float(growth), optim.LARGEST, loss)
     launch("clip", FLOAT32, (1,), (1024,), args)
 
 

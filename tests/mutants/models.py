@@ -56,14 +56,14 @@ FAULTS = {
         ),
         (
             "an encoder that may not look ahead",
-            "partial(block_forward, causal=False, key_mask=seen)",
-            "partial(block_forward, causal=True, key_mask=seen)",
+            "partial(block, causal=False, key_mask=seen)",
+            "partial(block, causal=True, key_mask=seen)",
             "test_seq2seq.py::test_who_sees_whom",
         ),
         (
             "the decoder reads padding",
-            "partial(cross_block_forward, memory=memory, key_mask=seen)",
-            "partial(cross_block_forward, memory=memory)",
+            "partial(block, memory=memory, key_mask=seen)",
+            "partial(block, memory=memory)",
             "test_seq2seq.py::test_padding_changes_nothing",
         ),
         (

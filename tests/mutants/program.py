@@ -5,13 +5,33 @@ CACHED = "test_decoding.py::test_cached_decoding_is_the_full_forward"
 METADATA = "test_checkpoint_errors.py::test_metadata_that_does_not_fit"
 
 FAULTS = {
-    "minigpt/run.py": [
+    "minigpt/resume.py": [
         (
             "losses of two texts are compared",
             "run.best_loss = run.best_step = None",
             "pass",
             "test_resume.py::test_another_text_has_a_best_loss_of_its_own",
         ),
+        (
+            "a resumed run skips a step",
+            "setattr(run, key, state[key])",
+            'setattr(run, key, state[key] + 1 if key == "step" else state[key])',
+            UNINTERRUPTED,
+        ),
+        (
+            "what a state holds is not checked",
+            "    if wrong:\n",
+            "    if False:\n",
+            "test_resume.py::test_a_checkpoint_whose_state_is_damaged_is_refused",
+        ),
+        (
+            "bad steps in a row are forgotten",
+            'checkpoint, run.step, state.get("bad", 0)',
+            "checkpoint, run.step, 0",
+            "test_divergence.py::test_a_few_in_a_row_end_the_run_with_the_last_checkpoint",
+        ),
+    ],
+    "minigpt/run.py": [
         (
             "the optimizer's moments are not taken up again",
             "getattr(optimizer, name).flat[...] = to_device(moment.flat, xp)",
@@ -25,10 +45,10 @@ FAULTS = {
             UNINTERRUPTED,
         ),
         (
-            "a resumed run skips a step",
-            "setattr(run, key, state[key])",
-            'setattr(run, key, state[key] + 1 if key == "step" else state[key])',
-            UNINTERRUPTED,
+            "a loss that is not finite is in the mean",
+            "        self.loss_sum, self.loss_count = self.known\n",
+            "        self.loss_sum = loss\n",
+            "test_divergence.py::test_a_bad_loss_is_left_out_of_the_mean_and_of_all_files",
         ),
         (
             "the best checkpoint is the last one",
@@ -39,10 +59,84 @@ FAULTS = {
     ],
     "minigpt/folder.py": [
         (
+            "the lock is not taken",
+            "lock = acquire(folder / LOCK)",
+            "lock = None",
+            "test_run.py::test_a_folder_is_for_one_run_at_a_time",
+        ),
+        (
             "a resumed run loses a line of its metrics",
             'json.loads(line)["step"] <= step',
             'json.loads(line)["step"] < step',
             "test_run.py::test_cut_metrics_keeps_whole_lines_up_to_the_step",
+        ),
+    ],
+    "minigpt/lock.py": [
+        (
+            "what another process holds counts as free",
+            "raise Taken from None",
+            "return None",
+            "test_run.py::test_a_folder_is_for_one_run_at_a_time",
+        ),
+    ],
+    "minigpt/divergence.py": [
+        (
+            "bad steps are never counted",
+            "self.bad + new if self.taken == taken else 0",
+            "0",
+            "test_divergence.py::test_what_counts_as_in_a_row",
+        ),
+        (
+            "a good step does not end a row of bad ones",
+            "self.bad + new if self.taken == taken else 0",
+            "self.bad + new",
+            "test_divergence.py::test_what_counts_as_in_a_row",
+        ),
+        (
+            "a loss scale that is too high counts as a fault",
+            "self.skipped - skipped - halvings",
+            "self.skipped - skipped",
+            "test_divergence.py::test_in_float16_only_what_no_smaller_loss_scale_would_save_counts",
+        ),
+        (
+            "gradients are looked at in the order of the forward pass",
+            "sorted(reversed(list(names)), key=",
+            "sorted(list(names), key=",
+            "test_divergence.py::test_the_first_gradient_that_went_bad",
+        ),
+        (
+            "what a block makes is not looked at",
+            'check(f"{prefix}h.{i}", x, h)',
+            "pass",
+            "test_divergence.py::test_the_first_layer_that_went_bad",
+        ),
+    ],
+    "minigpt/corpus.py": [
+        (
+            "a copy that another process has just made is not looked for",
+            "    with _turn():\n        return _cached() or _downloaded()",
+            "    with _turn():\n        return _downloaded()",
+            "test_side_by_side.py::test_many_processes_download_once_and_train_on_the_same_text",
+        ),
+        (
+            "nobody waits for who downloads",
+            "        lock = acquire(path)\n",
+            "        lock = None\n",
+            "test_side_by_side.py::test_many_processes_download_once_and_train_on_the_same_text",
+        ),
+        (
+            "without a network each waits for all before it",
+            "release(acquire(path, WAIT))",
+            "lock = acquire(path, WAIT)",
+            "test_side_by_side.py::test_who_has_waited_in_vain_downloads_at_once",
+        ),
+    ],
+    "minigpt/cli.py": [
+        (
+            "a value that is no text has no nearest name",
+            "difflib.get_close_matches(str(word),",
+            "difflib.get_close_matches(word,",
+            "test_train_input.py::test_a_config_file_that_is_no_good",
         ),
     ],
     "minigpt/train.py": [
@@ -54,6 +148,12 @@ FAULTS = {
         ),
     ],
     "minigpt/checkpoint.py": [
+        (
+            "numbers that are not finite are saved",
+            "    if bad:\n",
+            "    if False:\n",
+            "test_divergence.py::test_no_number_that_is_not_finite_is_saved",
+        ),
         (
             "the file is not synced before it is renamed",
             "            os.fsync(file.fileno())\n",
@@ -74,7 +174,7 @@ FAULTS = {
         ),
         (
             "the state is not saved",
-            '"state": json.dumps(state),',
+            '"state": json.dumps(state, allow_nan=False),',
             '"state": "{}",',
             "test_checkpoint.py::test_what_is_saved_comes_back_to_the_bit",
         ),

@@ -43,6 +43,12 @@ FAULTS = {
             "test_optim.py::test_a_scale_that_is_not_finite_changes_no_bit",
         ),
         (
+            "a step whose loss is not finite is taken",
+            "norm = norm + 0.0 * loss",
+            "norm = norm + 0.0",
+            "test_optim.py::test_a_step_whose_loss_is_not_finite_is_skipped",
+        ),
+        (
             "clipping makes short gradients longer",
             "xp.minimum(1.0, max_norm / (norm + 1e-6))",
             "(max_norm / (norm + 1e-6))",
@@ -194,6 +200,12 @@ FAULTS = {
         ),
     ],
     "minigpt/trainer.py": [
+        (
+            "the optimizer does not hear of the loss",
+            "self.optimizer.step(self.grads.flat, lr, squares, parts, loss)",
+            "self.optimizer.step(self.grads.flat, lr, squares, parts)",
+            "test_divergence.py::test_a_step_that_is_not_finite_is_skipped_and_told",
+        ),
         (
             "the gradient of the last shard is lost",
             "[grads for _, grads in done]",
