@@ -1,9 +1,10 @@
-"""The whole state of what is proved: `python -m tests.report [--quick]`.
+"""The whole state of what is proved: `python -m tests.report [--quick] [--gradients FILE]`.
 
 Tables in Markdown: the worst errors of the gradient checks, what becomes of a run when things go
-wrong around it, and the seeded faults with the tests that catch them. --quick leaves out what
-takes longest, the faults in the kernels for GPUs, and tries those around a run less often. The exit
-code is 1 if a table says that something is wrong.
+wrong around it, and the seeded faults with the tests that catch them. --quick tries those around a
+run less often, and of the seeded ones a fourth, without those in the kernels for GPUs. With
+--gradients the errors are those that a run of pytest has written (tests/registry.py). The exit code
+is 1 if a table says that something is wrong.
 """
 
 import argparse
@@ -42,31 +43,38 @@ class Table(NamedTuple):
     right: bool
 
 
-def gradients(quick):
-    """Ops and models x checks of their gradients: the worst relative error of each."""
+def checked():
+    """Run the checks of gradients; return what they have found, and notes: on what failed, if any."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "gradients.json")
         flags = ["-q", "-p", "tests.registry", f"--gradients={path}", "-p", "no:cacheprovider"]
         command = [sys.executable, "-m", "pytest", *flags, *GRADIENTS]
         done = subprocess.run(command, cwd=mutation.ROOT, capture_output=True, text=True)
-        records = registry.load(path)
+        lines = done.stdout.splitlines()
+        failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+        return registry.load(path), failed + lines[-1:] if done.returncode else []
+
+
+def gradients(options):
+    """Ops and models x checks of their gradients: the worst relative error of each."""
+    path = options.gradients
+    records, failed = (registry.load(path), []) if path else checked()
     found = registry.table(records)
     checks = list(dict.fromkeys(itertools.chain(*found.values())))
     rows = [
         [name, *(f"{of[c][0]:.0e} < {of[c][1]:.0e}" if c in of else "" for c in checks)]
         for name, of in found.items()
     ]
-    gaps = [f"no check: {line}" for line in inventory.gaps(records)]
-    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    last = done.stdout.splitlines()[-1:]
-    right = not gaps and done.returncode == 0
-    return [Table("Gradients", ["", *checks], rows, [*gaps, *failed, *last], right)]
+    notes = [f"no check: {line}" for line in inventory.gaps(records)] + failed
+    of_all = f"{len(records)} gradients, {sum(r['times'] for r in records):,} checks"
+    return [Table("Gradients", ["", *checks], rows, [*notes, of_all], not notes)]
 
 
-def seeded_faults(quick):
+def seeded_faults(options):
     """Faults put into a copy of the source, and the tests that failed; by file, then one by one."""
     start, faults = time.monotonic(), mutation.all_faults()
-    faults = [fault for fault in faults if not (quick and fault.device)]
+    if options.quick:
+        faults = [fault for fault in faults if not fault.device][::4]
     found = mutation.outcomes(faults)
     rows = [
         [o.fault.file.removeprefix("minigpt/"), o.fault.name, o.verdict, described(o)]
@@ -103,18 +111,18 @@ def described(outcome):
     return f"`{outcome.fault.test.removeprefix('tests/')}`" if caught else outcome.by
 
 
-def what_goes_wrong(quick):
+def what_goes_wrong(options):
     """Faults around a run: how often each was tried, what must hold, and whether it did."""
     header, start = ["fault", "trials", "what must hold", "outcome"], time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        found = list(faults_table.rows(quick, Path(folder), faults.SEED))
+        found = list(faults_table.rows(options.quick, Path(folder), faults.SEED))
     rows = [[row.fault, f"{row.trials:,}", row.must, row.outcome] for row in found]
     notes = [f"{row.fault}: {failure}" for row in found for failure in row.failures]
     notes.append(f"seed {faults.SEED}; {time.monotonic() - start:.0f} s")
     return [Table("Faults", header, rows, notes, not any(row.failures for row in found))]
 
 
-# Each takes `quick` and returns a list of Tables.
+# Each takes the options and returns a list of Tables.
 TABLES = [gradients, what_goes_wrong, seeded_faults]
 
 
@@ -130,10 +138,11 @@ def text_of(table):
 def main(argv=None):
     """Print the tables; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.report", description=main.__doc__)
-    parser.add_argument("--quick", action="store_true", help="leave out what takes longest")
+    parser.add_argument("--quick", action="store_true", help="try less, in some minutes")
+    parser.add_argument("--gradients", metavar="FILE", help="what pytest has found of gradients")
     options, right = parser.parse_args(argv), True
     for make in TABLES:
-        for table in make(options.quick):
+        for table in make(options):
             print(text_of(table), flush=True)
             right = right and table.right
     return int(not right)
