@@ -30,6 +30,24 @@ def validation_loss(model, split, block_size, rows=64):
     return total / count
 
 
+def losses(model, split, train, block_size):
+    """Train a torch model; yield the loss of each step, once it is taken."""
+    adamw = torch_models.optimizer(model, train, "fused")
+    for step in range(train.max_iters):
+        x, y = (
+            torch.from_numpy(a).long()
+            for a in random_batch(split, train.seed, step, train.batch_size, block_size)
+        )
+        for group in adamw.param_groups:
+            group["lr"] = learning_rate(step, train)
+        adamw.zero_grad(set_to_none=True)
+        loss = model(x, y)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), train.grad_clip)
+        adamw.step()
+        yield loss.item()
+
+
 def main():
     """Train as the preset nanogpt-cpu does, but in torch."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -40,28 +58,18 @@ def main():
     args = parser.parse_args()
     timing.torch_on(timing.cores())
     values = {"max_iters": args.max_iters, "lr_decay_iters": args.max_iters, "data": args.data}
-    _, train = configs(PRESETS["nanogpt-cpu"] | values, 1)
+    values |= PRESETS["nanogpt-cpu"] | {"seed": args.seed}
+    _, train = configs(values, 1)
     task = TASKS["text"](train)
-    config, train = configs(PRESETS["nanogpt-cpu"] | values, *task.sizes)
+    config, train = configs(values, *task.sizes)
     model = torch_models.GPT(config)
     model.load(init_params(config, args.seed, np).tree)
-    adamw = torch_models.optimizer(model, train, "fused")
     start = time.perf_counter()
-    for step in range(train.max_iters):
-        x, y = (
-            torch.from_numpy(a).long()
-            for a in random_batch(task.train, args.seed, step, train.batch_size, config.block_size)
-        )
-        for group in adamw.param_groups:
-            group["lr"] = learning_rate(step, train)
-        adamw.zero_grad(set_to_none=True)
-        model(x, y).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), train.grad_clip)
-        adamw.step()
-        if (step + 1) % args.eval_interval == 0 or step + 1 == train.max_iters:
+    for step, _ in enumerate(losses(model, task.train, train, config.block_size), 1):
+        if step % args.eval_interval == 0 or step == train.max_iters:
             found = validation_loss(model, task.val, config.block_size)
             seconds = time.perf_counter() - start
-            print(f"step {step + 1:>6,}   validation {found:.4f}   {seconds:7.1f} s", flush=True)
+            print(f"step {step:>6,}   validation {found:.4f}   {seconds:7.1f} s", flush=True)
 
 
 if __name__ == "__main__":

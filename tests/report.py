@@ -44,7 +44,7 @@ class Table(NamedTuple):
 
 
 def checked():
-    """Run the checks of gradients; return what they have found, and notes: on what failed, if any."""
+    """Run the checks of gradients; return what they have found, and lines on what failed."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "gradients.json")
         flags = ["-q", "-p", "tests.registry", f"--gradients={path}", "-p", "no:cacheprovider"]

@@ -256,3 +256,14 @@ def test_time_to_loss_beside_torch(tmp_path):
     argv = ("--runs", "torch", "--seeds", "1", f"--torch-flags={flags}")
     (entry,) = records(tmp_path, "time_to_loss.py", *argv)
     assert [step for _, step, _ in entry["curves"][0]] == [1, 2]
+
+
+@pytest.mark.torch
+def test_follow(tmp_path):
+    pytest.importorskip("torch")
+    (tmp_path / "text").write_text("First Citizen:\nBefore we proceed any further, hear me. " * 200)
+    command = ("follow.py", "--preset", "nanogpt-cpu", "--data", tmp_path / "text", "--steps", 12)
+    [found] = records(tmp_path, *command, "--batch-size", 2)
+    assert len(found["torch"]) == len(found["minigpt"]) == 12
+    assert found["torch"][0] > found["torch"][-1] + 0.5
+    assert found["minigpt"] == pytest.approx(found["torch"], abs=1e-4)

@@ -1,0 +1,102 @@
+"""The training loss beside torch's, step for step: python bench/follow.py
+
+Both start from the same weights and see the same batches of tiny Shakespeare. There is no dropout:
+its bits would differ. Rounding errors grow from step to step, as they do between two machines; beyond
+TOLERANCE the exit code is 1.
+"""
+
+import dataclasses
+
+import numpy as np
+import report
+import timing
+
+from minigpt import cli
+from minigpt.gpt import init_params
+from minigpt.parallel import Workers
+from minigpt.recipe import PRESETS, configs
+from minigpt.tasks import TASKS
+from minigpt.trainer import Trainer
+
+TOLERANCE = 0.02  # nats per token
+SHOWN = 10  # rows
+
+
+def ours(config, train, split):
+    """Yield the loss of each step of minigpt."""
+    with Workers(train.shards()) as workers:
+        trainer = Trainer(init_params(config, train.seed, np), config, train, np, workers)
+        for step in range(train.max_iters):
+            yield trainer.step(split, step)[0]
+
+
+def theirs(config, train, split):
+    """Yield the loss of each step of torch."""
+    import nanogpt_torch
+    import torch_models
+
+    model = torch_models.GPT(config)
+    model.load(init_params(config, train.seed, np).tree)
+    yield from nanogpt_torch.losses(model, split, train, config.block_size)
+
+
+def draw(path, records, _):
+    """Draw both losses, and how far they are apart."""
+    (record,) = records
+    with report.figure(path, 2) as (above, below):
+        steps = range(1, 1 + len(record["minigpt"]))
+        for name in ("torch", "minigpt"):
+            above.plot(steps, record[name], label=name)
+        below.semilogy(steps, np.maximum(apart(record), 1e-9))
+        report.label(above, "step", "training loss", record["preset"])
+        below.set(xlabel="step", ylabel="|difference|", title="minigpt and torch")
+
+
+def apart(record):
+    """Return how far the two losses are apart in each step."""
+    return np.abs(np.subtract(record["minigpt"], record["torch"]))
+
+
+def arguments(argv):
+    """Read the command line."""
+    parser = cli.parser("python bench/follow.py", __doc__.split("\n\n")[0])
+    parser.add_argument("--preset", choices=("nanogpt-cpu", "nanogpt-baby"), default="nanogpt-baby")
+    report.add_number(parser, "--steps", 250, "steps of each")
+    report.add_number(parser, "--batch-size", 4, "sequences per batch")
+    parser.add_argument("--data", help="as in minigpt.train")
+    report.add_flags(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Train both; print, write and draw what became of their losses."""
+    args = arguments(argv)
+    if timing.torch_on(args.threads) is None:
+        raise report.WrongResult("torch is not installed: pip install torch")
+    env = report.environment(args.threads)
+    report.print_environment(env)
+    given = {"max_iters": args.steps, "lr_decay_iters": 5000, "batch_size": args.batch_size}
+    given |= {"dropout": 0.0, "threads": args.threads, "data": args.data}
+    _, train = configs(PRESETS[args.preset] | given, 1)
+    task = TASKS["text"](train)
+    config, train = configs(PRESETS[args.preset] | given, *task.sizes)
+    record = {"preset": args.preset, "train": dataclasses.asdict(train)}
+    record |= {"torch": list(theirs(config, train, task.train))}
+    record |= {"minigpt": list(ours(config, train, task.train))}
+    steps = sorted({1, *range(0, args.steps + 1, max(1, args.steps // SHOWN))} - {0})
+    rows = [
+        [f"{i:,}", *(f"{record[name][i - 1]:.4f}" for name in ("torch", "minigpt"))]
+        + [f"{apart(record)[i - 1]:.1e}"]
+        for i in steps
+    ]
+    report.print_table(["step", "torch", "minigpt", "apart"], rows)
+    most = apart(record).max()
+    print(f"\n{args.preset}, {args.batch_size} x {config.block_size}: at most {most:.1e} apart")
+    if not most <= TOLERANCE:
+        raise report.WrongResult(f"the losses are {most:.1e} apart; {TOLERANCE:g} is allowed")
+    report.finish(args, "follow", env, [record], draw)
+    return 0
+
+
+if __name__ == "__main__":
+    report.run(main)
