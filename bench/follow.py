@@ -1,8 +1,8 @@
 """The training loss beside torch's, step for step: python bench/follow.py
 
 Both start from the same weights and see the same batches of tiny Shakespeare. There is no dropout:
-its bits would differ. Rounding errors grow from step to step, as they do between two machines; beyond
-TOLERANCE the exit code is 1.
+its bits would differ. Rounding errors grow from step to step, as they do between two machines;
+beyond TOLERANCE the exit code is 1.
 """
 
 import dataclasses

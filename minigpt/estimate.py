@@ -2,7 +2,7 @@
 
 from minigpt.models import SEQ2SEQ, count_parameters, model_of
 
-SCRATCH = 2**17  # numbers in a thread's buffers of a fixed size
+SCRATCH = 2**20  # numbers in a thread's buffers of a fixed size, and in its chunk's unused part
 
 
 def flops_per_step(config, train):

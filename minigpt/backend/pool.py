@@ -16,7 +16,7 @@ import numpy
 
 SMALL = 2**15  # bytes: the C library keeps blocks of this size at hand by itself
 LINE = 64  # bytes: vectors that begin where cache lines do are loaded faster
-CHUNK = 2**25  # bytes; NumPy asks for huge pages from 4 MB on
+CHUNK = 2**23  # bytes; NumPy asks for huge pages from 4 MB on
 MAX_SIZES = 32  # different sizes kept by one thread before it starts afresh
 
 
