@@ -14,7 +14,6 @@ import warnings
 from pathlib import Path
 
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 from minigpt import UserError, cli, sample
 from minigpt.backend.device import tf32
@@ -147,6 +146,8 @@ def measured(run):
 
 def advance_all(run):
     """Train to the end, or to the wish to stop and save; return the signal that was it or None."""
+    from tqdm import tqdm  # slow to import, and --help needs none
+
     bar = tqdm(
         total=round(run.train.max_seconds or run.train.max_iters),
         initial=int(run.seconds) if run.train.max_seconds else run.step,

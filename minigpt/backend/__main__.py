@@ -45,7 +45,7 @@ def own_rows():
             yield "BLAS", f"{blas}, {pool['num_threads']} threads"
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield "cores", f"{usable} usable of {os.cpu_count()}"
-    for name in ("safetensors", "threadpoolctl", "tqdm"):
+    for name in ("filelock", "safetensors", "threadpoolctl", "tqdm"):
         yield name, version(name) or f"missing: pip install {name}"
     for name, purpose in OPTIONAL.items():
         yield name, version(name) or f"not installed; for {purpose}: pip install {name}"

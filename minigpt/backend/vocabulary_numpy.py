@@ -14,6 +14,13 @@ TINY, HUGE = 1e-20, 1e30  # of a sum of exponentials that lost nothing worth to 
 ONE_HOT = 2**20  # elements up to which a product with one-hot rows beats sorting
 
 
+def zeros(shape, dtype):
+    """Return an array of zeros in memory that is reused."""
+    x = empty(shape, dtype)
+    x[...] = 0
+    return x
+
+
 def embedding_backward(dy, cache, dwte=None):
     """As the op; for many ids, sorted and then summed by segments."""
     ids, start, wte_shape, wpe_shape = cache
@@ -23,11 +30,11 @@ def embedding_backward(dy, cache, dwte=None):
     order = ids.reshape(-1).argsort(kind="stable")
     used, firsts = np.unique(ids.reshape(-1)[order], return_index=True)
     if dwte is None:
-        dwte = np.zeros(wte_shape, dy.dtype)
+        dwte = zeros(wte_shape, dy.dtype)
     dwte[used] += np.add.reduceat(dy.reshape(-1, C)[order], firsts, axis=0)
     if wpe_shape is None:
         return {"wte": dwte}
-    dwpe = np.zeros(wpe_shape, dy.dtype)
+    dwpe = zeros(wpe_shape, dy.dtype)
     np.sum(dy, axis=0, out=dwpe[start : start + dy.shape[1]])
     return {"wte": dwte, "wpe": dwpe}
 
@@ -68,11 +75,10 @@ def cross_entropy_backward(dloss, cache):
 
 def zero_gradients(x, w, b):
     """Return (dx, {"w": dw, "b": db}) of zeros, in memory that is reused."""
-    arrays = [empty(a.shape, a.dtype) for a in (x, w)]
-    for array in arrays:
-        array[...] = 0
-    grads = {"w": arrays[1]} if b is None else {"w": arrays[1], "b": np.zeros_like(b)}
-    return arrays[0], grads
+    grads = {"w": zeros(w.shape, w.dtype)}
+    if b is not None:
+        grads["b"] = np.zeros_like(b)
+    return zeros(x.shape, x.dtype), grads
 
 
 def add_gradients(ready, x, w, t, factor, total, rows, tiles):
