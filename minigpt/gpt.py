@@ -18,6 +18,7 @@ from minigpt.ops.residual import residual_backward, residual_forward
 from minigpt.params import Params, leaves
 
 STD = 0.02  # of every matrix and embedding at initialization, as in GPT-2
+MOST_TOKENS = 46340  # whose pairs, V (V + 1) of them, have numbers in int32
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class GPTConfig:
             raise UserError(
                 f"rotary turns pairs of channels, but n_embd / n_head is "
                 f"{self.n_embd // self.n_head}, which is odd; use another n_head"
+            )
+        if self.bigram and self.vocab_size > MOST_TOKENS:
+            raise UserError(
+                f"bigram numbers the pairs of {self.vocab_size} tokens, beyond what an id can be; "
+                f"set it off, or use a vocabulary of at most {MOST_TOKENS}"
             )
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
