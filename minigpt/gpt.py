@@ -57,11 +57,8 @@ class GPTConfig:
                 f"rotary turns pairs of channels, but n_embd / n_head is "
                 f"{self.n_embd // self.n_head}, which is odd; use another n_head"
             )
-        if self.bigram and self.vocab_size > MOST_TOKENS:
-            raise UserError(
-                f"bigram numbers the pairs of {self.vocab_size} tokens, beyond what an id can be; "
-                f"set it off, or use a vocabulary of at most {MOST_TOKENS}"
-            )
+        if self.bigram:
+            check_pairs(self.vocab_size)
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         if self.activation not in KINDS:
@@ -70,6 +67,15 @@ class GPTConfig:
             raise UserError(f"init is '{self.init}'; choose from gpt2, lecture")
         if self.tie_head and self.head_bias:
             raise UserError("head_bias is on with a tied head, which has none; set tie_head off")
+
+
+def check_pairs(V):
+    """Raise a UserError if pairs of V tokens have no number."""
+    if V > MOST_TOKENS:
+        raise UserError(
+            f"bigram numbers the pairs of {V} tokens, more than an id can tell apart; set it off, "
+            f"or use a vocabulary of at most {MOST_TOKENS}"
+        )
 
 
 def norm_shapes(config):
