@@ -68,7 +68,7 @@ def test_each_side_of_an_encoder_decoder_has_its_pairs(rng, rotary, shared):
     source = IDS % 5
     memory, _, _ = encoder_forward(source, p, config)
     y, _ = seq2seq_forward(source, IDS, p, config)
-    p["wbe"][7 * 3 + 1] += 1  # a pair of the target alone
+    p["wbe"][7 * 3 + 1] += rng.standard_normal(8)  # a pair of the target alone
     assert (encoder_forward(source, p, config)[0] == memory).all()
     changed = (seq2seq_forward(source, IDS, p, config)[0] != y).any(axis=2)
     # The decoder reads END before the first token: it meets 3, 1 at its third.

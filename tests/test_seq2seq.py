@@ -20,15 +20,8 @@ from minigpt.seq2seq import (
     seq2seq_forward,
     shapes,
 )
-from tests.gradcheck import (
-    MODEL,
-    assert_same,
-    check_backends,
-    check_backward,
-    check_float32,
-    leaves,
-    map_tree,
-)
+from tests.calling import leaves, map_tree
+from tests.gradcheck import MODEL, assert_same, check_backends, check_backward, check_float32
 from tests.options import rows
 
 TINY = Seq2SeqConfig(5, 5, 1, 2, 4, source_vocab_size=4)
