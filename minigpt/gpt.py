@@ -18,6 +18,7 @@ from minigpt.ops.residual import residual_backward, residual_forward
 from minigpt.params import Params, leaves
 
 STD = 0.02  # of every matrix and embedding at initialization, as in GPT-2
+MOST_TOKENS = 46340  # whose pairs, V (V + 1) of them, have numbers in int32
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class GPTConfig:
                 f"rotary turns pairs of channels, but n_embd / n_head is "
                 f"{self.n_embd // self.n_head}, which is odd; use another n_head"
             )
+        if self.bigram:
+            check_pairs(self.vocab_size)
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         if self.activation not in KINDS:
@@ -64,6 +67,15 @@ class GPTConfig:
             raise UserError(f"init is '{self.init}'; choose from gpt2, lecture")
         if self.tie_head and self.head_bias:
             raise UserError("head_bias is on with a tied head, which has none; set tie_head off")
+
+
+def check_pairs(V):
+    """Raise a UserError if pairs of V tokens have no number."""
+    if V > MOST_TOKENS:
+        raise UserError(
+            f"bigram numbers the pairs of {V} tokens, more than an id can tell apart; set it off, "
+            f"or use a vocabulary of at most {MOST_TOKENS}"
+        )
 
 
 def norm_shapes(config):

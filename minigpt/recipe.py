@@ -276,6 +276,7 @@ def seq2seq_config(model, vocab_size, source_vocab_size):
 
 def check_size(config):
     """Raise a UserError if a model is beyond all memory."""
-    weights = config.n_embd * (config.vocab_size + 12 * config.n_layer * config.n_embd)
+    V, C = config.vocab_size, config.n_embd
+    weights = C * (V + config.bigram * V * (V + 1) + 12 * config.n_layer * C)
     if weights > 2**44:
         raise UserError(f"the model would have {weights:.0e} parameters: no machine holds so many")

@@ -20,6 +20,7 @@ from minigpt.cli import option
 from minigpt.gpt import (
     GPTConfig,
     block_shapes,
+    check_pairs,
     draw_params,
     embedding_shapes,
     gpt_backward,
@@ -44,6 +45,8 @@ class Seq2SeqConfig(GPTConfig):
         super().__post_init__()
         if self.source_vocab_size < 1:
             raise UserError(f"source_vocab_size is {self.source_vocab_size}; it must be at least 1")
+        if self.bigram:
+            check_pairs(self.source_vocab_size)
         if self.share_embedding and self.source_vocab_size > self.vocab_size:
             raise UserError(
                 f"source_vocab_size is {self.source_vocab_size}, but with share_embedding it "

@@ -14,7 +14,18 @@ from tests.problem import BOUNDS, FORMS
 OPS = [importlib.import_module(f"minigpt.ops.{m.name}") for m in pkgutil.iter_modules(ops.__path__)]
 # Arguments that are no arrays of floats: they have no gradient.
 PLAIN = {"ids", "source", "targets", "seen", "start", "kind", "causal", "key_mask", "kv", "p"}
-PLAIN |= {"activation", "n_head", "config", "block", "rng", "dropout", "eps", "count", "dloss"}
+PLAIN |= {
+    "activation",
+    "n_head",
+    "config",
+    "block",
+    "rng",
+    "dropout",
+    "eps",
+    "count",
+    "dloss",
+    "rotary",
+}
 SMALLEST = seq2seq.Seq2SeqConfig(4, 4, 1, 1, 4, source_vocab_size=4)
 
 

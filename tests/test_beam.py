@@ -1,19 +1,22 @@
 """Decoding of the encoder-decoder: against the full forward, and against all there is."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from minigpt import UserError, beam
 from minigpt.backend import to_device, to_host
-from minigpt.beam import search
+from minigpt.beam import DecoderCache, next_logits, search
 from minigpt.gpt import logits
 from minigpt.pairs import padded
 from minigpt.params import Params
-from minigpt.seq2seq import Seq2SeqConfig, loss_forward, seq2seq_forward, shapes
+from minigpt.seq2seq import Seq2SeqConfig, encoder_forward, loss_forward, seq2seq_forward, shapes
 
 CONFIG = Seq2SeqConfig(7, 8, 2, 2, 8, source_vocab_size=5)
+TURNED = replace(CONFIG, rotary=True, bigram=True)
+configs = pytest.mark.parametrize("config", [CONFIG, TURNED], ids=["", "rotary with bigrams"])
 END = CONFIG.vocab_size - 1
 SOURCES = padded([[0, 1, 2, 3], [3], [1, 1, 4], [2, 0]])
 
@@ -43,9 +46,10 @@ def score(source, target, p, config):
 
 
 @pytest.mark.cupy
+@configs
 @pytest.mark.parametrize("width", [1, 3])
-def test_cached_decoding_is_the_full_forward(rng, xp, monkeypatch, width):
-    p, seen = make_params(rng, CONFIG, xp).tree, []
+def test_cached_decoding_is_the_full_forward(rng, xp, monkeypatch, width, config):
+    p, seen = make_params(rng, config, xp).tree, []
     real = beam.next_logits
 
     def recording(ids, *args):
@@ -53,12 +57,12 @@ def test_cached_decoding_is_the_full_forward(rng, xp, monkeypatch, width):
         return seen[-1][1]
 
     monkeypatch.setattr(beam, "next_logits", recording)
-    found = search(SOURCES, p, CONFIG, width)
+    found = search(SOURCES, p, config, width)
     assert len(seen) > 2
     for row, (source, hypotheses) in enumerate(zip(SOURCES, found, strict=True)):
         rows = slice(row * width, row * width + width)
         for best in hypotheses:
-            z = full_logits(source[source >= 0], best.ids, p, CONFIG, xp)
+            z = full_logits(source[source >= 0], best.ids, p, config, xp)
             for t in range(len(best.ids)):
                 # of the rows in this step, one had seen this hypothesis
                 distances = [abs(one - z[t]).max() for one in seen[t][1][rows]]
@@ -81,9 +85,10 @@ def test_a_beam_of_one_is_greedy(seed):
         np.testing.assert_allclose(best.score, total / len(ids), rtol=1e-12)
 
 
+@pytest.mark.parametrize("options", [{}, {"rotary": True, "bigram": True}], ids=["", "turned"])
 @pytest.mark.parametrize("seed", range(5))
-def test_a_wide_beam_finds_the_best_of_all(seed):
-    config = Seq2SeqConfig(3, 4, 1, 2, 8, source_vocab_size=5)
+def test_a_wide_beam_finds_the_best_of_all(seed, options):
+    config = Seq2SeqConfig(3, 4, 1, 2, 8, source_vocab_size=5, **options)
     p = make_params(np.random.default_rng(seed), config).tree
     complete = [
         [*ids, 2] for n in range(config.block_size) for ids in itertools.product((0, 1), repeat=n)
@@ -144,3 +149,19 @@ def test_weights_that_have_diverged_are_told(rng):
     params.tree["ln_f"]["b"][0] = np.nan
     with pytest.raises(UserError, match="logits are not finite"):
         search(SOURCES, params.tree, CONFIG)
+
+
+@pytest.mark.cupy
+def test_a_row_that_is_taken_goes_on_as_the_other_did(rng, xp):
+    p = make_params(rng, TURNED, xp).tree
+    memory, seen, _ = encoder_forward(
+        to_device(np.array([[0, 1], [0, 1]], np.int32), xp), p, TURNED
+    )
+    kv = DecoderCache(memory, p, TURNED, 1)
+    next_logits(np.array([[END], [END]]), seen, p, TURNED, kv)
+    next_logits(np.array([[2], [3]]), seen, p, TURNED, kv)
+    kv.take(to_device(np.array([1, 1]), xp))
+    z = next_logits(np.array([[4], [4]]), seen, p, TURNED, kv)
+    np.testing.assert_array_equal(z[0], z[1])
+    expected = full_logits([0, 1], [3, 4], p, TURNED, xp)[2]
+    np.testing.assert_allclose(z[0], expected, rtol=0, atol=1e-12)

@@ -53,6 +53,7 @@ def path(tmp_path, rng):
     [
         {},
         {"bias": False},
+        {"rotary": True, "bigram": True},
         {"qkv_bias": False, "tie_head": False, "head_bias": True, "activation": "relu"},
         {"n_layer": 1, "n_head": 1, "n_embd": 1, "block_size": 1, "init": "lecture"},
     ],

@@ -2,6 +2,7 @@
 
 import math
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from minigpt.gpt import GPTConfig, gpt_forward, logits, shapes
 from minigpt.params import Params
 
 CONFIG = GPTConfig(vocab_size=11, block_size=6, n_layer=2, n_head=2, n_embd=8)
+OPTIONS = [{}, {"rotary": True}, {"bigram": True}, {"rotary": True, "bigram": True}]
 
 
 def make_params(rng, config, xp=np):
@@ -41,6 +43,7 @@ def contexts(prompt, new, block_size):
 
 
 @pytest.mark.cupy
+@pytest.mark.parametrize("options", OPTIONS, ids=["", *map("-".join, OPTIONS[1:])])
 @pytest.mark.parametrize(
     "block_size, T, B, prefill",
     [
@@ -54,8 +57,10 @@ def contexts(prompt, new, block_size):
         (2, 1, 1, 1024),
     ],
 )
-def test_cached_decoding_is_the_full_forward(rng, xp, monkeypatch, block_size, T, B, prefill):
-    config = GPTConfig(**{**vars(CONFIG), "block_size": block_size})
+def test_cached_decoding_is_the_full_forward(
+    rng, xp, monkeypatch, block_size, T, B, prefill, options
+):
+    config = replace(CONFIG, block_size=block_size, **options)
     p = make_params(rng, config, xp).tree
     prompt = rng.integers(config.vocab_size, size=(B, T))
     seen = []
@@ -129,12 +134,15 @@ def test_the_cache_hands_out_views_and_counts_when_told():
             assert k_all[0, 0, :, 0].tolist()[start:] == [10 * layer + start] * T
             assert (v_all == -k_all).all() and k_all[0, 0, 0, 0] == 10 * layer
             assert kv.length == start
-        kv.advance(np.zeros((2, T), int))
+        kv.advance(np.array([[1] * T, [2] * T]))
+        assert kv.previous.tolist() == [1, 2]
     one = np.zeros((2, 2, 1, 4), np.float32)
     with pytest.raises(ValueError, match="7 tokens, but there is room for 6"):
         kv[0].append(one, one)
     kv.reset()
-    assert kv.length == 0 and kv[1].append(one, one)[0].shape == (2, 2, 1, 4)
+    assert (
+        kv.previous is None and kv.length == 0 and kv[1].append(one, one)[0].shape == (2, 2, 1, 4)
+    )
 
 
 def test_a_step_allocates_little(rng):

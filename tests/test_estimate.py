@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from minigpt.backend import pool
 from minigpt.estimate import describe, flops_per_step, human, memory
 from minigpt.gpt import count_parameters, init_params
 from minigpt.parallel import Workers
@@ -60,10 +61,13 @@ def measure(config, train):
         PRESETS["nanogpt-baby"] | {"threads": 2, "batch_size": 2, "n_layer": 2},
         PRESETS["lecture"] | {"threads": 2, "batch_size": 8, "n_layer": 1, "n_embd": 96},
         {"threads": 2, "n_embd": 64, "n_head": 8, "batch_size": 16},
+        PRESETS["nanogpt-cpu"] | {"threads": 2, "rotary": True, "bigram": True},
     ],
-    ids=["one thread", "two threads", "wide", "thin", "many heads"],
+    ids=["one thread", "two threads", "wide", "thin", "many heads", "rotary with bigrams"],
 )
-def test_memory_is_that_of_a_real_step(values):
+def test_memory_is_that_of_a_real_step(monkeypatch, values):
+    # What is left of a chunk takes no memory, but is counted as if it did.
+    monkeypatch.setattr(pool, "CHUNK", 2**18)
     config, train = configs(values, 65)
     parts, threads, n = memory(config, train), values["threads"], 4 * count_parameters(config)
     # In a thread of its own: what earlier tests left in this thread's pool would not be counted.
@@ -90,6 +94,19 @@ def test_describe_says_what_a_run_costs():
         "activations (about)",
     ):
         assert part in text
+
+
+def test_rotary_positions_have_no_parameters_and_pairs_have_a_table():
+    values = PRESETS["nanogpt-cpu"] | {"threads": 2}
+    n = count_parameters(configs(values, 65)[0])
+    for options, expected in (
+        ({"rotary": True}, (n - 64 * 128, n - 64 * 128)),
+        ({"bigram": True}, (n + 65 * 66 * 128, n + 65 * 66 * 128 - 64 * 128)),
+    ):
+        config, train = configs(values | options, 65)
+        text = "\n".join(describe(config, train))
+        assert "{:,} ({:,} without positions)".format(*expected) in text
+        assert memory(config, train)["weights"] == 4 * expected[0]
 
 
 def test_a_device_has_one_shard_and_half_precision_halves_what_the_passes_make():

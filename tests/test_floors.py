@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 OPS = (
     *("embedding", "linear", "layernorm", "softmax"),
-    *("dropout", "attention", "activation", "residual", "cross_entropy"),
+    *("dropout", "rotary", "attention", "activation", "residual", "cross_entropy"),
 )
 FLOORS = {
     "minigpt": -1,
@@ -55,7 +55,10 @@ FLOORS = {
 # that one of them is first called.
 FUSED = {NUMPYS := "minigpt.backend.fused_numpy", "minigpt.backend.fused_cupy"}
 PARTS_OF_FUSED = {
-    *(f"minigpt.backend.{part}_numpy" for part in ("activation", "residual", "rows", "tiles")),
+    *(
+        f"minigpt.backend.{part}_numpy"
+        for part in ("activation", "residual", "rotary", "rows", "tiles")
+    ),
     "minigpt.backend.kernels_cupy",
     *(
         f"minigpt.backend.{part}_{xp}"

@@ -19,6 +19,7 @@ from minigpt.gpt import (
     shapes,
 )
 from minigpt.ops.dropout import Rng
+from minigpt.ops.embedding import bigrams
 from minigpt.optim import AdamW
 from tests.gradcheck import (
     MODEL,
@@ -42,6 +43,7 @@ LECTURE = {
     "head_bias": True,
     "init": "lecture",
 }
+TURNED = {"rotary": True, "bigram": True}
 OPTIONS = {
     "nanogpt": NANOGPT,
     "gpt2": GPT2,
@@ -50,6 +52,7 @@ OPTIONS = {
     "only qkv biased": {"bias": False, "qkv_bias": True},
     "dropout": {"dropout": 0.3},
     "lecture with dropout": {**LECTURE, "dropout": 0.2},
+    "rotary with bigrams": TURNED,
 }
 ROWS = rows("share_embedding")
 RNG = Rng.of(1337, 0)
@@ -76,11 +79,12 @@ def test_every_gradient_of_the_loss(rng, options):
     check_backward(loss_of(config, ids, targets), loss_backward, **tree, rng=rng, factor=MODEL)
 
 
-@pytest.mark.parametrize("T", [1, 4])
-def test_every_gradient_of_the_last_hidden_state(rng, T):
-    tree, ids, _ = problem(rng, TINY, T=T)
+@pytest.mark.parametrize("T, options", [(1, {}), (4, {}), (4, TURNED)])
+def test_every_gradient_of_the_last_hidden_state(rng, T, options):
+    config = replace(TINY, **options)
+    tree, ids, _ = problem(rng, config, T=T)
     check_backward(
-        lambda **p: gpt_forward(ids, p, TINY), gpt_backward, **tree, rng=rng, factor=MODEL
+        lambda **p: gpt_forward(ids, p, config), gpt_backward, **tree, rng=rng, factor=MODEL
     )
 
 
@@ -100,7 +104,7 @@ def test_float32_stays_float32(rng, options):
 
 
 @pytest.mark.cupy
-@pytest.mark.parametrize("options", [NANOGPT, {**LECTURE, "dropout": 0.2}], ids=range(2))
+@pytest.mark.parametrize("options", [NANOGPT, {**LECTURE, "dropout": 0.2}, TURNED], ids=range(3))
 def test_backends_agree(rng, xp, options):
     config = replace(SMALL, **options)
     tree, ids, targets = problem(rng, config, T=5)
@@ -126,9 +130,14 @@ def test_no_token_sees_the_future(rng, options, key):
         )
         dx = np.zeros_like(x)
         dx[:, t] = rng.standard_normal(x[:, t].shape)
-        dwpe = gpt_backward(dx, cache)["wpe"]
-        assert not dwpe[t + 1 :].any()
-        assert key is not None or dwpe[: t + 1].all()
+        grads = gpt_backward(dx, cache)
+        if not config.rotary:
+            assert not grads["wpe"][t + 1 :].any()
+            assert key is not None or grads["wpe"][: t + 1].all()
+        if config.bigram:
+            pairs = np.unique(bigrams(ids, config.vocab_size)[:, : t + 1])
+            assert not np.delete(grads["wbe"], pairs, axis=0).any()
+            assert key is not None or grads["wbe"][pairs].all()
 
 
 def test_a_longer_context_changes_no_earlier_output(rng):
@@ -188,7 +197,7 @@ def test_loss_at_initialization_is_near_that_of_a_uniform_guess(rng, options, V)
     assert abs(loss - math.log(V)) < 0.05
 
 
-@pytest.mark.parametrize("options", [NANOGPT, GPT2, LECTURE], ids=range(3))
+@pytest.mark.parametrize("options", [NANOGPT, GPT2, LECTURE, TURNED], ids=range(4))
 def test_one_batch_overfits(rng, options):
     config = replace(SMALL, **options)
     params = init_params(config, 0, np)
@@ -278,6 +287,8 @@ def test_parameters_bear_gpt2s_names():
         ({"activation": "swish"}, "activation is 'swish'; choose from gelu"),
         ({"init": "zero"}, "init is 'zero'; choose from gpt2, lecture"),
         ({"head_bias": True}, "head_bias is on with a tied head"),
+        ({"rotary": True, "n_head": 4}, "rotary turns pairs .* n_head is 1, which is odd"),
+        ({"bigram": True, "vocab_size": 46341}, "pairs of 46341 tokens.* at most 46340"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused_in_one_line(wrong, message):

@@ -20,19 +20,13 @@ from minigpt.seq2seq import (
     seq2seq_forward,
     shapes,
 )
-from tests.gradcheck import (
-    MODEL,
-    assert_same,
-    check_backends,
-    check_backward,
-    check_float32,
-    leaves,
-    map_tree,
-)
+from tests.calling import leaves, map_tree
+from tests.gradcheck import MODEL, assert_same, check_backends, check_backward, check_float32
 from tests.options import rows
 
 TINY = Seq2SeqConfig(5, 5, 1, 2, 4, source_vocab_size=4)
 SMALL = Seq2SeqConfig(11, 9, 2, 3, 12, source_vocab_size=8)
+TURNED = {"rotary": True, "bigram": True}
 OPTIONS = {
     "separate": {},
     "shared": {"share_embedding": True},
@@ -40,10 +34,13 @@ OPTIONS = {
     "untied": {"tie_head": False, "head_bias": True},
     "untied and shared": {"tie_head": False, "share_embedding": True, "qkv_bias": False},
     "dropout": {"dropout": 0.3},
+    "rotary with bigrams": TURNED,
+    "shared with bigrams": {"share_embedding": True, "bigram": True},
 }
 ROWS = rows()
 RNG = Rng.of(1337, 0)
 options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+turned = pytest.mark.parametrize("options", [{}, TURNED], ids=["", "turned"])
 
 
 def problem(rng, config, lengths=((3, 2), (1, 4))):
@@ -83,10 +80,12 @@ def test_every_gradient_of_a_deeper_model_along_random_directions(rng, options):
     check_backward(loss_of(config, source, targets), loss_backward, **tree, rng=rng, factor=MODEL)
 
 
-def test_every_gradient_of_the_last_hidden_state(rng):
-    tree, source, targets = problem(rng, TINY)
+@turned
+def test_every_gradient_of_the_last_hidden_state(rng, options):
+    config = replace(TINY, **options)
+    tree, source, targets = problem(rng, config)
     check_backward(
-        lambda **p: seq2seq_forward(source, targets, p, TINY),
+        lambda **p: seq2seq_forward(source, targets, p, config),
         seq2seq_backward,
         **tree,
         rng=rng,
@@ -94,13 +93,16 @@ def test_every_gradient_of_the_last_hidden_state(rng):
     )
 
 
-def test_every_gradient_of_the_decoder(rng):
-    tree, _, ids = problem(rng, TINY)
+@turned
+def test_every_gradient_of_the_decoder(rng, options):
+    config = replace(TINY, **options)
+    tree, _, ids = problem(rng, config)
+    ids *= ids >= 0
     memory, seen = rng.standard_normal((2, 3, 4)), np.array([[True, True, False], [True] * 3])
     del tree["encoder"]
 
     def forward(memory, **p):
-        return decoder_forward(ids, memory, seen, p, TINY)
+        return decoder_forward(ids, memory, seen, p, config)
 
     check_backward(forward, decoder_backward, memory, **tree, rng=rng, factor=MODEL)
 

@@ -116,6 +116,16 @@ def test_loss_logits_and_every_gradient(torch, options):
 
 
 @pytest.mark.torch
+@pytest.mark.parametrize("rotary", [True, False])
+@pytest.mark.parametrize("bigram", [True, False])
+@pytest.mark.parametrize("n_head", [1, 3, 6])
+def test_every_gradient_with_rotary_positions_and_pairs(torch, rotary, bigram, n_head):
+    config = GPTConfig(13, 9, 2, n_head, 12, rotary=rotary, bigram=bigram)
+    made = problem(config, seed=4)
+    assert_same(first_step(*made, config), reference.first_step(*made, config), 1e-9)
+
+
+@pytest.mark.torch
 @pytest.mark.parametrize("case", CASES)
 def test_a_larger_model(torch, case):
     sizes = {"vocab_size": 65, "block_size": 70, "n_layer": 3, "n_head": 4, "n_embd": 64}

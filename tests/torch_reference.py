@@ -33,6 +33,7 @@ CASES = {
         "head_bias": True,
         "init": "lecture",
     },
+    "rotary": {**SIZES, "rotary": True, "bigram": True},
 }
 STEPS = 20
 RECIPE = SimpleNamespace(
@@ -86,10 +87,21 @@ def layernorm(x, p, name):
     return F.layer_norm(x, x.shape[-1:], p[f"{name}.w"], p.get(f"{name}.b"), 1e-5)
 
 
-def attention(x, p, name, n_head):
+def turned(x):
+    """x (B, H, T, D) with neighbouring channels turned: each pair of them by a matrix."""
+    T, n = x.shape[2], x.shape[3] // 2
+    speed = [1024 ** (-i / max(n - 1, 1)) for i in range(n)]
+    a = torch.arange(T, dtype=x.dtype)[:, None] * torch.tensor(speed, dtype=x.dtype)
+    matrix = torch.stack([a.cos(), -a.sin(), a.sin(), a.cos()], dim=-1).view(T, n, 2, 2)
+    return torch.einsum("tnij,bhtnj->bhtni", matrix, x.unflatten(3, (n, 2))).flatten(3)
+
+
+def attention(x, p, name, n_head, rotary):
     B, T, C = x.shape
     q, k, v = linear(x, p, f"{name}.c_attn").split(C, dim=2)
     q, k, v = (z.view(B, T, n_head, C // n_head).transpose(1, 2) for z in (q, k, v))
+    if rotary:
+        q, k = turned(q), turned(k)
     scores = (q @ k.transpose(-2, -1)) / math.sqrt(k.shape[-1])
     scores = scores.masked_fill(torch.ones(T, T).tril() == 0, -math.inf)
     y = F.softmax(scores, dim=-1) @ v
@@ -107,9 +119,15 @@ def mlp(x, p, name, activation):
 
 def gpt(ids, p, config):
     """Return logits (B, T, V); p maps dotted names to tensors."""
-    x = F.embedding(ids, p["wte"]) + p["wpe"][: ids.shape[1]]
+    x, V = F.embedding(ids, p["wte"]), config.vocab_size
+    if not config.rotary:
+        x = x + p["wpe"][: ids.shape[1]]
+    if config.bigram:  # before the first token stands V
+        before = F.pad(ids[:, :-1], (1, 0), value=V)
+        x = x + p["wbe"].view(V + 1, V, -1)[before, ids]
     for i in range(config.n_layer):
-        x = x + attention(layernorm(x, p, f"h.{i}.ln_1"), p, f"h.{i}.attn", config.n_head)
+        h = layernorm(x, p, f"h.{i}.ln_1")
+        x = x + attention(h, p, f"h.{i}.attn", config.n_head, config.rotary)
         x = x + mlp(layernorm(x, p, f"h.{i}.ln_2"), p, f"h.{i}.mlp", config.activation)
     x = layernorm(x, p, "ln_f")
     return F.linear(x, p.get("lm_head.w", p["wte"]), p.get("lm_head.b"))

@@ -15,7 +15,7 @@ from minigpt.backend.attention_cupy import attention_backward, attention_forward
 from minigpt.backend.kernels_cupy import launch, supported
 from minigpt.backend.optimizer_cupy import adamw_step, clip, gather
 from minigpt.backend.vocabulary_cupy import cross_entropy_backward, cross_entropy_forward
-from minigpt.ops import activation, dropout, embedding, layernorm, residual, softmax
+from minigpt.ops import activation, dropout, embedding, layernorm, residual, rotary, softmax
 from minigpt.ops.dropout import threshold
 from minigpt.ops.layernorm import EPS
 
@@ -200,6 +200,29 @@ def softmax_backward(dy, cache):
     dx, C = cupy.empty(y.shape, y.dtype), y.shape[-1]
     launch("softmax_backward", y.dtype, (y.size // C,), threads(C), (dy, y, dx, C))
     return dx
+
+
+def turned(x, n_head, cos, sin, sign):
+    """Launch rotary, by the angles or, with the sign -1, back; return y."""
+    C, y = x.shape[2] // 3, cupy.empty(x.shape, x.dtype)
+    block = threads(-(-3 * C // 4))
+    grid = x.size // (3 * C), -(-3 * C // (4 * block[0]))
+    launch("rotary", x.dtype, grid, block, (x, cos, sin, y, x.shape[1], C, C // n_head, sign))
+    return y
+
+
+def rotary_forward(qkv, n_head, start=0):
+    if not supported(qkv):
+        return rotary.rotary_forward.reference(qkv, n_head, start)
+    cos, sin = rotary.angles(qkv, start, qkv.shape[1], qkv.shape[2] // (3 * n_head))
+    return turned(qkv, n_head, cos, sin, 1.0), (n_head, cos, sin)
+
+
+def rotary_backward(dy, cache):
+    n_head, cos, sin = cache
+    if not supported(dy, cos, sin):
+        return rotary.rotary_backward.reference(dy, cache)
+    return turned(dy, n_head, cos, sin, -1.0)
 
 
 def dropout_forward(x, p, rng):

@@ -1,4 +1,4 @@
-"""Rotary positions on the CPU: pairs of channels are complex numbers, turned by one product."""
+"""Rotary positions on the CPU: a pair of channels is a complex number, turned by a product."""
 
 import numpy as np
 

@@ -1,7 +1,7 @@
 """The mathematics: a forward and a backward pass per file, one below the other.
 
-Reading order: linear, embedding, layernorm, softmax, dropout, attention, residual, activation,
-cross_entropy.
+Reading order: linear, embedding, layernorm, softmax, dropout, rotary, attention, residual,
+activation, cross_entropy.
 
 Legend: B batch, T time (Tq of queries, Tk of keys), C channels, H heads, D = C / H, V vocabulary.
 `NAME_forward(arrays, parameters, options)` returns y and a cache; `NAME_backward(dy, cache)`

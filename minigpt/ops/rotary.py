@@ -6,9 +6,7 @@ then depends on their contents and on the distance between them, and no position
 
 import functools
 
-import numpy as np
-
-from minigpt.backend import array_module, overridable, to_device
+from minigpt.backend import array_module, overridable
 
 BASE = 1024.0  # the slowest pair turns by 1 / BASE a token; RoFormer's 10000 is for long contexts
 
@@ -30,9 +28,9 @@ def angles(x, start, T, D):
 @functools.lru_cache(8)
 def table(xp, n, D, dtype):
     """Return cos and sin for positions 0 .. n - 1: made once, in float64."""
-    speed = BASE ** -np.linspace(0, 1, D // 2)
-    angle = np.arange(n)[:, None] * speed
-    return tuple(to_device(f(angle).astype(dtype), xp) for f in (np.cos, np.sin))
+    speed = BASE ** -xp.linspace(0, 1, D // 2)
+    angle = xp.arange(n)[:, None] * speed
+    return tuple(f(angle).astype(dtype) for f in (xp.cos, xp.sin))
 
 
 def turned(x, n_head, cos, sin):

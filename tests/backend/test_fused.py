@@ -19,6 +19,7 @@ from minigpt.ops.embedding import embedding_backward, embedding_forward
 from minigpt.ops.layernorm import layernorm_backward, layernorm_forward
 from minigpt.ops.linear import linear_backward, linear_forward
 from minigpt.ops.residual import residual_backward, residual_forward
+from minigpt.ops.rotary import rotary_backward, rotary_forward
 from minigpt.ops.softmax import softmax_backward, softmax_forward
 from tests.gradcheck import (
     assert_same,
@@ -63,9 +64,14 @@ def elementwise(numbers, shape, **options):
     return (3 * numbers.standard_normal(shape),), {}, options
 
 
-def embedding(numbers, B, T, V):
+def embedding(numbers, B, T, V, positions=True):
     wte, wpe = draw(numbers, (V, 5), (T + 2, 5))
-    return (), {"wte": wte, "wpe": wpe}, {"ids": numbers.integers(0, V, (B, T)), "start": 1}
+    tables = {"wte": wte, "wpe": wpe} if positions else {"wte": wte}
+    return (), tables, {"ids": numbers.integers(0, V, (B, T)), "start": 1}
+
+
+def rotary(numbers, B, T, H, D, start):
+    return draw(numbers, (B, T, 3 * H * D)), {}, {"n_head": H, "start": start}
 
 
 def attention(numbers, B, H, Tq, Tk, D, size=1, masked=False, **options):
@@ -115,8 +121,14 @@ CASES = {
         (elementwise, s, {}) for s in ((5,), (0, 4), (4, 0), BIG)
     ],
     (embedding_forward, embedding_backward): [
-        (embedding, *spec)
+        (embedding, *spec, positions)
         for spec in ((2, 3, 5), (0, 3, 5), (2, 0, 5), (16, 64, 65), (2, 9, 5000), (17, 64, 2000))
+        for positions in (False, True)
+    ],
+    (rotary_forward, rotary_backward): [
+        (rotary, *spec)
+        for spec in ((2, 3, 1, 2, 0), (0, 3, 2, 4, 1), (2, 0, 2, 4, 1), (2, 1, 3, 6, 9))
+        + ((3, 317, 2, 34, 5),)
     ],
     (cross_entropy_forward, cross_entropy_backward): [
         (cross_entropy, *spec)

@@ -100,6 +100,26 @@ FAULTS = {
             EMBEDDING,
         ),
     ],
+    "minigpt/backend/rotary.cu": [
+        (
+            "values are turned, too",
+            "i < 4 && c < 2 * C; i += 2",
+            "i < 4; i += 2",
+            VALUES,
+        ),
+        (
+            "the backward pass turns forward",
+            "(float)sign * (float)sin[angle]",
+            "(float)sin[angle]",
+            VALUES,
+        ),
+        (
+            "a position is the number of the sequence",
+            "blockIdx.x % length * (D / 2)",
+            "blockIdx.x / length % length * (D / 2)",
+            VALUES,
+        ),
+    ],
     "minigpt/backend/vocabulary.cu": [
         (
             "the bias is not in the gradient",

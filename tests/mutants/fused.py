@@ -21,9 +21,29 @@ FAULTS = {
     "minigpt/backend/pool.py": [
         (
             "memory is given out while a view looks at it",
-            "if sys.getrefcount(buffer.base) == 2:",
-            "if sys.getrefcount(buffer.base) <= 3:",
+            "if sys.getrefcount(buffer) == 3:",
+            "if sys.getrefcount(buffer) <= 4:",
             "backend/test_fused.py::test_calls_do_not_disturb_the_results_of_others",
+        ),
+    ],
+    "minigpt/backend/rotary_numpy.py": [
+        (
+            "keys stand for values",
+            "    y[..., 2 * C :] = x[..., 2 * C :]\n",
+            "    y[..., 2 * C :] = y[..., C : 2 * C]\n",
+            PAIRINGS,
+        ),
+        (
+            "the backward pass turns forward",
+            "turned(dy, n_head, cos, -sin)",
+            "turned(dy, n_head, cos, sin)",
+            "ops/test_rotary.py::" + GRADIENT,
+        ),
+        (
+            "heads are turned by angles of others",
+            "np.tile(cos + 1j * sin, 2 * n_head)",
+            "np.repeat(cos + 1j * sin, 2 * n_head, axis=-1)",
+            PAIRINGS,
         ),
     ],
     "minigpt/backend/tiles_numpy.py": [

@@ -14,8 +14,38 @@ FAULTS = {
             'h, p["attn"], n_head, dropout, at(rng, WEIGHTS), kv, causal',
             "test_seq2seq.py::test_padding_changes_nothing",
         ),
+        (
+            "rotary positions begin at 0 behind a KV cache",
+            "rotary_forward(qkv, n_head, 0 if kv is None else kv.length)",
+            "rotary_forward(qkv, n_head)",
+            "test_decoding.py::test_cached_decoding_is_the_full_forward",
+        ),
+        (
+            "gradients of queries and keys are not turned back",
+            "dqkv = rotary_backward(dqkv, rotary_cache)",
+            "pass",
+            "test_gpt.py::test_every_gradient_of_the_loss",
+        ),
     ],
     "minigpt/gpt.py": [
+        (
+            "a KV cache's last token is not the one before the next",
+            "None if kv is None else kv.previous)",
+            "None)",
+            "test_decoding.py::test_cached_decoding_is_the_full_forward",
+        ),
+        (
+            "the pairs' gradient is lost",
+            'embedding_backward(dh, bigram_cache)["wte"]',
+            'embedding_backward(0 * dh, bigram_cache)["wte"]',
+            "test_gpt.py::test_every_gradient_of_the_loss",
+        ),
+        (
+            "pairs take the place of tokens",
+            "h = h + of_pairs",
+            "h = of_pairs",
+            "test_gpt.py::test_every_gradient_of_the_loss",
+        ),
         (
             "a tied head forgets the embedding",
             'return gpt_backward(dx, cache, dwte=grads["w"])',
@@ -47,7 +77,35 @@ FAULTS = {
             "test_gpt.py::test_initialization",
         ),
     ],
+    "minigpt/decoding.py": [
+        (
+            "a cache that is emptied remembers its last token",
+            "self.length, self.previous = 0, None",
+            'self.length, self.previous = 0, getattr(self, "previous", None)',
+            "test_decoding.py::test_cached_decoding_is_the_full_forward",
+        ),
+        (
+            "the first token of a part is remembered, not the last",
+            "self.previous = ids[:, -1]",
+            "self.previous = ids[:, 0]",
+            "test_decoding.py::test_cached_decoding_is_the_full_forward",
+        ),
+    ],
+    "minigpt/beam.py": [
+        (
+            "rows that change places leave their last token behind",
+            "self.previous = self.previous[rows]",
+            "pass",
+            "test_beam.py::test_a_row_that_is_taken_goes_on_as_the_other_did",
+        ),
+    ],
     "minigpt/seq2seq.py": [
+        (
+            "pairs of a shared vocabulary have too small a table",
+            "config.vocab_size if shared else config.source_vocab_size",
+            "config.source_vocab_size",
+            "test_bigram.py::test_each_side_of_an_encoder_decoder_has_its_pairs",
+        ),
         (
             "the decoder begins with a token, not with END",
             "ids[:, :1] = config.vocab_size - 1",

@@ -1,6 +1,7 @@
 """Faults in the ops."""
 
 LAYERNORM = "ops/test_layernorm.py::"
+ROTARY = "ops/test_rotary.py::"
 SOFTMAX = "ops/test_softmax.py::"
 ATTENTION = "ops/test_attention.py::"
 CROSS_ENTROPY = "ops/test_cross_entropy.py::"
@@ -34,6 +35,68 @@ FAULTS = {
             "dwte[used] +=",
             "dwte[used] =",
             "ops/test_embedding.py::test_backward_adds_to_a_gradient_that_is_given",
+        ),
+        (
+            "the token before is the one behind",
+            "pairs[:, 1:] = ids[:, :-1]",
+            "pairs[:, :-1] = ids[:, 1:]",
+            "test_gpt.py::test_no_token_sees_the_future",
+        ),
+        (
+            "before a part of a text there is nothing",
+            "V if previous is None else previous[:, None]",
+            "V",
+            "ops/test_embedding.py::test_bigrams_in_parts_are_those_of_the_whole",
+        ),
+        (
+            "nothing before the first token is token 0",
+            "V if previous is None",
+            "0 if previous is None",
+            "ops/test_embedding.py::test_no_two_pairs_have_one_number",
+        ),
+    ],
+    "minigpt/ops/rotary.py": [
+        (
+            "the sign of the angle",
+            "a * cos - b * sin, a * sin + b * cos",
+            "a * cos + b * sin, b * cos - a * sin",
+            ROTARY + "test_is_a_product_of_complex_numbers",
+        ),
+        (
+            "values are turned, too",
+            "2)[:, :, :2]",
+            "2)",
+            ROTARY + "test_is_a_product_of_complex_numbers",
+        ),
+        (
+            "the backward pass turns forward",
+            "turned(dy, n_head, cos, -sin)",
+            "turned(dy, n_head, cos, sin)",
+            ROTARY + GRADIENT,
+        ),
+        (
+            "positions begin at 0 behind a KV cache",
+            "a[start : start + T] for a",
+            "a[:T] for a",
+            ROTARY + "test_a_later_part_is_a_part_of_the_whole",
+        ),
+        (
+            "the fastest pair is the last",
+            "BASE ** -xp.linspace(0, 1, D // 2)",
+            "BASE ** -xp.linspace(1, 0, D // 2)",
+            ROTARY + "test_is_a_product_of_complex_numbers",
+        ),
+        (
+            "a table that is too short by a position",
+            "known = 1 << max(start + T - 1, 0).bit_length()",
+            "known = 1 << max(start + T - 2, 0).bit_length()",
+            ROTARY + "test_a_later_part_is_a_part_of_the_whole",
+        ),
+        (
+            "angles in the precision of the model",
+            "    angle = xp.arange(n)[:, None] * speed\n",
+            "    angle = (xp.arange(n)[:, None] * speed).astype(dtype)\n",
+            ROTARY + "test_a_position_that_is_far_is_exact_in_float32",
         ),
     ],
     "minigpt/ops/layernorm.py": [

@@ -1,42 +1,54 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.ops.embedding import embedding_backward, embedding_forward
+from minigpt.ops.embedding import bigrams, embedding_backward, embedding_forward
 from tests.gradcheck import check_backends, check_backward, check_float32, check_strided
 
 OP = embedding_forward, embedding_backward
 IDS = np.array([[3, 0, 3, 3], [1, 3, 5, 0]], dtype=np.int32)  # 3 is repeated, 2 and 4 are unused
 
 
-def tables(rng, V=6, block_size=5, C=3):
-    return {"wte": rng.standard_normal((V, C)), "wpe": rng.standard_normal((block_size, C))}
+positions = pytest.mark.parametrize("positions", [True, False], ids=["", "no positions"])
 
 
+def tables(rng, V=6, block_size=5, C=3, positions=True):
+    wte, wpe = (rng.standard_normal((n, C)) for n in (V, block_size))
+    return {"wte": wte, "wpe": wpe} if positions else {"wte": wte}
+
+
+@positions
 @pytest.mark.parametrize("start", [0, 1])
 @pytest.mark.parametrize("ids", [IDS, IDS[:, :1], IDS[:1], IDS[:0], IDS[:, :0]], ids=np.shape)
-def test_backward_is_the_gradient(rng, ids, start):
-    check_backward(*OP, **tables(rng), rng=rng, options={"ids": ids, "start": start})
+def test_backward_is_the_gradient(rng, ids, start, positions):
+    p = tables(rng, positions=positions)
+    check_backward(*OP, **p, rng=rng, options={"ids": ids, "start": start})
 
 
-def test_backward_is_the_gradient_of_many_tokens(rng):
+@positions
+def test_backward_is_the_gradient_of_many_tokens(rng, positions):
     ids = rng.integers(0, 60, (5, 37)) * 2  # no odd one
-    p = tables(rng, V=120, block_size=40, C=7)
+    p = tables(rng, V=120, block_size=40, C=7, positions=positions)
     check_backward(*OP, **p, rng=rng, options={"ids": ids, "start": 3})
 
 
-def test_float32_stays_float32(rng):
-    check_float32(*OP, **tables(rng), rng=rng, options={"ids": IDS})
+@positions
+def test_float32_stays_float32(rng, positions):
+    check_float32(*OP, **tables(rng, positions=positions), rng=rng, options={"ids": IDS})
 
 
 @pytest.mark.cupy
+@positions
 @pytest.mark.parametrize("ids", [IDS, IDS[:0]], ids=np.shape)
-def test_backends_agree(rng, xp, ids):
-    def forward(wte, wpe, ids):
+def test_backends_agree(rng, xp, ids, positions):
+    def forward(ids, wte, wpe=None):
         return embedding_forward(ids, wte, wpe, start=1)
 
-    check_backends(forward, embedding_backward, **tables(rng), options={"ids": ids}, rng=rng, xp=xp)
+    p = tables(rng, positions=positions)
+    check_backends(forward, embedding_backward, **p, options={"ids": ids}, rng=rng, xp=xp)
 
 
 @settings(deadline=None, max_examples=20)
@@ -73,10 +85,49 @@ def test_repeats_to_the_bit(rng):
     np.testing.assert_array_equal(first, second)
 
 
-def test_strided_inputs(rng):
-    check_strided(*OP, **tables(rng), rng=rng, options={"ids": IDS})
+@positions
+def test_strided_inputs(rng, positions):
+    check_strided(*OP, **tables(rng, positions=positions), rng=rng, options={"ids": IDS})
 
 
 def test_refuses_positions_beyond_the_last(rng):
     with pytest.raises(ValueError, match=r"positions 2 to 5 .*\(5, 3\) holds 5"):
         embedding_forward(IDS, **tables(rng), start=2)
+
+
+@pytest.mark.parametrize("ids", [IDS, np.arange(1500)[None] % 900], ids=["few", "many"])
+def test_without_positions_there_are_none(rng, ids):
+    p = tables(rng, V=901, block_size=1500)
+    x, cache = embedding_forward(ids, p["wte"], start=10**6)
+    np.testing.assert_array_equal(x, p["wte"][ids])
+    dy = rng.standard_normal(x.shape)
+    grads = embedding_backward(dy, cache)
+    _, cache = embedding_forward(ids, **p)
+    assert grads.keys() == {"wte"}
+    np.testing.assert_array_equal(grads["wte"], embedding_backward(dy, cache)["wte"])
+
+
+@pytest.mark.cupy
+@pytest.mark.parametrize("previous", [None, [4, 0]])
+@pytest.mark.parametrize("T", [0, 1, 4])
+def test_bigrams_number_each_token_with_the_one_before_it(xp, T, previous):
+    ids, V = xp.asarray(IDS[:, :T]), 6
+    before = None if previous is None else xp.asarray(np.array(previous, np.int32))
+    pairs = bigrams(ids, V, before)
+    assert pairs.dtype == np.int32 and pairs.shape == (2, T)
+    for row, found in enumerate(pairs.tolist()):
+        read = [V if previous is None else previous[row], *IDS[row, :T].tolist()]
+        assert found == [V * a + b for a, b in pairwise(read)]
+        assert all(0 <= pair < V * (V + 1) for pair in found)
+    assert ids.tolist() == IDS[:, :T].tolist()  # as they were
+
+
+def test_no_two_pairs_have_one_number():
+    pairs = [bigrams(np.array([[a, b]]), 5) for a in range(5) for b in range(5)]
+    assert len({int(pair[0, 1]) for pair in pairs} | {int(p[0, 0]) for p in pairs}) == 5 * 6
+
+
+@pytest.mark.parametrize("cut", range(1, 4))
+def test_bigrams_in_parts_are_those_of_the_whole(cut):
+    parts = bigrams(IDS[:, :cut], 6), bigrams(IDS[:, cut:], 6, IDS[:, cut - 1])
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), bigrams(IDS, 6))
