@@ -20,6 +20,7 @@ from minigpt.trainer import Trainer
 
 TOLERANCE = 0.02  # nats per token
 SHOWN = 10  # rows
+LEAST = 1e-7  # what a picture shows of losses that are the same in float32
 
 
 def ours(config, train, split):
@@ -47,7 +48,7 @@ def draw(path, records, _):
         steps = range(1, 1 + len(record["minigpt"]))
         for name in ("torch", "minigpt"):
             above.plot(steps, record[name], label=name)
-        below.semilogy(steps, np.maximum(apart(record), 1e-9))
+        below.semilogy(steps, np.maximum(apart(record), LEAST))
         report.label(above, "step", "training loss", record["preset"])
         below.set(xlabel="step", ylabel="|difference|", title="minigpt and torch")
 
