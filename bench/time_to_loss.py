@@ -107,6 +107,7 @@ def draw(path, records, _):
                 )
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:,g}")
+        axes.xaxis.set_minor_formatter("{x:,g}")
         report.label(
             axes, "seconds from the command's start", "validation loss", "tiny Shakespeare"
         )
