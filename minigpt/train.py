@@ -57,13 +57,17 @@ def parse(argv):
 def options(own, given):
     """Return the options of a run: the preset's, then those of --config, then the flags'.
 
-    With --resume, the run's own options take the place of a preset; they are not among these.
+    With --resume, the run's own options take the place of a preset; they are not among these. A
+    preset that goes by the clock goes by steps where steps are asked for.
     """
     given = {**read_config(own["config"]), **given}
     if own["resume"]:
         return given
     default = cli.choose(given.get("task", TrainConfig.task), DEFAULTS, "task")
-    return {**cli.choose(own["preset"] or default, PRESETS, "preset"), **given}
+    preset = dict(cli.choose(own["preset"] or default, PRESETS, "preset"))
+    if "max_iters" in given:
+        preset.pop("max_seconds", None)
+    return {**preset, **given}
 
 
 def read_config(path):

@@ -53,6 +53,19 @@ def test_a_dry_run_prints_the_cost_and_does_nothing(
     assert err == "" and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        ([], "1800 seconds, as many steps as they allow"),
+        (["--max-iters=7"], "7 steps"),
+        (["--max-iters=7", "--max-seconds=9"], "9 seconds, as many steps as they allow"),
+    ],
+)
+def test_a_preset_by_the_clock_goes_by_steps_where_steps_are_asked_for(capsys, flags, told):
+    train.main(["--dry-run", "--preset=quality", *flags])
+    assert re.search(rf"^the run +{told}", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_a_dry_run_counts_the_characters_of_the_text(tmp_path, capsys):
     (tmp_path / "text.txt").write_text("abc" * 100)
     train.main(["--dry-run", f"--data={tmp_path / 'text.txt'}", *TINY])
