@@ -100,7 +100,7 @@ def softmax_backward(dy, cache):
     dx = empty(y.shape, y.dtype)
     y2, dy2, dx2 = (rows_of(a, n) for a in (y, dy, dx))
     for rows in row_blocks(*y2.shape):
-        along = np.einsum("nc,nc->n", y2[rows], dy2[rows])
+        along = np.vecdot(y2[rows], dy2[rows])
         np.subtract(dy2[rows], along[:, None], out=dx2[rows])
         dx2[rows] *= y2[rows]
     return dx

@@ -31,7 +31,7 @@ def normalize(x, w, b, eps, y, mu, rstd):
     C = x.shape[-1]
     np.matmul(x, constant(C, 1 / max(C, 1), x.dtype), out=mu[:, 0])
     np.subtract(x, mu, out=y)
-    np.einsum("nc,nc->n", y, y, out=rstd[:, 0])
+    np.vecdot(y, y, out=rstd[:, 0])
     rstd *= 1 / max(C, 1)
     rstd += eps
     np.sqrt(rstd, out=rstd)
