@@ -46,7 +46,8 @@ def not_json(folder):
         return str(error)
     for name in (BEST, LAST):
         raw = (folder / name).read_bytes() if (folder / name).exists() else b""
-        if b"NaN" in raw or b"Infinity" in raw:
+        size = int.from_bytes(raw[:8], "little")  # of the JSON before the arrays
+        if b"NaN" in raw[8 : 8 + size] or b"Infinity" in raw[8 : 8 + size]:
             return f"a number that is not finite in the state of {name}"
     return whole(folder)
 
