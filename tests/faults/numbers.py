@@ -46,8 +46,8 @@ def not_json(folder):
         return str(error)
     for name in (BEST, LAST):
         raw = (folder / name).read_bytes() if (folder / name).exists() else b""
-        size = int.from_bytes(raw[:8], "little")  # of the JSON before the arrays
-        if b"NaN" in raw[8 : 8 + size] or b"Infinity" in raw[8 : 8 + size]:
+        header = raw[8 : 8 + int.from_bytes(raw[:8], "little")]  # JSON; arrays are behind it
+        if b"NaN" in header or b"Infinity" in header:
             return f"a number that is not finite in the state of {name}"
     return whole(folder)
 
