@@ -160,7 +160,7 @@ class Pairs:
         return self.source.rows(which), self.target.rows(which)
 
 
-def random_pairs(pairs, seed, step, batch_size, block_size=None):
+def random_pairs(pairs, seed, step, batch_size, block_size=None, places="random"):
     """Draw the batch of a training step, as data.random_batch: a function of its arguments.
 
     The bucket is that of a pair drawn from all, and the batch is drawn from the bucket: every
@@ -170,8 +170,8 @@ def random_pairs(pairs, seed, step, batch_size, block_size=None):
     ----------
     pairs : Pairs
     seed, step, batch_size : int, not negative
-    block_size : int, optional
-        Not needed: pairs are of their own lengths.
+    block_size, places : optional
+        Not needed: pairs are of their own lengths, and always drawn.
 
     Returns
     -------

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 
 from minigpt import UserError
 from minigpt.cli import build, nearest, option
+from minigpt.data import PLACES
 from minigpt.gpt import GPTConfig
 from minigpt.muon import Muon
 from minigpt.optim import AdamW
@@ -45,6 +46,11 @@ class TrainConfig:
     threads: int | None = option(None, "threads, which share each batch (default: cores)")
     seed: int = option(1337, "of initial weights, batches and dropout")
     batch_size: int = option(12, "sequences per batch")
+    places: str = option(
+        "random",
+        "where in a text they begin: anywhere, as nanoGPT's, or spread evenly from step to step",
+        choices=tuple(PLACES),
+    )
     gradient_accumulation_steps: int = option(1, "batches per step")
     max_iters: int = option(2000, "steps in all")
     max_seconds: float | None = option(
@@ -86,10 +92,13 @@ class TrainConfig:
                 )
         if not 0 <= self.lr_decay_share <= 1:
             raise UserError(f"lr_decay_share is {self.lr_decay_share}; it must be from 0 to 1")
-        for name, known in (("lr_schedule", SHAPES), ("optimizer", OPTIMIZERS)):
+        chosen = {"lr_schedule": SHAPES, "optimizer": OPTIMIZERS, "places": PLACES}
+        for name, known in chosen.items():
             if getattr(self, name) not in known:
                 value, names = getattr(self, name), ", ".join(known)
                 raise UserError(f"{name} is '{value}'; choose from {names}")
+        if self.task == "seq2seq" and self.places != "random":
+            raise UserError(f"places is '{self.places}', which is for --task text: leave it out")
 
     def cores(self):
         """Return how many cores may be busy."""
@@ -124,6 +133,7 @@ PRESETS = {
         "bigram": True,
         "activation": "relu",
         "batch_size": 32,
+        "places": "even",
         "max_iters": 1400,
         "optimizer": "muon",
         "momentum": 0.9,
@@ -145,6 +155,7 @@ PRESETS = {
         "rotary": True,
         "activation": "relu",
         "batch_size": 16,
+        "places": "even",
         "max_seconds": 1800.0,
         "optimizer": "muon",
         "learning_rate": 0.006,
@@ -152,7 +163,7 @@ PRESETS = {
         "warmup_iters": 40,
         "lr_schedule": "wsd",
         "lr_decay_share": 0.6,
-        "weight_decay": 0.8,
+        "weight_decay": 0.5,
         "beta2": 0.95,
         "eval_interval": 400,
     },

@@ -91,8 +91,8 @@ class Trainer:
     def batches(self, split, step):
         """Return the batches that belong to `step`, as `step` takes them."""
         train, n = self.train, self.train.gradient_accumulation_steps
-        size = train.batch_size, self.config.block_size
-        return [self.model.random_batch(split, train.seed, step * n + i, *size) for i in range(n)]
+        how = train.batch_size, self.config.block_size, train.places
+        return [self.model.random_batch(split, train.seed, step * n + i, *how) for i in range(n)]
 
     def step(self, split, step, progress=None):
         """Train on the batches that belong to `step`, 0 at the first.

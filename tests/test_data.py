@@ -34,6 +34,7 @@ batches = st.builds(
     batch_size=st.integers(1, 20),
     seed=st.integers(0, 2**64),
     step=st.integers(0, 10**9),
+    places=st.sampled_from(sorted(data.PLACES)),
 )
 
 
@@ -58,10 +59,17 @@ def test_random_batch_is_a_function_of_its_arguments(case):
     assert np.random.get_state()[1].tolist() == state
 
 
-def test_random_batch_never_changes_between_versions():
+@pytest.mark.parametrize(
+    "places, expected",
+    [
+        ("random", [[585, 883, 142, 5], [635, 287, 123, 812], [629, 758, 225, 966]]),
+        ("even", [[912, 533, 154, 767], [388, 9, 622, 243], [189, 803, 424, 45]]),
+    ],
+)
+def test_random_batch_never_changes_between_versions(places, expected):
     ids = np.arange(1000, dtype=np.int32)
-    starts = [data.random_batch(ids, 1337, step, 4, 8)[0][:, 0].tolist() for step in (0, 1, 2000)]
-    assert starts == [[585, 883, 142, 5], [635, 287, 123, 812], [629, 758, 225, 966]]
+    batches = [data.random_batch(ids, 1337, step, 4, 8, places)[0] for step in (0, 1, 2000)]
+    assert [x[:, 0].tolist() for x in batches] == expected
 
 
 def test_steps_and_seeds_share_no_draws():
@@ -80,6 +88,34 @@ def test_random_batch_reaches_every_place_equally_often():
     counts = np.bincount(x[:, 0], minlength=8)
     assert len(counts) == 8
     assert abs(counts - 1000).max() < 120  # four standard deviations
+
+
+@given(st.integers(0, 2**64), st.integers(2, 300), st.integers(0, 10**6))
+def test_even_places_have_gaps_of_three_lengths(seed, count, step):
+    n = 2**32
+    places = np.sort(data.even_places(n, seed, step, count))
+    gaps = np.diff(places, append=places[0] + n)  # once round
+    lengths = 1 + np.count_nonzero(np.diff(np.sort(gaps)) > 1)  # but for rounding
+    assert lengths <= 3
+    assert gaps.max() < 2.619 * gaps.min() + 2
+
+
+def test_even_places_leave_no_part_of_the_text_out():
+    ids = np.arange(10_000, dtype=np.int32)
+    seen = {}
+    for places in data.PLACES:
+        batches = [data.random_batch(ids, 5, step, 10, 20, places)[0] for step in range(50)]
+        seen[places] = len(np.unique(batches)) / len(ids)
+    assert seen["even"] > 0.85
+    assert 0.6 < seen["random"] < 0.66  # 1 - 1/e
+
+
+def test_even_places_are_drawn_by_the_seed_and_go_on_from_step_to_step():
+    n = 10**6
+    one, other = (data.even_places(n, seed, 0, 12) for seed in (1, 2))
+    assert (one != other).all()
+    parts = [data.even_places(n, 1, step, 4) for step in range(3)]
+    np.testing.assert_array_equal(np.concatenate(parts), one)
 
 
 @given(st.integers(1, 2000))

@@ -67,6 +67,14 @@ def test_a_value_of_the_wrong_type_is_refused(values):
         configs(values, 65)
 
 
+def test_even_places_are_for_a_text():
+    assert configs({"places": "even"}, 65)[1].places == "even"
+    with pytest.raises(UserError, match="^places is 'even', which is for --task text: leave it"):
+        configs({"places": "even", "task": "seq2seq"}, 65)
+    with pytest.raises(UserError, match="^places is 'odd'; choose from random, even$"):
+        TrainConfig(places="odd")
+
+
 @pytest.mark.parametrize("name", [*POSITIVE, *NOT_NEGATIVE])
 def test_options_have_bounds(name):
     least = int(name in POSITIVE)

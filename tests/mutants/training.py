@@ -136,8 +136,8 @@ FAULTS = {
     "minigpt/data.py": [
         (
             "the last place of a text is never drawn",
-            "np.uint64(len(ids) - block_size)",
-            "np.uint64(len(ids) - block_size - 1)",
+            "PLACES[places](len(ids) - block_size, ",
+            "PLACES[places](len(ids) - block_size - 1, ",
             "test_data.py::test_random_batch_reaches_every_place_equally_often",
         ),
         (
@@ -148,8 +148,8 @@ FAULTS = {
         ),
         (
             "a target is its own token",
-            "return ids[places], ids[1:][places]",
-            "return ids[places], ids[places]",
+            "return ids[where], ids[1:][where]",
+            "return ids[where], ids[where]",
             "test_data.py::test_random_batch_is_in_range_and_y_is_x_moved_on",
         ),
         (
@@ -157,6 +157,18 @@ FAULTS = {
             "counter=step << 64",
             "counter=step",
             "test_data.py::test_steps_and_seeds_share_no_draws",
+        ),
+        (
+            "even places begin anew with each step",
+            "np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.uint64)",
+            "np.arange(batch_size, dtype=np.uint64)",
+            "test_data.py::test_even_places_leave_no_part_of_the_text_out",
+        ),
+        (
+            "even places are not",
+            "turned = (first + i * GOLDEN)",
+            "turned = (first + i * (GOLDEN >> np.uint64(1)))",
+            "test_data.py::test_even_places_have_gaps_of_three_lengths",
         ),
         (
             "the end of the split is not evaluated",
