@@ -106,6 +106,7 @@ def draw(path, records, _):
                     label=None if j else record["name"],
                 )
         axes.set_xscale("log")
+        axes.xaxis.get_minor_locator().set_params(subs=(2, 3, 5))  # more labels would touch
         axes.xaxis.set_major_formatter("{x:,g}")
         axes.xaxis.set_minor_formatter("{x:,g}")
         report.label(
