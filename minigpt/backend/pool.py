@@ -47,11 +47,23 @@ def empty(shape, dtype):
         if len(sizes) == MAX_SIZES:
             sizes.clear()
         buffers = sizes[n, dtype] = []
+    buffer = with_references(IDLE, buffers)
+    if buffer is None:
+        buffer = numpy.frombuffer(cut(n * dtype.itemsize), dtype)
+        buffers.append(buffer)
+    return buffer.reshape(shape)
+
+
+def with_references(count, buffers):
+    """Return the first of a list of buffers that is referred to so many times, or None."""
     for buffer in buffers:
-        if sys.getrefcount(buffer) == 3:  # in `buffers`, `buffer` and the argument
-            return buffer.reshape(shape)
-    buffers.append(numpy.frombuffer(cut(n * dtype.itemsize), dtype))
-    return buffers[-1].reshape(shape)
+        if sys.getrefcount(buffer) == count:
+            return buffer
+    return None
+
+
+# References to a buffer in a list that nobody looks at: versions of Python count differently.
+IDLE = next(n for n in range(9) if with_references(n, [numpy.empty(0)]) is not None)
 
 
 def cut(size):
