@@ -70,21 +70,27 @@ def relu(x, y, slope, *_):
     np.multiply(x, slope, out=y)
 
 
+INTO = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": relu}
+
+
 def activation_forward(x, kind, b=None):
     """As the op; y and slope of a block are made together, while it is in the cache."""
     if kind == "gelu" and x.dtype != np.float32:
         return activation.activation_forward.reference(x, kind, b)
     activation.check_bias(x, b)
-    into = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": relu}[kind]
+    into = INTO[kind]
+    if x.size == x.shape[-1]:  # a single row, as in decoding: all else is overhead
+        y, slope, *buffers = np.empty((4, *x.shape), x.dtype)
+        into(x if b is None else x + b, y, slope, *buffers)
+        return y, (None, b, kind, slope)
     y, slope = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
     x2, y2, slope2 = (rows_of(a, x.shape[-1]) for a in (x, y, slope))
     scratch = empty((3, block_rows(*x2.shape), x.shape[-1]), x.dtype)
-    for rows in row_blocks(*x2.shape):
-        xr = x2[rows]
+    for _, xr, yr, slope_r in row_blocks(x2, y2, slope2):
         total, *buffers = scratch[:, : len(xr)]
         if b is not None:
             xr = np.add(xr, b, out=total)
-        into(xr, y2[rows], slope2[rows], *buffers)
+        into(xr, yr, slope_r, *buffers)
     return y, (None, b, kind, slope)
 
 
@@ -97,8 +103,8 @@ def activation_backward(dy, cache):
     dx = empty(slope.shape, slope.dtype)
     dx2, dy2, slope2 = (rows_of(a, C) for a in (dx, dy, slope))
     grads = {} if b is None else {"b": np.zeros(C, slope.dtype)}
-    for rows in row_blocks(*dx2.shape):
-        np.multiply(dy2[rows], slope2[rows], out=dx2[rows])
+    for _, dxr, dyr, slope_r in row_blocks(dx2, dy2, slope2):
+        np.multiply(dyr, slope_r, out=dxr)
         if b is not None:
-            grads["b"] += column_sums(dx2[rows])
+            grads["b"] += column_sums(dxr)
     return dx, grads

@@ -95,9 +95,9 @@ def one_query(q, k, v, causal):
     """attention_forward for Tq = 1, as in decoding: it sees all keys, and is all overhead."""
     w = np.matmul(q, k.swapaxes(2, 3))
     w *= 1 / math.sqrt(q.shape[-1])
-    w -= w.max(axis=-1, keepdims=True)
+    w -= np.maximum.reduce(w, axis=-1, keepdims=True)
     np.exp(w, out=w)
-    w /= w.sum(axis=-1, keepdims=True)
+    w /= np.add.reduce(w, axis=-1, keepdims=True)
     y = np.matmul(w, v)
     return y, (q, k, v, y, w, None, causal, None, 0.0, None)
 

@@ -55,12 +55,15 @@ __all__ = [
 def linear_forward(x, w, b=None):
     if b is not None and b.shape != w.shape[1:]:
         raise ValueError(f"linear_forward: b is {b.shape}, but w {w.shape} needs {w.shape[1:]}")
+    if x.size == w.shape[0]:  # a single row, as in decoding: all else is overhead
+        y = x @ w
+        return y if b is None else y + b, (x, w, b)
     y = empty((*x.shape[:-1], w.shape[1]), w.dtype)
     y2 = rows_of(y, w.shape[1])
     np.matmul(rows_of(x, w.shape[0]), w, out=y2)
     if b is not None:
-        for rows in row_blocks(*y2.shape):
-            y2[rows] += b
+        for _, yr in row_blocks(y2):
+            yr += b
     return y, (x, w, b)
 
 
@@ -81,14 +84,14 @@ def softmax_forward(x):
         return softmax.softmax_forward.reference(x)
     y, ones = empty(x.shape, x.dtype), np.ones(n, x.dtype)
     x2, y2 = rows_of(x, n), rows_of(y, n)
-    for rows in row_blocks(*x2.shape):
-        top = x2[rows].max(axis=-1, keepdims=True)
+    for _, xr, yr in row_blocks(x2, y2):
+        top = xr.max(axis=-1, keepdims=True)
         top[top == -math.inf] = 0
-        np.subtract(x2[rows], top, out=y2[rows])
-        np.exp(y2[rows], out=y2[rows])
-        total = y2[rows] @ ones
+        np.subtract(xr, top, out=yr)
+        np.exp(yr, out=yr)
+        total = yr @ ones
         total[total == 0] = 1
-        y2[rows] /= total[:, None]
+        yr /= total[:, None]
     return y, (y,)
 
 
@@ -99,10 +102,10 @@ def softmax_backward(dy, cache):
     n = y.shape[-1]
     dx = empty(y.shape, y.dtype)
     y2, dy2, dx2 = (rows_of(a, n) for a in (y, dy, dx))
-    for rows in row_blocks(*y2.shape):
-        along = np.vecdot(y2[rows], dy2[rows])
-        np.subtract(dy2[rows], along[:, None], out=dx2[rows])
-        dx2[rows] *= y2[rows]
+    for _, yr, dyr, dxr in row_blocks(y2, dy2, dx2):
+        along = np.vecdot(yr, dyr)
+        np.subtract(dyr, along[:, None], out=dxr)
+        dxr *= yr
     return dx
 
 

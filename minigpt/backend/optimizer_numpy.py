@@ -19,10 +19,9 @@ def adamw_step(p, g, m, v, lr, beta1, beta2, eps, weight_decay, decayed, step, s
     root = math.sqrt(1 - beta2**step)
     a, c = lr * root / (1 - beta1**step), eps * root
     scratch = empty((2, block_rows(p.size, 1)), p.dtype)
-    for part in row_blocks(p.size, 1):
-        pp, mp, vp = p[part], m[part], v[part]
+    for start, pp, gp, mp, vp, lp in row_blocks(p, g, m, v, low):
         t, u = scratch[:, : pp.size]
-        np.multiply(g[part], scale, out=t)
+        np.multiply(gp, scale, out=t)
         np.multiply(t, 1 - beta1, out=u)
         mp *= beta1
         mp += u
@@ -34,11 +33,11 @@ def adamw_step(p, g, m, v, lr, beta1, beta2, eps, weight_decay, decayed, step, s
         t += c
         np.divide(mp, t, out=t)
         t *= a
-        if part.start < decayed:
-            pp[: decayed - part.start] *= 1 - lr * weight_decay
+        if start < decayed:
+            pp[: decayed - start] *= 1 - lr * weight_decay
         pp -= t
         if low is not None:
-            low[part] = pp
+            lp[...] = pp
 
 
 def sum_of_squares(g):
@@ -54,9 +53,7 @@ def gather(flat, shards, add=False):
     total, at = 0.0, 0
     for arrays in zip(*(map(np.ravel, arrays) for arrays in shards), strict=True):
         size = arrays[0].size
-        for part in row_blocks(size, 1):
-            out = flat[at + part.start : at + part.stop]
-            first, *rest = (array[part] for array in arrays)
+        for _, out, first, *rest in row_blocks(flat[at : at + size], *arrays):
             if add:
                 rest = [first, *rest]
             elif rest:

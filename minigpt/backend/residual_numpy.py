@@ -42,6 +42,18 @@ def normalize(x, w, b, eps, y, mu, rstd):
         y += b
 
 
+def normalize_row(x, w, b, eps):
+    """Return y, mu and rstd of ops.layernorm for one row (C,), as in decoding: all is overhead."""
+    mu = x.dot(constant(x.size, 1 / x.size, x.dtype))
+    y = x - mu
+    rstd = 1 / np.sqrt(y.dot(y) / x.size + eps)
+    y *= rstd
+    y *= w
+    if b is not None:
+        y += b
+    return y, mu, rstd
+
+
 def normalize_backward(dy, x, w, mu, rstd, dx, xhat):
     """Put the gradient of a block's x into dx; return that of w. xhat is scratch."""
     wn = w * (1 / max(w.size, 1))
@@ -64,20 +76,24 @@ def residual_forward(x, h, w, b=None, dropout=0.0, rng=None, eps=EPS):
     check_vectors(h, w, b)
     rng = rng if dropout else None
     C, place = h.shape[-1], first_place(h, rng)
+    kept = (*h.shape[:-1], 1)
+    if rng is None and h.size == C:
+        stream = h if x is None else x + h
+        y, mu, rstd = normalize_row(stream.reshape(C), w, b, eps)
+        cache = (stream, w, b, mu.reshape(kept), rstd.reshape(kept), dropout, rng, x is None)
+        return (stream, y.reshape(h.shape)), cache
     y = empty(h.shape, h.dtype)
     stream = h if x is None and rng is None else empty(h.shape, h.dtype)
     h2, s2, y2 = (rows_of(a, C) for a in (h, stream, y))
     x2 = None if x is None else rows_of(x, C)
     mu, rstd = np.empty((2, len(h2), 1), h.dtype)
-    for rows in row_blocks(*h2.shape):
-        added, s = h2[rows], s2[rows]
+    for start, added, xr, s, yr, mu_r, rstd_r in row_blocks(h2, x2, s2, y2, mu, rstd):
         if rng is not None:
-            drop(added, place + rows.start * C, dropout, rng, out=s)
+            drop(added, place + start * C, dropout, rng, out=s)
             added = s
         if x is not None:
-            np.add(x2[rows], added, out=s)
-        normalize(s, w, b, eps, y2[rows], mu[rows], rstd[rows])
-    kept = (*h.shape[:-1], 1)
+            np.add(xr, added, out=s)
+        normalize(s, w, b, eps, yr, mu_r, rstd_r)
     cache = (stream, w, b, mu.reshape(kept), rstd.reshape(kept), dropout, rng, x is None)
     return (stream, y), cache
 
@@ -94,15 +110,15 @@ def residual_backward(dx, dy, cache):
     mu, rstd = mu.reshape(-1, 1), rstd.reshape(-1, 1)
     grads = {name: np.zeros(C, x.dtype) for name, v in (("w", w), ("b", b)) if v is not None}
     scratch = empty((block_rows(*x2.shape), C), x.dtype)
-    for rows in row_blocks(*x2.shape):
-        dyr, ds, r = dy2[rows], ds2[rows], rstd[rows]
-        grads["w"] += normalize_backward(dyr, x2[rows], w, mu[rows], r, ds, scratch[: len(r)])
+    arrays = (x2, dx2, dy2, ds2, dh2, mu, rstd)
+    for start, xr, dxr, dyr, ds, dhr, mu_r, rstd_r in row_blocks(*arrays):
+        grads["w"] += normalize_backward(dyr, xr, w, mu_r, rstd_r, ds, scratch[: len(xr)])
         if b is not None:
             grads["b"] += column_sums(dyr)
         if dx is not None:
-            ds += dx2[rows]
+            ds += dxr
         if rng is not None:
-            drop(ds, place + rows.start * C, dropout, rng, out=dh2[rows])
+            drop(ds, place + start * C, dropout, rng, out=dhr)
     return None if begins else dstream, dh, grads
 
 
@@ -123,7 +139,7 @@ def dropout_forward(x, p, rng):
     if rng is None or p == 0:
         return x, (p, None)
     y = empty(x.shape, x.dtype)
-    xs, ys, place = x.reshape(-1), y.reshape(-1), first_place(x, rng)
-    for part in row_blocks(x.size, 1):
-        drop(xs[part], place + part.start, p, rng, out=ys[part])
+    place = first_place(x, rng)
+    for start, xr, yr in row_blocks(x.reshape(-1), y.reshape(-1)):
+        drop(xr, place + start, p, rng, out=yr)
     return y, (p, rng)

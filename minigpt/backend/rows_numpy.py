@@ -7,11 +7,19 @@ import numpy as np
 BLOCK = 2**16  # elements of a block: what Python needs for a call is small beside the work
 
 
-def row_blocks(n, width):
-    """Yield slices of rows 0 .. n - 1 that hold about BLOCK elements each."""
-    rows = block_rows(n, width)
+def row_blocks(first, *others):
+    """Yield (start, *blocks): rows of each array from `start` on, some BLOCK elements of `first`.
+
+    All arrays have as many rows; what is None stays None.
+    """
+    n = len(first)
+    rows = block_rows(n, first.size // max(n, 1))
+    if 0 < n == rows:  # as in decoding, where slices would take longer than the work
+        yield 0, first, *others
+        return
     for start in range(0, n, rows):
-        yield slice(start, min(start + rows, n))
+        stop = start + rows
+        yield start, *(None if x is None else x[start:stop] for x in (first, *others))
 
 
 def block_rows(n, width):

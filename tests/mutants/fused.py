@@ -21,8 +21,8 @@ FAULTS = {
     "minigpt/backend/pool.py": [
         (
             "memory is given out while a view looks at it",
-            "if sys.getrefcount(buffer) == 3:",
-            "if sys.getrefcount(buffer) <= 4:",
+            "IDLE = next(n for n",
+            "IDLE = 1 + next(n for n",
             "backend/test_fused.py::test_calls_do_not_disturb_the_results_of_others",
         ),
     ],
@@ -149,14 +149,14 @@ FAULTS = {
         ),
         (
             "every block of rows drops alike",
-            "drop(added, place + rows.start * C, dropout, rng, out=s)",
+            "drop(added, place + start * C, dropout, rng, out=s)",
             "drop(added, place, dropout, rng, out=s)",
             PAIRINGS,
         ),
         (
             "the stream's gradient replaces layernorm's",
-            "ds += dx2[rows]",
-            "ds[...] = dx2[rows]",
+            "ds += dxr",
+            "ds[...] = dxr",
             "ops/test_residual.py::" + GRADIENT,
         ),
         (
@@ -171,6 +171,12 @@ FAULTS = {
             "dx += shift[:, None]",
             "ops/test_layernorm.py::" + GRADIENT,
         ),
+        (
+            "no eps for a single row",
+            "y.dot(y) / x.size + eps)",
+            "y.dot(y) / x.size)",
+            "ops/test_layernorm.py::test_eps_is_gpt2s",
+        ),
     ],
     "minigpt/backend/activation_numpy.py": [
         (
@@ -181,14 +187,20 @@ FAULTS = {
         ),
         (
             "the bias's gradient of the last block only",
-            'grads["b"] += column_sums(dx2[rows])',
-            'grads["b"] = column_sums(dx2[rows])',
+            'grads["b"] += column_sums(dxr)',
+            'grads["b"] = column_sums(dxr)',
             PAIRINGS,
         ),
         (
             "GELU loses the sign of x",
             "bits |= np.bitwise_and(x.view(np.uint32), SIGN, out=t.view(np.uint32))",
             "bits |= 0",
+            PAIRINGS,
+        ),
+        (
+            "the bias is lost for a single row",
+            "into(x if b is None else x + b,",
+            "into(x,",
             PAIRINGS,
         ),
     ],
@@ -242,7 +254,13 @@ FAULTS = {
             "a query alone sees padding",
             "if q.shape[2] == 1 and key_mask is None and",
             "if q.shape[2] == 1 and",
-            "ops/test_attention.py::test_is_its_formula",
+            PAIRINGS,
+        ),
+        (
+            "the bias is lost for a single row",
+            "return y if b is None else y + b, (x, w, b)",
+            "return y, (x, w, b)",
+            PAIRINGS,
         ),
     ],
     "minigpt/backend/optimizer_numpy.py": [
@@ -254,7 +272,7 @@ FAULTS = {
         ),
         (
             "gains decay too",
-            "pp[: decayed - part.start] *= 1 - lr * weight_decay",
+            "pp[: decayed - start] *= 1 - lr * weight_decay",
             "pp *= 1 - lr * weight_decay",
             "test_optim.py::test_adamw_is_its_formula",
         ),

@@ -79,10 +79,11 @@ def test_a_constant_row_gives_the_bias(rng):
     assert np.isfinite(layernorm_backward(np.ones((2, 4)), cache)[0]).all()
 
 
-def test_eps_is_gpt2s():
-    y, _ = layernorm_forward(np.array([-1e-3, 1e-3]), np.ones(2))
+@pytest.mark.parametrize("rows", [1, 2])
+def test_eps_is_gpt2s(rows):
+    y, _ = layernorm_forward(np.tile([-1e-3, 1e-3], (rows, 1)), np.ones(2))
     assert EPS == 1e-5
-    np.testing.assert_allclose(y[1], 1e-3 / np.sqrt(1e-6 + 1e-5), rtol=1e-12)
+    np.testing.assert_allclose(y[:, 1], 1e-3 / np.sqrt(1e-6 + 1e-5), rtol=1e-12)
 
 
 def test_strided_inputs(rng):
