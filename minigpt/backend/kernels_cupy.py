@@ -55,7 +55,7 @@ def kernel(name, dtype):
     return function
 
 
-def launch(name, dtype, grid, block, args, shared=0):
+def launch(name, dtype, grid, block, args):
     """Start a kernel; does not wait for it.
 
     Parameters
@@ -67,10 +67,8 @@ def launch(name, dtype, grid, block, args, shared=0):
     args : tuple
         Arrays of CuPy and None (a null pointer) for pointers, int for long long, float for
         double, NumPy scalars for what else a kernel takes. Nothing converts or checks them.
-    shared : int
-        Bytes of dynamic shared memory.
     """
-    kernel(name, dtype)(grid, block, args, shared_mem=shared)
+    kernel(name, dtype)(grid, block, args)
 
 
 def supported(*arrays):

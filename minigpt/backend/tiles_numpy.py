@@ -45,7 +45,7 @@ class Tiles:
         self.rows = self.Tq if self.short else query_rows(self.Tq)
         self.columns = self.Tk if self.short else min(self.Tk, KEYS)
         self.group = min(self.H, max(1, TILE // (self.rows * self.columns)))
-        self.future = future(self.rows, q.dtype)
+        self.future = future(self.rows, q.dtype) if causal else None
 
     def heads(self):
         """Yield g for all heads of all sequences."""
