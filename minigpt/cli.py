@@ -88,7 +88,8 @@ def add_flag(group, field, kind, default):
     """Add the flag of one field; `default` is only shown."""
     help = field.metadata["help"]
     if default not in (None, dataclasses.MISSING, ""):
-        help += f" (default: {('off', 'on')[default] if kind is bool else default})"
+        shown = ("off", "on")[default] if isinstance(default, bool) else default
+        help += f" (default: {shown})"
     settings = {"default": argparse.SUPPRESS, "help": help.replace("%", "%%")}
     if kind is bool:
         settings |= {"action": argparse.BooleanOptionalAction}

@@ -81,22 +81,20 @@ class TrainConfig:
 
     def __post_init__(self):
         for name in (*POSITIVE, *NOT_NEGATIVE):
-            value, least = getattr(self, name), int(name in POSITIVE)
-            if value is not None and not least <= value < 2**63:
-                needed = f"at least {least}" if value < least else "below 2**63"
+            least, bits = (1, 48) if name in POSITIVE else (0, 63)
+            value = getattr(self, name)
+            if value is not None and not least <= value < 2**bits:
+                needed = f"at least {least}" if value < least else f"below 2**{bits}"
                 raise UserError(f"{name} is {value}; it must be {needed}")
         for name in ("beta1", "beta2", "momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(
-                    f"{name} is {getattr(self, name)}; it must be at least 0 and below 1"
-                )
+            if not 0 <= (value := getattr(self, name)) < 1:
+                raise UserError(f"{name} is {value}; it must be at least 0 and below 1")
         if not 0 <= self.lr_decay_share <= 1:
             raise UserError(f"lr_decay_share is {self.lr_decay_share}; it must be from 0 to 1")
         chosen = {"lr_schedule": SHAPES, "optimizer": OPTIMIZERS, "places": PLACES}
         for name, known in chosen.items():
-            if getattr(self, name) not in known:
-                value, names = getattr(self, name), ", ".join(known)
-                raise UserError(f"{name} is '{value}'; choose from {names}")
+            if (value := getattr(self, name)) not in known:
+                raise UserError(f"{name} is '{value}'; choose from {', '.join(known)}")
         if self.task == "seq2seq" and self.places != "random":
             raise UserError(f"places is '{self.places}', which is for --task text: leave it out")
 
@@ -130,7 +128,7 @@ PRESETS = {
         "n_layer": 2,
         "bias": False,
         "rotary": True,
-        "bigram": True,
+        "bigram": None,  # if tokens are FEW: their pairs would outweigh all else
         "activation": "relu",
         "batch_size": 32,
         "places": "even",
@@ -233,8 +231,15 @@ PRESETS = {
         "warmup_iters": 200,
     },
 }
+FEW = 256
 DEFAULT = "quick"
 DEFAULTS = {"text": DEFAULT, "seq2seq": "dates"}
+
+
+def put_together(base, given):
+    """Return the options of `base` with those given: steps asked for win over a clock of `base`."""
+    clock = {"max_seconds"} if "max_iters" in given else set()
+    return {**{name: base[name] for name in base if name not in clock}, **given}
 
 
 def configs(values, vocab_size, source_vocab_size=1):
@@ -260,6 +265,8 @@ def configs(values, vocab_size, source_vocab_size=1):
         if name not in known:
             raise UserError(f"unknown option {name!r}{nearest(name, known)}")
     model = {name: value for name, value in values.items() if name in of_model}
+    if model.get("bigram", False) is None:
+        model["bigram"] = vocab_size <= FEW
     train = build(TrainConfig, {k: v for k, v in values.items() if k not in of_model})
     if train.task == "seq2seq":
         return seq2seq_config(model, vocab_size, source_vocab_size), train
@@ -288,6 +295,6 @@ def seq2seq_config(model, vocab_size, source_vocab_size):
 def check_size(config):
     """Raise a UserError if a model is beyond all memory."""
     V, C = config.vocab_size, config.n_embd
-    weights = C * (V + config.bigram * V * (V + 1) + 12 * config.n_layer * C)
+    weights = C * (V + config.bigram * V * (V + 1) + config.block_size + 12 * config.n_layer * C)
     if weights > 2**44:
         raise UserError(f"the model would have {weights:.0e} parameters: no machine holds so many")

@@ -1,7 +1,6 @@
 """How a run is taken up again: from its last checkpoint, with the options given beside --resume."""
 
 import dataclasses
-import math
 from pathlib import Path
 
 from minigpt import UserError
@@ -9,7 +8,7 @@ from minigpt.checkpoint import ELSE, load
 from minigpt.cli import build, one_line
 from minigpt.folder import LAST, METRICS
 from minigpt.optim import LARGEST, LOSS_SCALE, NORM, SCALE
-from minigpt.recipe import TrainConfig, configs
+from minigpt.recipe import TrainConfig, configs, put_together
 from minigpt.run import PROGRESS, Run, backend_of
 from minigpt.tasks import TASKS
 
@@ -22,6 +21,11 @@ def folder_of(values):
 def is_number(x):
     """Tell whether a value of JSON is a number that can be reckoned with."""
     return type(x) in (int, float) and abs(x) < 2.0**1000
+
+
+def is_measured(x):
+    """Tell whether a value of JSON is a number, or None in the place of one that is not finite."""
+    return x is None or is_number(x)
 
 
 def is_count(x):
@@ -43,11 +47,12 @@ RULES = {  # of what `Run.save` writes beside the model
     **dict.fromkeys(("step", "tokens", "loss_count", "bad"), is_count),
     "seconds": lambda x: is_number(x) and x >= 0,
     "loss_sum": is_number,
-    **dict.fromkeys(("val_loss", "best_loss"), lambda x: x is None or is_number(x)),
+    **dict.fromkeys(("val_loss", "best_loss"), is_measured),
     "best_step": lambda x: x is None or is_count(x),
     "measures": lambda x: isinstance(x, dict) and all(map(is_number, x.values())),
     **dict.fromkeys(("text", "text_sha256"), lambda x: isinstance(x, str)),
     "over": lambda x: isinstance(x, bool),
+    "due": lambda x: x is None or (x and isinstance(x, dict) and all(map(is_measured, x.values()))),
     "optimizer": is_optimizer,
     "train": lambda x: isinstance(x, dict),
 }
@@ -104,7 +109,7 @@ def stored(given):
         raise UserError(
             f"--resume: optimizer is {used} in {folder}; its state is of no use to another"
         )
-    values = {**state["train"], **model, **given, "out_dir": str(folder)}
+    values = put_together({**state["train"], **model}, given) | {"out_dir": str(folder)}
     return checkpoint, *configs(values, model["vocab_size"], model.get("source_vocab_size"))
 
 
@@ -112,8 +117,8 @@ def check_incomplete(state, train):
     """Raise a UserError if there is nothing left to do in a run."""
     if train.max_seconds:
         of, more = f"{train.max_seconds:g} seconds", "--max-seconds"
-        before = state["train"].get("max_seconds") or math.inf
-        complete = state.get("over", False) and train.max_seconds <= before
+        before = state["train"].get("max_seconds")
+        complete = before and state.get("over", False) and train.max_seconds <= before
     else:
         of, more = f"{state['step']} of {train.max_iters} steps", "--max-iters"
         complete = state["step"] >= train.max_iters
@@ -138,6 +143,7 @@ def resumed(given):
     for key in PROGRESS:
         setattr(run, key, state[key])
     run.checkpoint, run.saved, run.skips.bad = checkpoint, run.step, state.get("bad", 0)
+    run.due = state.get("due")
     if task.sha256 != state["text_sha256"]:
         if "data" not in given:
             raise UserError(

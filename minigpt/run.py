@@ -46,6 +46,8 @@ class Run:
         Whether there is no further step: decided once a step, since the clock goes on.
     skips : Skips
         Steps that changed nothing, as far as they have been read.
+    due : dict or None
+        Between a step and its evaluation what `read` returned: its line of the metrics lacks these.
     saved : int or None
         The step of the last checkpoint of this run that --resume goes on from.
     val_loss, measures : float or None, dict
@@ -64,7 +66,7 @@ class Run:
         self.val_loss, self.measures, self.best_loss, self.best_step = None, {}, None, None
         self.known = 0.0, 0  # loss_sum and loss_count when they were last read and finite
         self.norm, self.lr, self.skips = 0.0, 0.0, Skips()
-        self.over, self.saved = False, None
+        self.over, self.due, self.saved = False, None, None
         self.checkpoint = self.trainer = None
 
     def start(self, workers):
@@ -181,6 +183,7 @@ class Run:
             "bad": self.skips.bad,
             "optimizer": to_host(self.trainer.optimizer.state).tolist()[:SCALE],
             "over": self.over,
+            "due": self.due,
         }
         save(
             self.folder / name,

@@ -23,13 +23,14 @@ from minigpt.gpt import GPTConfig
 from minigpt.interrupt import Interrupt
 from minigpt.models import count_parameters
 from minigpt.parallel import Workers
-from minigpt.recipe import DEFAULT, DEFAULTS, PRESETS, TrainConfig, configs
+from minigpt.recipe import DEFAULT, DEFAULTS, FEW, PRESETS, TrainConfig, configs, put_together
 from minigpt.resume import folder_of, resumed, stored
 from minigpt.run import begun
 from minigpt.seq2seq import Seq2SeqConfig
 from minigpt.tasks import TASKS
 
 OVERHEAD = 1.5  # seconds of a command before its first step and after its last evaluation, about
+EARLY, MARGIN = 0.1, 0.05  # of a picture: share of the steps that set no limit, room above the rest
 SHAKESPEARE = 65  # characters in tiny Shakespeare, which a dry run without --data does not read
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {elapsed}, {remaining} left{postfix}"
 
@@ -44,6 +45,7 @@ def parse(argv):
     parser.add_argument("--overwrite", action="store_true", help="lose the run in --out-dir")
     parser.add_argument("--dry-run", action="store_true", help="print the cost of the run and exit")
     defaults = {"vocab_size": None} | PRESETS[DEFAULT]
+    defaults["bigram"] = f"up to {FEW} different characters"
     cli.add_flags(parser, TrainConfig, GPTConfig, Seq2SeqConfig, defaults=defaults)
     given = vars(parser.parse_args(argv))
     names = ("preset", "config", "resume", "overwrite", "dry_run")
@@ -57,17 +59,17 @@ def parse(argv):
 def options(own, given):
     """Return the options of a run: the preset's, then those of --config, then the flags'.
 
-    With --resume, the run's own options take the place of a preset; they are not among these. A
-    preset that goes by the clock goes by steps where steps are asked for.
+    With --resume, the run's own options take the place of a preset; they are not among these.
     """
     given = {**read_config(own["config"]), **given}
     if own["resume"]:
         return given
-    default = cli.choose(given.get("task", TrainConfig.task), DEFAULTS, "task")
-    preset = dict(cli.choose(own["preset"] or default, PRESETS, "preset"))
-    if "max_iters" in given:
-        preset.pop("max_seconds", None)
-    return {**preset, **given}
+    task = given.get("task", TrainConfig.task)
+    default = cli.choose(task, DEFAULTS, "task")
+    preset = cli.choose(own["preset"] or default, PRESETS, "preset")
+    if task == "seq2seq":  # these are of a text
+        preset = {name: preset[name] for name in preset if name not in ("places", "vocab_size")}
+    return put_together(preset, given)
 
 
 def read_config(path):
@@ -99,6 +101,8 @@ def loop(run, bar, stop):
     """Train until the last step or until the wish to stop; log, evaluate and save on the way."""
     train = run.train
     start, busy, tokens = time.perf_counter() - run.seconds, 0.0, run.tokens
+    if run.due:  # the run was interrupted amid an evaluation
+        keep(run, run.due, 0.0, bar, start)
     while not run.over and stop.signal is None:
         before = time.perf_counter()
         run.advance()
@@ -109,6 +113,7 @@ def loop(run, bar, stop):
         logged = evaluated or run.step % train.log_interval == 0
         told = logged or train.backend == "numpy"  # to ask a device is to wait for it
         numbers = run.read() if told else None
+        run.due = numbers if evaluated else None
         now = time.perf_counter()
         run.seconds, busy = now - start, busy + now - before
         rate = (run.tokens - tokens) / busy
@@ -118,24 +123,31 @@ def loop(run, bar, stop):
                 bar.write(run.skips.fault, file=sys.stderr)
             bar.set_postfix_str(loss, refresh=False)
         bar.update(int(run.seconds) - bar.n if train.max_seconds else 1)
-        if evaluated:
-            bar.set_postfix_str("evaluating")
-            run.evaluate()
-            run.seconds = time.perf_counter() - start
-            bar.write(
-                f"step {run.step:>6,}   train {shown(run.train_loss)}   validation "
-                f"{run.val_loss:.4f}{measured(run)}   {run.seconds:7.1f} s   {rate:,.0f} tokens/s",
-                file=sys.stdout,
-            )
-            sys.stdout.flush()
         if logged:
-            line = {"step": run.step, "tokens": run.tokens, "seconds": round(run.seconds, 3)}
-            line |= {"train_loss": run.train_loss}
-            line |= {"val_loss": run.val_loss, **run.measures} if evaluated else {}
-            run.log({**line, **numbers, "tokens_per_second": round(rate)})
+            keep(run, numbers, rate, bar, start)
             busy, tokens = 0.0, run.tokens
-        if evaluated:
-            run.save_last()
+
+
+def keep(run, numbers, rate, bar, start):
+    """Write what is known after a step into the metrics; if it is due, evaluate, save and tell."""
+    measures = {}
+    if run.due:
+        bar.set_postfix_str("evaluating")
+        run.evaluate()
+        run.seconds = time.perf_counter() - start
+        measures = {"val_loss": run.val_loss, **run.measures}
+    line = {"step": run.step, "tokens": run.tokens, "seconds": round(run.seconds, 3)}
+    line |= {"train_loss": run.train_loss, **measures, **numbers}
+    run.log({**line, "tokens_per_second": round(rate)})
+    if run.due:
+        run.due = None
+        run.save_last()
+        bar.write(
+            f"step {run.step:>6,}   train {shown(run.train_loss)}   validation "
+            f"{run.val_loss:.4f}{measured(run)}   {run.seconds:7.1f} s   {rate:,.0f} tokens/s",
+            file=sys.stdout,
+        )
+        sys.stdout.flush()
 
 
 def shown(loss):
@@ -179,14 +191,17 @@ def finish(run):
         f"\nvalidation loss {run.val_loss:.4f} (last), {run.best_loss:.4f} "
         f"(best, step {run.best_step:,}){measured(run)}, {run.seconds:.1f} s"
     )
-    picture = plot(run.folder)
-    if picture:
-        print(f"picture: {picture}")
+    # The run is done, whatever becomes of its picture and its sample.
+    try:
+        picture = plot(run.folder)
+        if picture:
+            print(f"picture: {picture}")
+    except OSError as error:
+        print(f"no picture: {cli.one_line(error)}")
     print(f"\n{'-' * 15} a sample {'-' * 15}")
     where = [f"--out-dir={run.folder}", f"--backend={run.train.backend}"]
     try:
         sample.main([*where, *run.task.sample_flags])
-    # The run is done, whatever becomes of this.
     except (UserError, MemoryError, *cli.device_failures()) as error:
         print(f"none: {cli.one_line(error)}")
     print(f"{'-' * 40}\nmore: python -m minigpt.sample --out-dir {shlex.quote(str(run.folder))}")
@@ -201,10 +216,13 @@ def plot(folder):
     lines = [json.loads(line) for line in (folder / METRICS).read_text("utf-8").splitlines()]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
+    later = []
     for key, label in (("train_loss", "training"), ("val_loss", "validation")):
         points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
         axes.plot(*zip(*points, strict=True), label=label, marker="o" * (key == "val_loss"))
+        later += [loss for step, loss in points if step > EARLY * lines[-1]["step"]]
     axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.set_ylim(top=max(later) + MARGIN * (max(later) - min(later)))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(folder / PICTURE, dpi=120)
@@ -222,7 +240,8 @@ def introduce(run):
     print(
         f"{run.task.description}\n"
         f"model: {count_parameters(config):,} parameters, {config.n_layer} layers, "
-        f"{config.n_head} heads, {config.n_embd} channels, context {config.block_size}\n"
+        f"{config.n_head} heads, {config.n_embd} channels, context {config.block_size}"
+        f"{', pairs of tokens' * config.bigram}\n"
         f"training: {f'from step {run.step:,} ' * (run.step > 0)}{end}, of "
         f"{run.task.batch_description(train, config)}, on {on}, into {run.folder}\n"
         f"loss of a uniform guess: {math.log(config.vocab_size):.4f} nats per token",
@@ -242,7 +261,7 @@ def train(own, values):
         run.start(workers)
         if not own["resume"]:
             clear_folder(run.folder)
-        cut_metrics(run.folder / METRICS, run.step)
+        cut_metrics(run.folder / METRICS, run.step - bool(run.due))
         introduce(run)
         number = advance_all(run)
     if run.over:

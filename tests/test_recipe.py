@@ -5,8 +5,9 @@ import pytest
 from minigpt import UserError
 from minigpt.cli import field_types
 from minigpt.estimate import flops_per_step
-from minigpt.gpt import GPTConfig, count_parameters
-from minigpt.recipe import DEFAULT, NOT_NEGATIVE, POSITIVE, PRESETS, TrainConfig, configs
+from minigpt.gpt import GPTConfig
+from minigpt.models import count_parameters
+from minigpt.recipe import DEFAULT, FEW, NOT_NEGATIVE, POSITIVE, PRESETS, TrainConfig, configs
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,12 @@ def test_a_preset_takes_a_text_of_few_characters_as_part_of_a_larger_vocabulary(
         configs({"vocab_size": 64}, 65)
 
 
+def test_the_default_has_pairs_where_characters_are_few():
+    for vocab_size, bigram in ((65, True), (FEW, True), (FEW + 1, False)):
+        assert configs(PRESETS[DEFAULT], vocab_size)[0].bigram is bigram
+        assert configs(PRESETS[DEFAULT] | {"bigram": not bigram}, vocab_size)[0].bigram != bigram
+
+
 @pytest.mark.parametrize(
     "name, near",
     [("n_heads", "n_head"), ("learning_rat", "learning_rate"), ("n-layer", "n_layer")],
@@ -81,14 +88,16 @@ def test_options_have_bounds(name):
     TrainConfig(**{name: least})
     with pytest.raises(UserError, match=f"^{name} is {least - 1}; it must be at least {least}$"):
         TrainConfig(**{name: least - 1})
-    with pytest.raises(UserError, match=rf"^{name} is .*; it must be below 2\*\*63$"):
-        TrainConfig(**{name: 2**63})
+    bits = 48 if name in POSITIVE else 63
+    with pytest.raises(UserError, match=rf"^{name} is .*; it must be below 2\*\*{bits}$"):
+        TrainConfig(**{name: 2**bits})
 
 
-@pytest.mark.parametrize("name", ["beta1", "beta2"])
-def test_betas_are_below_one(name):
-    for value in (-0.1, 1.0):
-        with pytest.raises(UserError, match=f"{name} is {value}; it must be at least 0 and below"):
+@pytest.mark.parametrize("name", ["beta1", "beta2", "momentum", "lr_decay_share"])
+def test_shares_are_between_zero_and_one(name):
+    beyond = 1.0 if name != "lr_decay_share" else 1.1
+    for value in (-0.1, beyond):
+        with pytest.raises(UserError, match=f"{name} is {value}; it must be (at least|from) 0 "):
             TrainConfig(**{name: value})
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from minigpt import checkpoint, train
 from minigpt.folder import BEST, LAST, METRICS
+from minigpt.run import Run
 from minigpt.trainer import Trainer
 from tests.training import EXACT, TEXT, begin, metrics, refusal, resume, same
 
@@ -84,6 +85,30 @@ def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path, monkey
     same(tmp_path / "parts", tmp_path / "whole", LAST)
 
 
+@pytest.mark.parametrize("owner, name, call", [(Trainer, "evaluate", 2), (Run, "log", 4)])
+def test_an_evaluation_that_was_interrupted_is_made_up_for(
+    tmp_path, monkeypatch, owner, name, call
+):
+    assert begin(tmp_path / "whole", *EXACT) == 0
+    original, calls = getattr(owner, name), []
+
+    def interrupted(self, *args):
+        found = original(self, *args)
+        calls.append(found)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        begin(tmp_path / "parts", *EXACT)
+    assert checkpoint.load(tmp_path / "parts" / LAST).state["step"] == 8
+    assert resume(tmp_path / "parts") == 0
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    for file in (LAST, BEST):
+        same(tmp_path / "parts", tmp_path / "whole", file)
+
+
 def test_an_interrupt_amid_the_update_keeps_the_old_checkpoint(folder, monkeypatch):
     before = (folder / LAST).read_bytes()
 
@@ -150,6 +175,7 @@ def test_what_cannot_be_resumed(tmp_path, folder, capsys):
     assert error.endswith("is complete, with 4 of 4 steps; give a larger --max-iters to go on")
     error = refusal(capsys, resume, tmp_path / "none")
     assert f"there is no {tmp_path / 'none' / LAST} to go on from; leave out --resume" in error
+    assert not (tmp_path / "none").exists()
     for flag in ("--preset=lecture", "--overwrite"):
         assert "--resume goes on with the run as it is: leave out" in refusal(
             capsys, resume, folder, flag

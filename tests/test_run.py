@@ -185,6 +185,20 @@ def test_a_run_by_the_clock_goes_on_for_longer_only(folder, capsys, ticking):
     assert after["step"] > before["step"] and 2 < before["seconds"] < 3 < 5 < after["seconds"] < 6
 
 
+def test_a_run_by_steps_goes_on_by_the_clock(folder, ticking):
+    before = checkpoint.load(folder / LAST).state
+    assert resume(folder, "--max-seconds=6") == 0
+    after = checkpoint.load(folder / LAST).state
+    assert after["step"] > before["step"] and 5 < after["seconds"] < 6
+
+
+def test_a_run_by_the_clock_goes_on_by_steps_where_steps_are_asked_for(folder, ticking):
+    begin(folder, "--overwrite", "--max-seconds=3")
+    steps = checkpoint.load(folder / LAST).state["step"] + 5
+    assert resume(folder, f"--max-iters={steps}") == 0
+    assert checkpoint.load(folder / LAST).state["step"] == steps
+
+
 def test_an_optimizer_goes_on_with_its_own_state_only(folder, capsys):
     begin(folder, "--overwrite", "--optimizer=muon")
     error = refusal(capsys, resume, folder, "--optimizer=adamw", "--max-iters=20")

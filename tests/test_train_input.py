@@ -91,7 +91,7 @@ def test_what_numpy_cannot_is_told_before_any_work(tmp_path, capsys, monkeypatch
 
 
 def test_too_little_memory(tmp_path, capsys, monkeypatch):
-    error = refusal(capsys, begin, tmp_path / "run", f"--batch-size={10**18}")
+    error = refusal(capsys, begin, tmp_path / "run", f"--batch-size={2**48 - 1}")
     assert error.startswith("error: out of memory (Unable to allocate ")
     assert "--batch-size" in error and "--dry-run" in error
 

@@ -163,10 +163,18 @@ def test_presets_of_the_tasks():
     assert count_parameters(config) == sum(w.size for _, w in init_params(config, 0, np).leaves())
 
 
-def test_a_dry_run(tmp_path, tsv, capsys):
+def test_a_dry_run(tmp_path, tsv, capsys, monkeypatch):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
     train.main(["--dry-run", f"--data={tsv}", *FLAGS])
-    out = capsys.readouterr().out
-    assert "vocabulary 4" in out and not (tmp_path / "run").exists()
+    assert "vocabulary 4" in capsys.readouterr().out and not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_has_a_size_for_pairs(tsv, capsys, preset):
+    train.main(["--dry-run", f"--data={tsv}", "--task=seq2seq", f"--preset={preset}"])
+    assert "vocabulary 4" in capsys.readouterr().out
 
 
 def batches(n, size):
@@ -246,10 +254,7 @@ def test_both_kinds_of_models_come_back_from_a_checkpoint(tmp_path, kind):
     assert found.tokenizer.to_json() == tokenizer.to_json()
     np.testing.assert_array_equal(found.params.flat, params.flat)
     ids = padded([[0, 1, 2], [2]])
-    losses = [
-        model.loss_forward(ids, ids, p.tree, config)[0] if kind == "seq2seq" else None
-        for p in (params, found.params)
-    ]
+    losses = [model.loss_forward(ids, ids, p.tree, config)[0] for p in (params, found.params)]
     assert losses[0] == losses[1]
 
 

@@ -30,6 +30,12 @@ FAULTS = {
             "checkpoint, run.step, 0",
             "test_divergence.py::test_a_few_in_a_row_end_the_run_with_the_last_checkpoint",
         ),
+        (
+            "an evaluation that was interrupted is left out",
+            'run.due = state.get("due")',
+            "run.due = None",
+            "test_resume.py::test_an_evaluation_that_was_interrupted_is_made_up_for",
+        ),
     ],
     "minigpt/run.py": [
         (
@@ -145,6 +151,12 @@ FAULTS = {
             "if run.trainer.optimizer.step_count != run.step or run.over:",
             "if run.over:",
             "test_resume.py::test_an_interrupt_amid_the_update_keeps_the_old_checkpoint",
+        ),
+        (
+            "an evaluation that is made up for has two lines",
+            "run.step - bool(run.due))",
+            "run.step)",
+            "test_resume.py::test_an_evaluation_that_was_interrupted_is_made_up_for",
         ),
     ],
     "minigpt/checkpoint.py": [
