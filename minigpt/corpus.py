@@ -172,7 +172,7 @@ def _download():
     deadline = time.monotonic() + CONTACT
     for pause in (*PAUSES, math.inf):
         try:
-            raw = _fetch(deadline - time.monotonic())
+            raw = _fetch(max(deadline - time.monotonic(), 0.0))
             if _is_corpus(raw):
                 return raw
             failure = ConnectionError("what came has the wrong checksum")

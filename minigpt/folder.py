@@ -47,7 +47,7 @@ def alone(folder, make):
         for path in reversed(missing):
             path.mkdir(exist_ok=True)
     try:
-        lock = acquire(folder / LOCK)
+        lock = acquire(folder / LOCK) if folder.is_dir() else None
     except Taken:
         raise UserError(
             f"--out-dir {folder}: another run is at work there; name another folder, or wait for "

@@ -15,7 +15,7 @@ from minigpt.ops.activation import KINDS
 from minigpt.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward, head
 from minigpt.ops.embedding import bigrams, embedding_backward, embedding_forward
 from minigpt.ops.residual import residual_backward, residual_forward
-from minigpt.params import Params, leaves
+from minigpt.params import Params
 
 STD = 0.02  # of every matrix and embedding at initialization, as in GPT-2
 MOST_TOKENS = 46340  # whose pairs, V (V + 1) of them, have numbers in int32
@@ -132,11 +132,6 @@ def shapes(config):
     if not config.tie_head:
         tree["lm_head"] = {"w": (V, C), "b": (V,)} if config.head_bias else {"w": (V, C)}
     return tree
-
-
-def count_parameters(config):
-    """Return the number of parameters, without making any."""
-    return sum(math.prod(shape) for _, shape in leaves(shapes(config)))
 
 
 def init_params(config, seed, xp, dtype="float32"):

@@ -19,6 +19,7 @@ from minigpt.backend import BACKENDS, module
 from minigpt.beam import search
 from minigpt.checkpoint import load
 from minigpt.decoding import KVCache, generate
+from minigpt.folder import BEST, LAST
 from minigpt.models import SEQ2SEQ, model_of
 from minigpt.pairs import padded
 
@@ -57,7 +58,7 @@ class SampleConfig:
             ("top_k", self.top_k >= 0, "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("num_samples", self.num_samples >= 1, "1 or more"),
-            ("beam", self.beam >= 1, "1 or more"),
+            ("beam", 1 <= self.beam < 2**16, "1 or more and below 2**16"),
             ("seed", 0 <= self.seed < 2**64, "0 or more and below 2**64"),
         ):
             if not good:
@@ -69,12 +70,12 @@ def find_checkpoint(options):
     """Path of the checkpoint that --checkpoint or --out-dir stands for."""
     if options.checkpoint is not None:
         return Path(options.checkpoint)
-    for name in ("best.safetensors", "last.safetensors"):
+    for name in (BEST, LAST):
         path = Path(options.out_dir, name)
         if path.exists():
             return path
     raise UserError(
-        f"--out-dir {options.out_dir}: no best.safetensors or last.safetensors there; make them by "
+        f"--out-dir {options.out_dir}: no {BEST} or {LAST} there; make them by "
         f"`python -m minigpt.train --out-dir {options.out_dir}`, or name a file by --checkpoint"
     )
 
@@ -196,7 +197,8 @@ def prompt_lines(options, given):
     if {"prompt", "prompt_file"} & given:
         lines = read_prompt(options).removesuffix("\n").split("\n")
         name = "--prompt" if options.prompt_file is None else f"--prompt-file {options.prompt_file}"
-        parts = ([line.encode("utf-8", "surrogatepass") for line in lines],)
+        lines = [line.encode("utf-8", "surrogatepass") for line in lines]
+        parts = (lines[start : start + LINES] for start in range(0, len(lines), LINES))
     else:
         name, parts = "standard input", arriving(sys.stdin.buffer)
         if sys.stdin.isatty():

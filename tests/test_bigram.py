@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from minigpt import UserError
-from minigpt.gpt import GPTConfig, count_parameters, gpt_backward, gpt_forward, init_params
+from minigpt.gpt import GPTConfig, gpt_backward, gpt_forward, init_params
+from minigpt.models import count_parameters
 from minigpt.recipe import check_size
 from minigpt.seq2seq import Seq2SeqConfig, encoder_forward, seq2seq_forward, shapes
 from minigpt.seq2seq import init_params as init_seq2seq

@@ -6,7 +6,8 @@ import pytest
 
 from minigpt.backend import pool
 from minigpt.estimate import describe, flops_per_step, human, memory
-from minigpt.gpt import count_parameters, init_params
+from minigpt.gpt import init_params
+from minigpt.models import count_parameters
 from minigpt.parallel import Workers
 from minigpt.recipe import PRESETS, configs
 from minigpt.trainer import Trainer

@@ -71,10 +71,12 @@ def test_forms_of_a_line(run, tmp_path):
     assert run(stdin=b"") == ""
 
 
-def test_many_lines_are_those_of_one_by_one(run, monkeypatch):
-    expected = run(stdin=LINES * 3)
+def test_many_lines_are_those_of_few(run, monkeypatch):
+    expected, search, sizes = run(stdin=LINES * 3), sample.search, []
     monkeypatch.setattr(sample, "LINES", 5)
-    assert run(stdin=LINES * 3) == expected
+    monkeypatch.setattr(sample, "search", lambda ids, *_: sizes.append(len(ids)) or search(ids, *_))
+    assert run(stdin=LINES * 3) == run("--prompt", "\n".join(LINES * 3)) == expected
+    assert sizes == [5, 5, 2] * 2
 
 
 def test_verbose_shows_all_hypotheses_and_their_log_probabilities(run, checkpoint):
