@@ -6,7 +6,7 @@
                tokenizer   the tokenizer's table, as JSON; of two, where source and target differ
                state       what the caller keeps beside them (step, losses, ...), as JSON
     tensors    the weights, float32, under their dotted names: wte, wpe, h.0.ln_1.w, ...
-               optimizer.m.NAME and optimizer.v.NAME: the moments of AdamW, where they are kept
+               optimizer.m.NAME and optimizer.v.NAME: the optimizer's moments, where they are kept
 
 Format: https://huggingface.co/docs/safetensors, "Format". The safetensors library reads the files.
 They are written here, since the library's header differs from run to run: this way equal models

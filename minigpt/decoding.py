@@ -1,9 +1,9 @@
 """Decoding: the next token again and again, with a cache of what the model has seen.
 
-A step runs the newest token alone: the keys and values of those before it lie in a KVCache.
-Positions are absolute and learned, so cached keys cannot move to other positions. When the
-context is full (block_size tokens), it therefore starts afresh: its last block_size // 2 tokens
-and the new one are run again from position 0, and the cache grows from there.
+A step runs the newest token alone: the keys and values of those before it lie in a KVCache. Keys
+hold their positions, learned or turned into them (rotary), and the cache has room for block_size.
+When it is full, it therefore starts afresh: its last block_size // 2 tokens and the new one are
+run again from position 0, and the cache grows from there.
 """
 
 from typing import NamedTuple

@@ -25,7 +25,8 @@ class Skips:
     scale : float
         The loss scale, 1.0 in float32.
     bad : int
-        Steps in a row, up to the last one, that were skipped at a loss scale of 1.
+        Steps that were skipped at a loss scale of 1, in the readings since the last that found a
+        step taken.
     fault : str or None
         What the last reading found, for the user.
     """

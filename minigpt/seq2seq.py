@@ -1,6 +1,6 @@
 """The encoder-decoder: one sequence is read, another is written, cross attention joins the two.
 
-Vaswani et al. 2017, arXiv:1706.03762, figure 1, with the GPT's pre-norm blocks and learned
+Vaswani et al. 2017, arXiv:1706.03762, figure 1, with the GPT's pre-norm blocks and
 positions. The encoder is a GPT whose tokens all see each other. The decoder is a GPT with a cross
 attention layer in every block; its parameters bear the GPT's names, the encoder's stand under
 "encoder".
