@@ -200,9 +200,10 @@ def table(records):
 
 
 def draw(path, records, env):
-    """Draw time per head against sequence length, causal forward + backward."""
+    """Draw time per head against sequence length, forward + backward, of the widest heads."""
     found = [r for r in records if r["causal"] and r["pass"] == "both"]
-    found.sort(key=lambda r: r["shape"]["Tq"])
+    D = max((r["shape"]["D"] for r in found), default=0)
+    found = sorted((r for r in found if r["shape"]["D"] == D), key=lambda r: r["shape"]["Tq"])
     with report.figure(path) as [axes]:
         for name in dict.fromkeys(name for r in found for name in r["times"]):
             drawn = [r for r in found if name in r["times"]]
@@ -213,7 +214,7 @@ def draw(path, records, env):
         report.log_x(axes, sorted({r["shape"]["Tq"] for r in found}))
         report.log_y(axes)
         title = f"Causal attention, forward + backward, {env['threads']} threads, float32"
-        report.label(axes, "sequence length (tokens)", "time per head (ms)", title)
+        report.label(axes, "sequence length (tokens)", f"time per head of {D} channels (ms)", title)
 
 
 def arguments(argv):

@@ -46,11 +46,12 @@ def draw(path, records, _):
     (record,) = records
     with report.figure(path, 2) as (above, below):
         steps = range(1, 1 + len(record["minigpt"]))
-        for name in ("torch", "minigpt"):
-            above.plot(steps, record[name], label=name)
+        for name, style in (("torch", "-"), ("minigpt", "--")):
+            above.plot(steps, record[name], label=name, linestyle=style)
         below.semilogy(steps, np.maximum(apart(record), LEAST))
         report.label(above, "step", "training loss", record["preset"])
-        below.set(xlabel="step", ylabel="|difference|", title="minigpt and torch")
+        title = f"minigpt and torch (from {LEAST:g} on)"
+        report.label(below, "step", "|difference| of the losses", title)
 
 
 def apart(record):

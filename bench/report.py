@@ -213,7 +213,7 @@ def label(axes, xlabel, ylabel, title):
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=9)
+        axes.legend(edgecolor="none", framealpha=1, fontsize=9)
 
 
 def log_x(axes, x):

@@ -238,13 +238,13 @@ def draw(path, records, env):
             places = [presets.index(r["preset"]) + 0.8 * (i + 0.5) / len(names) - 0.4 for r in mine]
             heights = [r["ratio_to_minigpt"]["of_medians"] for r in mine]
             bars = axes.bar(places, heights, 0.75 / len(names), label=name)
-            texts = [report.three_digits(1e3 * r["time"]["median_s"]) + " ms" for r in mine]
+            texts = [report.three_digits(1e3 * r["time"]["median_s"]) for r in mine]
             axes.bar_label(bars, texts, fontsize=8, padding=2)
         labels = [next(r for r in records if r["preset"] == name) for name in presets]
         labels = [f"{r['preset']}\n{r['batch_size']} x {r['block_size']} tokens" for r in labels]
         axes.set_xticks(range(len(presets)), labels)
         axes.margins(y=0.2)
-        title = f"A training step, {env['threads']} threads, float32 (bf16: autocast)"
+        title = f"A training step (above the bars: ms), {env['threads']} threads, float32 but bf16"
         report.label(axes, "", "time of a step (minigpt = 1)", title)
 
 

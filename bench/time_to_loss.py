@@ -103,15 +103,23 @@ def draw(path, records, _):
                     color=f"C{i}",
                     marker=".",
                     linewidth=1,
-                    label=None if j else record["name"],
+                    label=None if j else named(record["name"]),
                 )
         axes.set_xscale("log")
         axes.xaxis.get_minor_locator().set_params(subs=(2, 3, 5))  # more labels would touch
         axes.xaxis.set_major_formatter("{x:,g}")
         axes.xaxis.set_minor_formatter("{x:,g}")
         report.label(
-            axes, "seconds from the command's start", "validation loss", "tiny Shakespeare"
+            axes,
+            "seconds from the command's start",
+            "validation loss (nats per character)",
+            "tiny Shakespeare",
         )
+
+
+def named(run):
+    """Return a run's name in the picture."""
+    return "nanoGPT's recipe in torch" if run == "torch" else f"minigpt, {run}"
 
 
 def parse(argv):
