@@ -238,8 +238,8 @@ DEFAULTS = {"text": DEFAULT, "seq2seq": "dates"}
 
 def put_together(base, given):
     """Return the options of `base` with those given: steps asked for win over a clock of `base`."""
-    clock = {"max_seconds"} if "max_iters" in given else set()
-    return {**{name: base[name] for name in base if name not in clock}, **given}
+    clock = {"max_seconds": None} if "max_iters" in given else {}
+    return {**base, **clock, **given}
 
 
 def configs(values, vocab_size, source_vocab_size=1):

@@ -181,13 +181,17 @@ def go_on(checkpoint, options):
     write(checkpoint, options, prompt, ids)
 
 
+def in_parts(lines):
+    """Return an iterator over lists of at most LINES of the lines."""
+    return (lines[start : start + LINES] for start in range(0, len(lines), LINES))
+
+
 def arriving(file):
     """Yield lists of lines, bytes without their ends, as they arrive, at most LINES at a time."""
     rest = b""
     while chunk := file.read1(2**16):
         *lines, rest = (rest + chunk).split(b"\n")
-        for start in range(0, len(lines), LINES):
-            yield lines[start : start + LINES]
+        yield from in_parts(lines)
     if rest:
         yield [rest]
 
@@ -197,8 +201,7 @@ def prompt_lines(options, given):
     if {"prompt", "prompt_file"} & given:
         lines = read_prompt(options).removesuffix("\n").split("\n")
         name = "--prompt" if options.prompt_file is None else f"--prompt-file {options.prompt_file}"
-        lines = [line.encode("utf-8", "surrogatepass") for line in lines]
-        parts = (lines[start : start + LINES] for start in range(0, len(lines), LINES))
+        parts = in_parts([line.encode("utf-8", "surrogatepass") for line in lines])
     else:
         name, parts = "standard input", arriving(sys.stdin.buffer)
         if sys.stdin.isatty():

@@ -75,25 +75,25 @@ def residual_forward(x, h, w, b=None, dropout=0.0, rng=None, eps=EPS):
     """As the op."""
     check_vectors(h, w, b)
     rng = rng if dropout else None
-    C, place = h.shape[-1], first_place(h, rng)
-    kept = (*h.shape[:-1], 1)
+    C = h.shape[-1]
     if rng is None and h.size == C:
         stream = h if x is None else x + h
         y, mu, rstd = normalize_row(stream.reshape(C), w, b, eps)
-        cache = (stream, w, b, mu.reshape(kept), rstd.reshape(kept), dropout, rng, x is None)
-        return (stream, y.reshape(h.shape)), cache
-    y = empty(h.shape, h.dtype)
-    stream = h if x is None and rng is None else empty(h.shape, h.dtype)
-    h2, s2, y2 = (rows_of(a, C) for a in (h, stream, y))
-    x2 = None if x is None else rows_of(x, C)
-    mu, rstd = np.empty((2, len(h2), 1), h.dtype)
-    for start, added, xr, s, yr, mu_r, rstd_r in row_blocks(h2, x2, s2, y2, mu, rstd):
-        if rng is not None:
-            drop(added, place + start * C, dropout, rng, out=s)
-            added = s
-        if x is not None:
-            np.add(xr, added, out=s)
-        normalize(s, w, b, eps, yr, mu_r, rstd_r)
+        y = y.reshape(h.shape)
+    else:
+        place, y = first_place(h, rng), empty(h.shape, h.dtype)
+        stream = h if x is None and rng is None else empty(h.shape, h.dtype)
+        h2, s2, y2 = (rows_of(a, C) for a in (h, stream, y))
+        x2 = None if x is None else rows_of(x, C)
+        mu, rstd = np.empty((2, len(h2), 1), h.dtype)
+        for start, added, xr, s, yr, mu_r, rstd_r in row_blocks(h2, x2, s2, y2, mu, rstd):
+            if rng is not None:
+                drop(added, place + start * C, dropout, rng, out=s)
+                added = s
+            if x is not None:
+                np.add(xr, added, out=s)
+            normalize(s, w, b, eps, yr, mu_r, rstd_r)
+    kept = (*h.shape[:-1], 1)
     cache = (stream, w, b, mu.reshape(kept), rstd.reshape(kept), dropout, rng, x is None)
     return (stream, y), cache
 
