@@ -25,7 +25,7 @@ from attention_check import Shape, checked_rows, compare, expected, inputs
 from minigpt import cli
 from minigpt.backend import module, to_device, to_host
 from minigpt.ops.attention import attention_backward, attention_forward
-from minigpt.parallel import Workers, shard_slices
+from minigpt.train.threads import Workers, shard_slices
 
 NAIVE_BYTES = 2**30  # torch's naive attention is left out where one array of scores takes more
 NOTE = """

@@ -12,11 +12,11 @@ import report
 import timing
 
 from minigpt import cli
-from minigpt.gpt import init_params
-from minigpt.parallel import Workers
-from minigpt.recipe import PRESETS, configs
-from minigpt.tasks import TASKS
-from minigpt.trainer import Trainer
+from minigpt.model.gpt import init_params
+from minigpt.train.config import PRESETS, configs
+from minigpt.train.step import Trainer
+from minigpt.train.tasks import TASKS
+from minigpt.train.threads import Workers
 
 TOLERANCE = 0.02  # nats per token
 SHOWN = 10  # rows

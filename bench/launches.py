@@ -15,8 +15,9 @@ import roofline
 import timing
 import traffic
 
-from minigpt import UserError, cli
-from minigpt.estimate import human
+from minigpt import cli
+from minigpt.errors import UserError
+from minigpt.train.cost import human
 
 PRESETS = ("nanogpt-cpu", "nanogpt-baby", "lecture", "gpt2")
 FORMATS = {"float32": ("float32", "tf32"), "float16": ("float16",)}  # of the products

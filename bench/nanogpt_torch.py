@@ -13,11 +13,11 @@ import timing
 import torch
 import torch_models
 
-from minigpt.data import random_batch, windows
-from minigpt.gpt import init_params
-from minigpt.recipe import PRESETS, configs
-from minigpt.schedule import learning_rate
-from minigpt.tasks import TASKS
+from minigpt.data.batches import random_batch, windows
+from minigpt.model.gpt import init_params
+from minigpt.optim.schedule import learning_rate
+from minigpt.train.config import PRESETS, configs
+from minigpt.train.tasks import TASKS
 
 
 def validation_loss(model, split, block_size, rows=64):

@@ -7,7 +7,9 @@ import time
 import report
 import threadpoolctl
 
-from minigpt import blocks, gpt, optim, trainer
+from minigpt.model import blocks, gpt
+from minigpt.optim import adamw as optim
+from minigpt.train import step as trainer
 
 OTHERS = {trainer: ("sum_gradients",), optim: ("adamw_step",)}
 

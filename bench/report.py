@@ -15,7 +15,8 @@ import numpy as np
 import threadpoolctl
 import timing
 
-from minigpt import UserError, __version__, cli
+from minigpt import __version__, cli
+from minigpt.errors import UserError
 
 OPENBLAS_SETTINGS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 

@@ -16,10 +16,10 @@ import threadpoolctl
 import timing
 
 from minigpt import cli
-from minigpt.decoding import KVCache, generate, next_logits
-from minigpt.gpt import init_params
+from minigpt.model.gpt import init_params
 from minigpt.params import leaves
-from minigpt.recipe import PRESETS, configs
+from minigpt.sample.generate import KVCache, generate, next_logits
+from minigpt.train.config import PRESETS, configs
 
 MODELS = ("nanogpt-cpu", "nanogpt-baby")
 CHARACTERS = 65

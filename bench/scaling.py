@@ -12,12 +12,13 @@ import report
 import threadpoolctl
 import timing
 
-from minigpt import UserError, cli
-from minigpt.estimate import flops_per_step
-from minigpt.gpt import init_params
-from minigpt.parallel import Workers
-from minigpt.recipe import configs
-from minigpt.trainer import Trainer
+from minigpt import cli
+from minigpt.errors import UserError
+from minigpt.model.gpt import init_params
+from minigpt.train.config import configs
+from minigpt.train.cost import flops_per_step
+from minigpt.train.step import Trainer
+from minigpt.train.threads import Workers
 
 LENGTHS = (64, 128, 256, 512, 1024)
 WIDTHS = (64, 128, 256, 512)

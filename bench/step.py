@@ -17,13 +17,13 @@ import report
 import timing
 
 from minigpt import cli
-from minigpt.estimate import flops_per_step
-from minigpt.gpt import GPTConfig, init_params
+from minigpt.model.gpt import GPTConfig, init_params
 from minigpt.ops.dropout import Rng
-from minigpt.parallel import Workers
 from minigpt.params import leaves
-from minigpt.recipe import PRESETS, TrainConfig, configs
-from minigpt.trainer import Trainer
+from minigpt.train.config import PRESETS, TrainConfig, configs
+from minigpt.train.cost import flops_per_step
+from minigpt.train.step import Trainer
+from minigpt.train.threads import Workers
 
 SIZES = {"nanogpt-cpu": (12, 64), "nanogpt-baby": (16, 256), "gpt2": (4, 64)}  # batch, context
 CHARACTERS = 65  # vocabulary of the presets for tiny Shakespeare

@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 import timing  # noqa: F401, comes before minigpt
 
-from minigpt import UserError, backend
-from minigpt.gpt import init_params
-from minigpt.parallel import Workers
-from minigpt.recipe import PRESETS, configs
-from minigpt.trainer import Trainer
+from minigpt import backend
+from minigpt.errors import UserError
+from minigpt.model.gpt import init_params
+from minigpt.train.config import PRESETS, configs
+from minigpt.train.step import Trainer
+from minigpt.train.threads import Workers
 
 CHARACTERS = 65  # vocabulary of the presets for tiny Shakespeare
 WATCHED = 2**31  # bytes of device memory, of which all arrays are made
@@ -98,7 +99,7 @@ def watched(cupy, found):
 def cut_alike(config, train, whole_batch):
     """Let the head cut this batch into as many parts as the whole one: then counts are linear."""
     V, T = config.vocab_size, config.block_size
-    limits = ("minigpt.ops.cross_entropy", "CHUNK"), ("minigpt.backend.vocabulary_cupy", "LOGITS")
+    limits = ("minigpt.ops.cross_entropy", "CHUNK"), ("minigpt.backend.gpu.cross_entropy", "LOGITS")
     for module, name in limits:
         module = importlib.import_module(module)
         limit = WHOLE.setdefault(name, getattr(module, name))
@@ -110,20 +111,16 @@ def count(cupy, preset, fused, whole_batch, **sizes):
     """Return what `counts` does, for one problem: of its second step, in the steady state."""
     config, train = problem(preset, **sizes)
     cut_alike(config, train, whole_batch)
-    namesake = backend._namesake
-    if not fused:
-        backend._namesake = lambda xp, name: None
     rng = np.random.default_rng(1337)
     ids = rng.integers(0, config.vocab_size, 100_000, dtype=np.int32)
     lines = []
-    with Workers(1) as workers, watched(cupy, lines):
+    with backend.plain(not fused), Workers(1) as workers, watched(cupy, lines):
         trainer = Trainer(init_params(config, 1337, cupy), config, train, cupy, workers)
         split = backend.to_device(ids, cupy)
         trainer.step(split, 0)
         ctypes.CDLL(None).traffic_mark()
         trainer.step(split, 1)
         del trainer, split
-    backend._namesake = namesake
     return summed(lines[lines.index("step") + 1 :])
 
 

@@ -1,14 +1,9 @@
 """A GPT whose forward and backward passes are written by hand, on NumPy or CuPy.
 
-Reading order: `ops` (the mathematics), `blocks`, `gpt`, `train`; then what serves them.
+Reading order: `ops` (the mathematics), `model.blocks`, `model.gpt`, `train`; then what serves them.
 """
 
-__version__ = "0.1.0"
+from minigpt.cli import VERSION as __version__
+from minigpt.errors import UserError
 
-
-class UserError(ValueError):
-    """Input that cannot be used. Its text is the one line that the user sees.
-
-    It says where the fault is, what came, what is needed and what to do. Command lines end with
-    exit code 2 on it, without a traceback.
-    """
+__all__ = ["UserError", "__version__"]

@@ -19,7 +19,9 @@ import sys
 import typing
 from types import NoneType
 
-from minigpt import UserError
+from minigpt.errors import UserError
+
+VERSION = "0.1.0"
 
 # Errors of a device at run time, and where CuPy has them. One of memory is a MemoryError.
 FAILURES = {

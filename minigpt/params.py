@@ -7,8 +7,9 @@ same layout.
 
 import math
 
-from minigpt.backend import overridable
-from minigpt.backend.pool import aligned
+import numpy
+
+LINE = 64  # bytes: vectors that begin where cache lines do are loaded faster
 
 
 def leaves(tree, prefix=""):
@@ -37,43 +38,14 @@ def mapped(tree, fn, prefix=""):
     return [child(i, value) for i, value in enumerate(tree)]
 
 
-@overridable
-def sum_of_squares(g):
-    """Return the sum of g_i^2 of a flat array, () of its dtype."""
-    return (g * g).sum()
-
-
-@overridable
-def gather(flat, shards, add=False):
-    """Put arrays one after another into a flat buffer: the sum of several such rows of arrays.
-
-    Parameters
-    ----------
-    flat : (N,) float
-        Written to; of more precision than the arrays, if not of the same.
-    shards : tuple of tuples of arrays
-        The arrays of each, end to end, are N elements; shard by shard, they are of equal sizes.
-    add : bool
-        Whether to add to what `flat` holds.
-
-    Returns
-    -------
-    squares : (n,) float
-        Parts of the sum of flat_i^2, which an optimizer needs the norm of.
-    """
-    n, at = sum(x.size for x in shards[0]), 0
-    if n != flat.size:
-        raise ValueError(f"gather: the arrays are {n} elements, but flat is {flat.size}")
-    for first, *rest in zip(*shards, strict=True):
-        part = flat[at : at + first.size]
-        if add:
-            part += first.reshape(-1)
-        else:
-            part[...] = first.reshape(-1)
-        for other in rest:
-            part += other.reshape(-1)
-        at += first.size
-    return sum_of_squares(flat).reshape(1)
+def aligned(n, dtype, allocate=numpy.empty):
+    """Return an array (n,) that begins at a cache line; `allocate` makes it."""
+    dtype = numpy.dtype(dtype)
+    array = allocate(n + LINE // dtype.itemsize, dtype)
+    if not isinstance(array, numpy.ndarray):  # a device's memory begins at lines of its own
+        return array[:n]
+    first = -array.__array_interface__["data"][0] % LINE // dtype.itemsize
+    return array[first : first + n]
 
 
 class Params:

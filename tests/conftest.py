@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from minigpt.corpus import SHA256, cache_file
+from minigpt.data.corpus import SHA256, cache_file
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare.txt"
 
@@ -88,7 +88,7 @@ def no_picture(monkeypatch):
 @pytest.fixture
 def folder(tmp_path):
     """The folder of a run of 4 steps; see tests/training.py."""
-    from tests.training import begin
+    from tests.tools.training import begin
 
     assert begin(tmp_path / "run", "--max-iters=4") == 0
     return tmp_path / "run"

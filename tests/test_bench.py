@@ -30,11 +30,11 @@ op.attention_backward = wrong
 """
 WRONG_RESIDUAL = """
 import timing, minigpt.blocks as blocks
-right = blocks.residual_backward
+right = blocks.add_norm_backward
 def wrong(dx, dy, cache):
     dx, dh, grads = right(dx, dy, cache)
     return dx, 1.01 * dh, grads
-blocks.residual_backward = wrong
+blocks.add_norm_backward = wrong
 """
 WRONG_LOGITS = """
 import timing, minigpt.decoding as decoding

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt import UserError, cli
+from minigpt import cli
 from minigpt.cli import option
+from minigpt.errors import UserError
 
 
 @dataclass(frozen=True)

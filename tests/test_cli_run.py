@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from minigpt import UserError, cli
+from minigpt import cli
+from minigpt.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.backend import to_host
-from minigpt.params import Params, gather, leaves, sum_of_squares
+from minigpt.optim.gradients import gather, sum_of_squares
+from minigpt.params import Params, leaves
 
 SHAPES = {
     "b": (3,),

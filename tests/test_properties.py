@@ -6,14 +6,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.backend import to_host
-from minigpt.decoding import KVCache
-from minigpt.gpt import GPTConfig, gpt_backward, gpt_forward, loss_backward, loss_forward, shapes
+from minigpt.model.gpt import (
+    GPTConfig,
+    gpt_backward,
+    gpt_forward,
+    loss_backward,
+    loss_forward,
+    shapes,
+)
 from minigpt.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward
-from minigpt.parallel import Workers
 from minigpt.params import Params
-from tests.backend.test_fused import CASES, make
-from tests.gradcheck import assert_same, call, forms, leaves, map_tree, read_only
-from tests.problem import form
+from minigpt.sample.generate import KVCache
+from minigpt.train.threads import Workers
+from tests.backend.test_overrides import CASES, make
+from tests.tools.gradcheck import assert_same, call, forms, leaves, map_tree, read_only
+from tests.tools.problem import form
 
 SMALL = 5000  # numbers that go into an op here
 CONFIG = GPTConfig(vocab_size=11, block_size=131, n_layer=2, n_head=2, n_embd=8)

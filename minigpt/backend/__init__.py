@@ -1,23 +1,27 @@
 """The seam between the mathematics and the arrays: NumPy on the CPU, CuPy on the GPU.
 
-The data says where it lives: ops ask `array_module` of their arguments. A backend may replace an
-op by a faster namesake in `fused_numpy` or `fused_cupy`; the op itself stays the definition.
+The data says where it lives: ops ask `array_module` of their arguments. A file of the op's name in
+`cpu` or `gpu` may hold a faster override; the op itself stays the definition.
 """
 
+import contextlib
 import functools
 import importlib
 import inspect
+import os
 import sys
 
 import numpy
 
-from minigpt import UserError
+from minigpt.errors import UserError
 
 BACKENDS = ("numpy", "cupy")
+OVERRIDES = {"numpy": "cpu", "cupy": "gpu"}  # folders here
 INSTALL = (
     "pip install 'cupy-cuda12x[ctk]' (CUDA 12), 'cupy-cuda13x[ctk]' (CUDA 13) "
     "or cupy-rocm-7-0 (ROCm 7)"
 )
+_plain = os.environ.get("MINIGPT_PLAIN", "0") not in ("", "0")
 HALF_CAPABILITY = 53  # the first NVIDIA devices with arithmetic in float16, times 10
 
 
@@ -76,28 +80,53 @@ def _one_module(op, args, kwargs):
 
 
 @functools.cache
-def _namesake(xp, name):
-    """Return the function `name` of the fused module of `xp`, or None."""
-    module = f"minigpt.backend.fused_{xp.__name__}"
+def _override(xp, file, name):
+    """Return the function `name` of the override file for arrays of `xp`, or None."""
+    folder = f"{__name__}.{OVERRIDES[xp.__name__]}"
+    module = f"{folder}.{file}"
     try:
         return getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError as error:
-        if error.name != module:
+        if error.name not in (folder, module):
             raise
         return None
 
 
 def overridable(op):
-    """Let fused_numpy or fused_cupy replace `op` by a namesake; `op.reference` defines it."""
+    """Let a function of the same name replace `op`: in backend/cpu or backend/gpu, in a file named
+    as the op's own. Where it returns NotImplemented, and in plain mode, `op` itself runs.
+
+    `op.reference` is the op itself: the definition.
+    """
+    file = op.__module__.rpartition(".")[2]
 
     @functools.wraps(op)
     def dispatch(*args, **kwargs):
         xp = _one_module(op, args, kwargs) if "cupy" in sys.modules else numpy
-        fused = _namesake(xp, op.__name__)
-        return (fused or op)(*args, **kwargs)
+        override = None if _plain else _override(xp, file, op.__name__)
+        if override is not None:
+            result = override(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        return op(*args, **kwargs)
 
     dispatch.reference = op
     return dispatch
+
+
+@contextlib.contextmanager
+def plain(on=True):
+    """Run the ops as they are written, in all threads, while this context lasts.
+
+    Overrides take their place otherwise, so that a `print` or a breakpoint in an op is never met.
+    The environment variable MINIGPT_PLAIN=1 does the same for a whole program.
+    """
+    global _plain
+    before, _plain = _plain, on or _plain
+    try:
+        yield
+    finally:
+        _plain = before
 
 
 def module(name):

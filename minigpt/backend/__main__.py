@@ -12,9 +12,10 @@ from importlib import metadata
 import numpy
 import threadpoolctl
 
-from minigpt import UserError, __version__, cli
+from minigpt import cli
 from minigpt.backend import INSTALL, check_dtype, module
-from minigpt.backend.device import TF32_CAPABILITY
+from minigpt.backend.devices import TF32_CAPABILITY
+from minigpt.errors import UserError
 
 OPTIONAL = {
     "matplotlib": "pictures of losses and of attention",
@@ -36,7 +37,7 @@ def version(name):
 def own_rows():
     """Yield what NumPy and the program itself stand on."""
     yield "python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"
-    yield "minigpt", __version__
+    yield "minigpt", cli.VERSION
     yield "numpy", numpy.__version__
     for pool in threadpoolctl.threadpool_info():
         if pool["user_api"] == "blas":
@@ -109,7 +110,7 @@ def cupy_rows(install):
         yield "runtime", f"CUDA {numbers(runtime.runtimeGetVersion())}"
     for i in range(runtime.getDeviceCount()):
         yield f"device {i}", device(cupy, i)
-    kernels = importlib.import_module(f"{__package__}.kernels_cupy")
+    kernels = importlib.import_module(f"{__package__}.gpu.launch")
     results = [compiled(cupy, kernels, char) for char in kernels.OPTIONS]
     for result in results:
         yield "kernels", result

@@ -7,14 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
-from minigpt.ops.attention import (
-    attention_backward,
-    attention_forward,
-    merge_heads,
-    split_heads,
-)
+from minigpt.ops.attention import attention_backward, attention_forward, merge_heads, split_heads
 from minigpt.ops.dropout import Rng
-from tests.gradcheck import assert_same
+from tests.tools.gradcheck import assert_same
 
 pytestmark = pytest.mark.cupy
 RTOL = 2e-6  # float32, of the largest element
@@ -31,7 +26,7 @@ def on_the_device(xp):
 @pytest.fixture
 def kernels(monkeypatch):
     """The names of the kernels that were launched."""
-    module = importlib.import_module("minigpt.backend.attention_cupy")
+    module = importlib.import_module("minigpt.backend.gpu.attention")
     launch, names = module.launch, []
 
     def counted(name, *args):

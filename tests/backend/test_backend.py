@@ -6,8 +6,8 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from minigpt import UserError
 from minigpt.backend import array_module, check_dtype, module, overridable, to_device, to_host
+from minigpt.errors import UserError
 from minigpt.ops.layernorm import layernorm_backward, layernorm_forward
 
 

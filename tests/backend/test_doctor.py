@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from minigpt import UserError
 from minigpt.backend import __main__ as doctor
+from minigpt.errors import UserError
 
 
 def told(capsys, *argv):
@@ -101,7 +101,7 @@ def test_on_a_device_the_kernels_are_compiled(capsys, xp):
 def test_kernels_that_do_not_compile_are_told(capsys, monkeypatch, xp):
     if xp.__name__ != "cupy":
         pytest.skip("needs CuPy")
-    kernels = doctor.importlib.import_module("minigpt.backend.kernels_cupy")
+    kernels = doctor.importlib.import_module("minigpt.backend.gpu.launch")
     monkeypatch.setattr(kernels, "source", lambda: "this is no C++")
     _, rows = told(capsys)
     assert "for float32 do not compile: " in rows["kernels"]

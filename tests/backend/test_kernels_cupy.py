@@ -9,16 +9,17 @@ import sys
 import numpy as np
 import pytest
 
-from minigpt import UserError
+from minigpt.backend import _override
+from minigpt.errors import UserError
 from minigpt.ops.activation import activation_backward, activation_forward
+from minigpt.ops.add_norm import add_norm_backward, add_norm_forward
 from minigpt.ops.dropout import Rng, dropout_forward, keep_mask, threshold
 from minigpt.ops.embedding import embedding_backward, embedding_forward
 from minigpt.ops.layernorm import layernorm_backward, layernorm_forward
 from minigpt.ops.linear import linear_backward, linear_forward
-from minigpt.ops.residual import residual_backward, residual_forward
 from minigpt.ops.rotary import rotary_backward, rotary_forward
-from tests.backend.test_fused import BIG, CASES, RNG, make, overridable_ops
-from tests.gradcheck import assert_same, call, float_dtypes, leaves, map_tree
+from tests.backend.test_overrides import BIG, CASES, RNG, file_of, make, overridable_ops
+from tests.tools.gradcheck import assert_same, call, float_dtypes, leaves, map_tree
 
 pytestmark = pytest.mark.cupy
 
@@ -44,7 +45,7 @@ def cupy(xp):
 
 @pytest.fixture
 def kernels(cupy):
-    return importlib.import_module("minigpt.backend.kernels_cupy")
+    return importlib.import_module("minigpt.backend.gpu.launch")
 
 
 @pytest.fixture
@@ -125,11 +126,11 @@ def test_float64_goes_to_the_definition(cupy, no_kernels, rng, pair, spec):
     assert_same((found_y, found), (y, gradients), 1e-12)
 
 
-def test_every_namesake_is_tried_with_float64(cupy):
-    fused = importlib.import_module("minigpt.backend.fused_cupy")
+def test_every_override_is_tried_with_float64(cupy):
     elsewhere = {"merge_heads", "adamw_step", "clip", "gather"}
     tried = {op.__name__ for pair in CASES for op in pair} | elsewhere
-    assert {name for name in overridable_ops() if hasattr(fused, name)} <= tried
+    ops = overridable_ops()
+    assert {name for name, op in ops.items() if _override(cupy, file_of(op), name)} <= tried
 
 
 @pytest.mark.parametrize("pair", BIGGEST, ids=name_of)
@@ -165,7 +166,7 @@ def test_any_alignment(cupy, rng, pair):
 
 
 def test_rows_too_wide_for_a_block(cupy, kernels, rng, launches):
-    for C, kernel in ((4096, "residual_forward"), (4097, None)):
+    for C, kernel in ((4096, "add_norm_forward"), (4097, None)):
         x, w, dy = (cupy.asarray(rng.standard_normal(s), "f") for s in ((2, C), C, (2, C)))
         y, cache = layernorm_forward(x, w)
         dx, grads = layernorm_backward(dy, cache)
@@ -188,9 +189,9 @@ def test_dropout_has_the_bits_of_numpy(cupy, rng, shape, row, dtype):
     y, _ = dropout_forward(cupy.asarray(x), p, key)
     np.testing.assert_array_equal(y.get(), expected.astype(dtype))
     w = cupy.ones(shape[-1], dtype)
-    (stream, _), cache = residual_forward(None, cupy.asarray(x), w, None, p, key)
+    (stream, _), cache = add_norm_forward(None, cupy.asarray(x), w, None, p, key)
     np.testing.assert_array_equal(stream.get(), expected.astype(dtype))
-    _, dh, _ = residual_backward(None, cupy.asarray(x), cache)
+    _, dh, _ = add_norm_backward(None, cupy.asarray(x), cache)
     assert (keep_mask(shape, p, key, np) | (dh.get() == 0)).all()
 
 
@@ -238,10 +239,10 @@ def test_the_same_bits_in_any_order_of_blocks_and_threads(cupy):
 def test_one_launch_where_the_op_has_a_dozen_steps(cupy, rng, launches):
     x, h, dy = (cupy.asarray(rng.standard_normal((2, 5, 8)), "f") for _ in range(3))
     w, b = (cupy.asarray(rng.standard_normal(8), "f") for _ in range(2))
-    (_, y), cache = residual_forward(x, h, w, b, 0.2, RNG)
-    assert launches == ["residual_forward"]
-    residual_backward(dy, dy, cache)
-    assert launches[1:] == ["residual_backward", "column_sums"]
+    (_, y), cache = add_norm_forward(x, h, w, b, 0.2, RNG)
+    assert launches == ["add_norm_forward"]
+    add_norm_backward(dy, dy, cache)
+    assert launches[1:] == ["add_norm_backward", "column_sums"]
     launches.clear()
     _, cache = activation_forward(y, "gelu")
     activation_backward(dy, cache)
@@ -288,13 +289,13 @@ def test_a_numpy_array_is_refused_before_a_kernel_sees_it(cupy, no_kernels):
     x = cupy.ones((2, 4), "f")
     with pytest.raises((TypeError, UserError)):
         layernorm_forward(x, np.ones(4, "f"))
-    fused = importlib.import_module("minigpt.backend.fused_cupy")
+    override = _override(cupy, "layernorm", "layernorm_forward")
     with pytest.raises(TypeError):
-        fused.layernorm_forward(x, np.ones(4, "f"))
+        override(x, np.ones(4, "f"))
 
 
 def test_a_kernel_that_does_not_compile_is_one_line(kernels, monkeypatch):
     monkeypatch.setattr(kernels, "source", lambda: "error here")
     monkeypatch.setattr(kernels, "_module", kernels._module.__wrapped__)
     with pytest.raises(UserError, match=r"^--backend cupy: the kernels for float32 .* pip install"):
-        kernels.kernel.__wrapped__("residual_forward", np.dtype("f"))
+        kernels.kernel.__wrapped__("add_norm_forward", np.dtype("f"))

@@ -86,7 +86,7 @@ def test_all_kernels_compile_without_a_word(nvrtc, arch, dtype):
     if arch not in architectures(nvrtc):
         pytest.skip(f"this NVRTC does not know sm_{arch}")
     try:
-        kernels = importlib.import_module("minigpt.backend.kernels_cupy")
+        kernels = importlib.import_module("minigpt.backend.gpu.launch")
     except ImportError as error:
         pytest.skip(f"CuPy does not load: {error}")
     status, log, code = compile_source(nvrtc, kernels.source(), cupy_options(kernels, dtype, arch))

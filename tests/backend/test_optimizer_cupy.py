@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from minigpt import optim, params
-from minigpt.optim import LOSS_SCALE, NORM, SCALE, SKIPPED, TAKEN, AdamW
+from minigpt.optim import adamw as optim
+from minigpt.optim import gradients
+from minigpt.optim.adamw import AdamW
+from minigpt.optim.clipping import LOSS_SCALE, NORM, SCALE, SKIPPED, TAKEN
 from minigpt.params import Params
 
 cupy = pytest.importorskip("cupy", reason="needs CuPy", exc_type=ImportError)
@@ -68,7 +70,7 @@ def test_148_leaves_of_a_gpt_are_one_launch(rng, names):
     shapes = [{"w": (16, 4), "b": (4,)}] * 74
     grads, tree = (Params(shapes, cupy, "float32") for _ in range(2))
     tree.flat[...] = cupy.asarray(rng.standard_normal(tree.size))
-    params.gather(grads.flat, (tuple(grads.ordered(tree.tree)),))
+    gradients.gather(grads.flat, (tuple(grads.ordered(tree.tree)),))
     assert names == ["gather"]
     np.testing.assert_array_equal(grads.flat.get(), tree.flat.get())
 
@@ -138,7 +140,7 @@ def trained(xp, n=20):
     adamw, grads = AdamW(model, max_norm=3.0), model.zeros_like()
     norms = []
     for tree in trees(xp, n):
-        squares = params.gather(grads.flat, (tuple(grads.ordered(tree.tree)),))
+        squares = gradients.gather(grads.flat, (tuple(grads.ordered(tree.tree)),))
         adamw.step(grads.flat, 1e-2, squares)
         norms.append(float(adamw.state[NORM]))
     return adamw, norms
@@ -168,7 +170,7 @@ def test_mixed_precision_skips_what_overflowed_in_three_launches(names):
         if i == 1:
             half.flat[5] = math.inf
         names.clear()
-        squares = params.gather(grads.flat, (tuple(grads.ordered(half.tree)),))
+        squares = gradients.gather(grads.flat, (tuple(grads.ordered(half.tree)),))
         adamw.step(grads.flat, 1e-2, squares)
         assert names == ["gather", "clip", "adamw_step"]
         state = adamw.state.get()
@@ -185,7 +187,7 @@ def calls(monkeypatch, op):
 
 
 def test_what_the_kernels_do_not_take_goes_to_the_definition(rng, monkeypatch):
-    called = calls(monkeypatch, params.gather)
+    called = calls(monkeypatch, gradients.gather)
     x = cupy.ones(5, "float32")
     for flat, shards in (
         (cupy.zeros(5), ((cupy.ones(5),),)),

@@ -6,8 +6,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from minigpt.backend import pool
-from minigpt.backend.pool import CHUNK, LINE, MAX_SIZES, SMALL, aligned, empty
+from minigpt.backend.cpu import pool
+from minigpt.backend.cpu.pool import CHUNK, MAX_SIZES, SMALL, empty
+from minigpt.params import LINE, aligned
 
 
 @pytest.fixture(autouse=True)

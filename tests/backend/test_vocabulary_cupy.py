@@ -7,7 +7,7 @@ from minigpt.ops import cross_entropy
 from minigpt.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward
 
 cupy = pytest.importorskip("cupy", reason="needs CuPy", exc_type=ImportError)
-kernels = pytest.importorskip("minigpt.backend.vocabulary_cupy")
+kernels = pytest.importorskip("minigpt.backend.gpu.cross_entropy")
 pytestmark = pytest.mark.cupy
 
 EPS = {"float32": 2.0**-24, "float16": 2.0**-11}  # unit round-off

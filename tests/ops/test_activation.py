@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minigpt.ops.activation import activation_backward, activation_forward
-from tests.gradcheck import (
+from tests.tools.gradcheck import (
     assert_same,
     check_backends,
     check_backward,

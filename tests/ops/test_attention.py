@@ -5,14 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.ops.attention import (
-    attention_backward,
-    attention_forward,
-    merge_heads,
-    split_heads,
-)
+from minigpt.ops.attention import attention_backward, attention_forward, merge_heads, split_heads
 from minigpt.ops.dropout import Rng, keep_mask
-from tests.gradcheck import check_backends, check_backward, check_float32, check_strided, forms
+from tests.tools.gradcheck import (
+    check_backends,
+    check_backward,
+    check_float32,
+    check_strided,
+    forms,
+)
 
 OP = attention_forward, attention_backward
 MASK = np.array([[True, False, True, True], [False, True, False, False]])

@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 
 from minigpt.ops import cross_entropy
 from minigpt.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward
-from tests.gradcheck import check_backends, check_backward, check_float32, check_strided, forms
+from tests.tools.gradcheck import (
+    check_backends,
+    check_backward,
+    check_float32,
+    check_strided,
+    forms,
+)
 
 OP = cross_entropy_forward, cross_entropy_backward
 

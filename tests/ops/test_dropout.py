@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from minigpt.backend import to_host
 from minigpt.ops.dropout import Rng, dropout_backward, dropout_forward, keep_mask, random_words
-from tests.gradcheck import check_backends, check_backward, check_float32, check_strided
+from tests.tools.gradcheck import check_backends, check_backward, check_float32, check_strided
 
 OP = dropout_forward, dropout_backward
 RNG = Rng.of(1337, 1)

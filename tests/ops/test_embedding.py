@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.ops.embedding import bigrams, embedding_backward, embedding_forward
-from tests.gradcheck import check_backends, check_backward, check_float32, check_strided
+from tests.tools.gradcheck import check_backends, check_backward, check_float32, check_strided
 
 OP = embedding_forward, embedding_backward
 IDS = np.array([[3, 0, 3, 3], [1, 3, 5, 0]], dtype=np.int32)  # 3 is repeated, 2 and 4 are unused

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.ops.layernorm import EPS, layernorm_backward, layernorm_forward
-from tests.gradcheck import (
+from tests.tools.gradcheck import (
     check_backends,
     check_backward,
     check_float32,

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.ops.linear import linear_backward, linear_forward
-from tests.gradcheck import check_backends, check_backward, check_float32, check_strided
+from tests.tools.gradcheck import check_backends, check_backward, check_float32, check_strided
 
 OP = linear_forward, linear_backward
 

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from minigpt.ops.rotary import BASE, rotary_backward, rotary_forward
-from tests.gradcheck import check_backends, check_backward, check_float32, check_strided, forms
+from tests.tools.gradcheck import (
+    check_backends,
+    check_backward,
+    check_float32,
+    check_strided,
+    forms,
+)
 
 OP = rotary_forward, rotary_backward
 # B, T, n_head, D, start

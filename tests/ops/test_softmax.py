@@ -4,7 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.ops.softmax import softmax_backward, softmax_forward
-from tests.gradcheck import check_backends, check_backward, check_float32, check_strided, forms
+from tests.tools.gradcheck import (
+    check_backends,
+    check_backward,
+    check_float32,
+    check_strided,
+    forms,
+)
 
 OP = softmax_forward, softmax_backward
 

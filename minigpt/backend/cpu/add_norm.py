@@ -1,0 +1,104 @@
+"""Residual connection and layernorm on the CPU: a block of rows goes through both at once."""
+
+import numpy as np
+
+from minigpt.backend.cpu.blocking import block_rows, column_sums, constant, row_blocks, rows_of
+from minigpt.backend.cpu.dropout import drop, first_place
+from minigpt.backend.cpu.pool import empty
+from minigpt.ops.layernorm import EPS, check_vectors
+
+
+def normalize(x, w, b, eps, y, mu, rstd):
+    """As ops.layernorm, for a block (n, C), into y, mu (n, 1) and rstd (n, 1)."""
+    C = x.shape[-1]
+    np.matmul(x, constant(C, 1 / max(C, 1), x.dtype), out=mu[:, 0])
+    np.subtract(x, mu, out=y)
+    np.vecdot(y, y, out=rstd[:, 0])
+    rstd *= 1 / max(C, 1)
+    rstd += eps
+    np.sqrt(rstd, out=rstd)
+    np.reciprocal(rstd, out=rstd)
+    y *= rstd
+    y *= w
+    if b is not None:
+        y += b
+
+
+def normalize_row(x, w, b, eps):
+    """Return y, mu and rstd of ops.layernorm for one row (C,), as in decoding: all is overhead."""
+    mu = x.dot(constant(x.size, 1 / x.size, x.dtype))
+    y = x - mu
+    rstd = 1 / np.sqrt(y.dot(y) / x.size + eps)
+    y *= rstd
+    y *= w
+    if b is not None:
+        y += b
+    return y, mu, rstd
+
+
+def normalize_backward(dy, x, w, mu, rstd, dx, xhat):
+    """Put the gradient of a block's x into dx; return that of w. xhat is scratch."""
+    wn = w * (1 / max(w.size, 1))
+    np.subtract(x, mu, out=xhat)
+    xhat *= rstd
+    np.multiply(dy, xhat, out=dx)
+    dw = column_sums(dx)
+    along = dx @ wn  # mean(xhat * dxhat)
+    shift = dy @ wn  # mean(dxhat)
+    np.multiply(dy, w, out=dx)
+    xhat *= along[:, None]
+    dx -= shift[:, None]
+    dx -= xhat
+    dx *= rstd
+    return dw
+
+
+def add_norm_forward(x, h, w, b=None, dropout=0.0, rng=None, eps=EPS):
+    """As the op."""
+    check_vectors(h, w, b)
+    rng = rng if dropout else None
+    C = h.shape[-1]
+    if rng is None and h.size == C:
+        stream = h if x is None else x + h
+        y, mu, rstd = normalize_row(stream.reshape(C), w, b, eps)
+        y = y.reshape(h.shape)
+    else:
+        place, y = first_place(h, rng), empty(h.shape, h.dtype)
+        stream = h if x is None and rng is None else empty(h.shape, h.dtype)
+        h2, s2, y2 = (rows_of(a, C) for a in (h, stream, y))
+        x2 = None if x is None else rows_of(x, C)
+        mu, rstd = np.empty((2, len(h2), 1), h.dtype)
+        for start, added, xr, s, yr, mu_r, rstd_r in row_blocks(h2, x2, s2, y2, mu, rstd):
+            if rng is not None:
+                drop(added, place + start * C, dropout, rng, out=s)
+                added = s
+            if x is not None:
+                np.add(xr, added, out=s)
+            normalize(s, w, b, eps, yr, mu_r, rstd_r)
+    kept = (*h.shape[:-1], 1)
+    cache = (stream, w, b, mu.reshape(kept), rstd.reshape(kept), dropout, rng, x is None)
+    return (stream, y), cache
+
+
+def add_norm_backward(dx, dy, cache):
+    """As the op."""
+    x, w, b, mu, rstd, dropout, rng, begins = cache
+    C, place = x.shape[-1], first_place(x, rng)
+    dstream = empty(x.shape, x.dtype)
+    # where the stream begins, dh alone is asked for
+    dh = dstream if rng is None or begins else empty(x.shape, x.dtype)
+    x2, dy2, ds2, dh2 = (rows_of(a, C) for a in (x, dy, dstream, dh))
+    dx2 = None if dx is None else rows_of(dx, C)
+    mu, rstd = mu.reshape(-1, 1), rstd.reshape(-1, 1)
+    grads = {name: np.zeros(C, x.dtype) for name, v in (("w", w), ("b", b)) if v is not None}
+    scratch = empty((block_rows(*x2.shape), C), x.dtype)
+    arrays = (x2, dx2, dy2, ds2, dh2, mu, rstd)
+    for start, xr, dxr, dyr, ds, dhr, mu_r, rstd_r in row_blocks(*arrays):
+        grads["w"] += normalize_backward(dyr, xr, w, mu_r, rstd_r, ds, scratch[: len(xr)])
+        if b is not None:
+            grads["b"] += column_sums(dyr)
+        if dx is not None:
+            ds += dxr
+        if rng is not None:
+            drop(ds, place + start * C, dropout, rng, out=dhr)
+    return None if begins else dstream, dh, grads

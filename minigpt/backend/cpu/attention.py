@@ -1,0 +1,225 @@
+"""Attention on the CPU by tiles, after FlashAttention: Dao et al. 2022, arXiv:2205.14135.
+
+Scores exist one tile at a time and never above the tiles of the diagonal. Between the passes
+stands one number a query, lse = log sum exp s, from which the backward pass makes the weights
+again; only where sequences are short are the weights kept.
+
+What keeps the work on a tile small, beside its matrix products:
+
+- the softmax is shifted by the row's maximum only where a bound says that exp could overflow:
+  |s_ij| <= |q_i| max_j |k_j| / sqrt(D), Cauchy-Schwarz. Without a shift it is the same quotient.
+  Each query decides by the keys that it may see, so that none of its bits depends on the future;
+- the quotient's denominator divides y, not w;
+- the scale 1/sqrt(D) goes into the transposed copies of k and v, which cost a copy anyway;
+- sum_j w_j dw_j, which the softmax's gradient needs, is y . dy: no second pass over the keys.
+"""
+
+import math
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from minigpt.backend.cpu.attention_tiles import (
+    Tiles,
+    batches,
+    gradients_like,
+    heads_last,
+    tile_buffer,
+    transposed,
+)
+from minigpt.backend.cpu.blocking import constant
+from minigpt.backend.cpu.pool import empty
+from minigpt.ops.attention import scores
+
+SAFE = 64.0  # exp(64) summed over any sequence that fits in memory stays finite in float32
+
+
+def shifts(q, k, kt, tiles):
+    """Return what each score is lessened by before exp, (B, H, Tq, 1), or None for nothing.
+
+    It is the row's maximum where exp could overflow, and 0 elsewhere.
+    """
+    q_norm, k_norm = (np.einsum("bhtd,bhtd->bht", x, x) for x in (q, k))
+    limit = (SAFE * math.sqrt(tiles.D)) ** 2
+    if q_norm.max() * k_norm.max() < limit:
+        return None
+    if tiles.key_mask is not None:
+        k_norm = np.where(tiles.key_mask[:, None], k_norm, 0)
+    if tiles.causal:
+        last = np.arange(tiles.Tq) + tiles.past  # the last key that each query sees
+        k_norm = np.maximum.accumulate(k_norm, axis=-1)[..., np.maximum(last, 0)]
+    else:
+        k_norm = k_norm.max(axis=-1, keepdims=True)
+    top = np.full(q.shape[:3], -math.inf, q.dtype)
+    scratch = tile_buffer(tiles)
+    for g in tiles.heads():
+        for i in tiles.queries():
+            for j in tiles.keys(i):
+                s = tiles.scores(q, kt, g, i, j, scratch)
+                np.maximum(top[g][:, i], s.max(axis=-1), out=top[g][:, i])
+    top[(q_norm * k_norm < limit) | (top == -math.inf)] = 0
+    return top[..., None]
+
+
+def forward(q, k, v, causal, key_mask, dropout, rng):
+    """attention_forward by tiles; see there."""
+    tiles = Tiles(q, k, causal, key_mask, dropout, rng)
+    kt = transposed(k, tiles.scale)
+    shift = shifts(q, k, kt, tiles)
+    if tiles.short:
+        y, w = short_forward(q, kt, v, tiles, shift)
+        return y, (q, k, v, y, w, None, causal, key_mask, dropout, rng)
+    y, total = heads_last(q), np.zeros((*q.shape[:3], 1), q.dtype)
+    scratch, y_scratch = tile_buffer(tiles), tile_buffer(tiles)
+    ones = constant(tiles.columns, 1, q.dtype)
+    for g in tiles.heads():
+        for i in tiles.queries():
+            yi, ti = y[g][:, i], total[g][:, i]
+            for j in tiles.keys(i):
+                s = tiles.scores(q, kt, g, i, j, scratch)
+                if shift is not None:
+                    s -= shift[g][:, i]
+                np.exp(s, out=s)
+                ti[..., 0] += s @ ones[: s.shape[2]]
+                if tiles.rng is not None:
+                    s *= tiles.drop(slice(g[0], g[0] + 1), g[1], i, j)[0]
+                put(s, v[g][:, j], yi, j.start == 0, y_scratch)
+            if not ti.all():  # queries that see nothing: y = 0 / 1
+                yi[np.broadcast_to(ti == 0, yi.shape)] = 0
+                ti[ti == 0] = 1
+            yi /= ti
+    lse = np.log(total) if shift is None else np.log(total) + shift
+    return y, (q, k, v, y, None, lse, causal, key_mask, dropout, rng)
+
+
+def one_query(q, k, v, causal):
+    """attention_forward for Tq = 1, as in decoding: it sees all keys, and is all overhead."""
+    w = np.matmul(q, k.swapaxes(2, 3))
+    w *= 1 / math.sqrt(q.shape[-1])
+    w -= np.maximum.reduce(w, axis=-1, keepdims=True)
+    np.exp(w, out=w)
+    w /= np.add.reduce(w, axis=-1, keepdims=True)
+    y = np.matmul(w, v)
+    return y, (q, k, v, y, w, None, causal, None, 0.0, None)
+
+
+def put(a, b, to, first, scratch):
+    """Put a @ b into the array `to`, or add it where it is not the first."""
+    if first:
+        np.matmul(a, b, out=to)
+    else:
+        to += np.matmul(a, b, out=scratch(*to.shape))
+
+
+def short_forward(q, kt, v, tiles, shift):
+    """Return y and the weights w: all scores of some sequences at a time."""
+    y, w = heads_last(q), empty((*q.shape[:3], tiles.Tk), q.dtype)
+    ones = constant(tiles.Tk, 1, q.dtype)
+    i, j = slice(0, tiles.Tq), slice(0, tiles.Tk)
+    for b in batches(tiles):
+        s = np.matmul(q[b], kt[b], out=w[b])
+        tiles.mask(s, b, i, j)
+        if shift is not None:
+            s -= shift[b]
+        np.exp(s, out=s)
+        total = s.reshape(-1, tiles.Tk) @ ones
+        total[total == 0] = 1
+        s *= np.reciprocal(total, out=total).reshape(*s.shape[:3], 1)
+        if tiles.rng is not None:
+            s = s * tiles.drop(b, slice(0, tiles.H), i, j)
+        np.matmul(s, v[b], out=y[b])
+    return y, w
+
+
+def backward(dy, cache):
+    """attention_backward by tiles; see there."""
+    q, k, v, y, w, lse, causal, key_mask, dropout, rng = cache
+    tiles = Tiles(q, k, causal, key_mask, dropout, rng)
+    vt = transposed(v, tiles.scale)
+    delta = np.einsum("bhtd,bhtd->bht", dy, y)[..., None] * tiles.scale
+    dq, dk, dv = gradients_like(q, k)
+    if w is not None and tiles.short:
+        short_backward(dy, q, k, w, vt, delta, tiles, (dq, dk, dv))
+        return dq, dk, dv
+    if lse is None:
+        lse = lse_of(w, q, k, causal, key_mask)
+    kt = transposed(k, tiles.scale)
+    if tiles.causal and tiles.past < 0:  # queries that see nothing
+        dq[...] = 0
+    p_scratch, ds_scratch, d_scratch = (tile_buffer(tiles) for _ in range(3))
+    for g in tiles.heads():
+        for i in tiles.queries():
+            for j in tiles.keys(i):
+                p = tiles.scores(q, kt, g, i, j, p_scratch)
+                p -= lse[g][:, i]
+                np.exp(p, out=p)
+                ds = np.matmul(dy[g][:, i], vt[g][..., j], out=ds_scratch(*p.shape))
+                if tiles.rng is not None:
+                    mask = tiles.drop(slice(g[0], g[0] + 1), g[1], i, j)[0]
+                    ds *= mask
+                ds -= delta[g][:, i]
+                ds *= p
+                if tiles.rng is not None:
+                    p *= mask
+                last = i.stop == tiles.Tq  # comes first, and sees all keys
+                put(p.swapaxes(1, 2), dy[g][:, i], dv[g][:, j], last, d_scratch)
+                put(ds.swapaxes(1, 2), q[g][:, i], dk[g][:, j], last, d_scratch)
+                put(ds, k[g][:, j], dq[g][:, i], j.start == 0, d_scratch)
+    return dq, dk, dv
+
+
+def short_backward(dy, q, k, w, vt, delta, tiles, outs):
+    """Put dq, dk and dv into `outs`, from weights that were kept."""
+    for b in batches(tiles):
+        ds, dropped = dy[b] @ vt[b], w[b]
+        if tiles.rng is not None:
+            mask = tiles.drop(b, *(slice(0, n) for n in w.shape[1:]))
+            ds *= mask
+            dropped = w[b] * mask
+        ds -= delta[b]
+        ds *= w[b]
+        np.matmul(ds, k[b], out=outs[0][b])
+        np.matmul(ds.swapaxes(2, 3), q[b], out=outs[1][b])
+        np.matmul(dropped.swapaxes(2, 3), dy[b], out=outs[2][b])
+
+
+def lse_of(w, q, k, causal, key_mask):
+    """Return lse (B, H, Tq, 1) of weights w that the reference op kept: from s - log w."""
+    s = scores(q, k, causal, key_mask)
+    top = s.max(axis=-1, keepdims=True)
+    seen = top > -math.inf
+    largest = np.where(seen, w.max(axis=-1, keepdims=True), 1)
+    return np.where(seen, top - np.log(largest), 0)
+
+
+def attention_forward(q, k, v, causal=False, key_mask=None, dropout=0.0, rng=None):
+    if q.size == 0 or k.size == 0:
+        return NotImplemented
+    if q.shape[2] == 1 and key_mask is None and (rng is None or dropout == 0):
+        return one_query(q, k, v, causal)
+    return forward(q, k, v, causal, key_mask, dropout, rng)
+
+
+def attention_backward(dy, cache):
+    if dy.size == 0 or cache[1].size == 0:
+        return NotImplemented
+    return backward(dy, cache)
+
+
+def merge_heads(*xs):
+    first = xs[0]
+    B, H, T, D = first.shape
+    if len(xs) == 1:
+        return first.transpose(0, 2, 1, 3).reshape(B, T, H * D)
+    n, size = len(xs), first.itemsize
+    strides = (T * n * H * D * size, D * size, n * H * D * size, size)
+    for i, x in enumerate(xs):
+        beside = address(x) == address(first) + i * H * D * size
+        if not beside or x.strides != strides or x.base is None or x.base is not first.base:
+            return NotImplemented
+    return as_strided(first, (B, T, n * H * D), (strides[0], strides[2], size))
+
+
+def address(x):
+    """Return where the first element of x lies in memory."""
+    return x.__array_interface__["data"][0]

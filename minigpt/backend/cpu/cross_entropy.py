@@ -1,0 +1,131 @@
+"""The LM head with its loss on the CPU, by tiles of rows and vocabulary."""
+
+import math
+
+import numpy as np
+
+from minigpt.backend.cpu.pool import empty, zeros
+from minigpt.ops import cross_entropy
+
+ROWS = 1024  # of x that meet the whole LM head at a time
+LOGITS = 2**18  # in a tile, worked on while it is in the cache: 1 MB in float32
+KEPT = 2**23  # logits that exist at a time where gradients are made of them: 32 MB in float32
+TINY, HUGE = 1e-20, 1e30  # of a sum of exponentials that lost nothing worth to float32
+ONE_HOT = 2**20  # elements up to which a product with one-hot rows beats sorting
+
+
+def cross_entropy_forward(x, targets, w, b=None, count=None, dloss=None):
+    """As the op; by tiles of rows and vocabulary."""
+    V, C = w.shape
+    x2, t = x.reshape(-1, C), targets.reshape(-1)
+    if x2.size == 0:
+        return NotImplemented
+    if count is None:
+        count = max(int((t >= 0).sum()), 1)
+    lse = np.empty((len(x2), 1), x.dtype)
+    ready = None
+    if dloss is not None:
+        factor = ((t >= 0) * (dloss / count)).astype(x.dtype)[:, None]
+        ready = zero_gradients(x, w, b)
+    size = (1, ROWS) if ready is None else (V, KEPT)
+    for rows in cross_entropy.row_chunks(len(x2), *size):
+        lse[rows], total, tiles = normalize(x2[rows], w, b, keep=ready is not None)
+        if ready is not None:
+            add_gradients(ready, x2, w, t, factor, total, rows, tiles)
+        del tiles  # so that the next rows use its memory
+    right = np.vecdot(x2, w[t])  # a target of -1 picks some logit: unused
+    if b is not None:
+        right += b[t]
+    loss = np.where(t >= 0, lse[:, 0] - right, 0).sum(dtype=x.dtype)
+    return loss / count, (x, targets, w, b, lse, count, ready)
+
+
+def cross_entropy_backward(dloss, cache):
+    """As the op: what the forward pass made ready, or a forward pass that does."""
+    *inputs, _, count, ready = cache
+    if cache[0].size == 0:
+        return NotImplemented
+    return ready or cross_entropy_forward(*inputs, count, dloss)[1][-1]
+
+
+def zero_gradients(x, w, b):
+    """Return (dx, {"w": dw, "b": db}) of zeros, in memory that is reused."""
+    grads = {"w": zeros(w.shape, w.dtype)}
+    if b is not None:
+        grads["b"] = np.zeros_like(b)
+    return zeros(x.shape, x.dtype), grads
+
+
+def add_gradients(ready, x, w, t, factor, total, rows, tiles):
+    """Put in the gradients of some rows, of whose logits there are exp(logits - top) by tiles."""
+    dx, grads = ready
+    dx = dx.reshape(x.shape)[rows]
+    xr, tr, factor = x[rows], t[rows], factor[rows]
+    scale = factor / total
+    for columns, p in tiles:
+        p *= scale
+        (here,) = np.nonzero((tr >= columns.start) & (tr < columns.stop))
+        p[here, tr[here] - columns.start] -= factor[here, 0]
+        dx += p @ w[columns]
+        if rows.start == 0:
+            np.matmul(p.T, xr, out=grads["w"][columns])
+        else:
+            grads["w"][columns] += p.T @ xr
+        if "b" in grads:
+            grads["b"][columns] += p.sum(axis=0)
+
+
+def normalize(x, w, b, keep):
+    """Return lse (n, 1) of the logits of x, and the results of `exponentials`."""
+    with np.errstate(over="ignore"):
+        total, tiles = exponentials(x, w, b, keep)
+    # Nearly always the softmax needs no shift: only where exp has left the range of floats.
+    bad = ~((total > TINY) & (total < HUGE))
+    if not bad.any():
+        return np.log(total), total, tiles
+    top = np.where(bad, highest_logits(x, w, b), 0)
+    total, tiles = exponentials(x, w, b, keep, top)
+    return np.log(total) + top, total, tiles
+
+
+def exponentials(x, w, b, keep, top=None):
+    """Return the sum over the vocabulary of exp(logits - top), (n, 1), and if `keep` its terms.
+
+    The terms are a list of slices of the vocabulary with arrays (n, columns).
+    """
+    total, ones, tiles = np.zeros((len(x), 1), x.dtype), np.ones(len(w), x.dtype), []
+    for columns, logits in logit_tiles(x, w, b, keep):
+        if top is not None:
+            logits -= top
+        np.exp(logits, out=logits)
+        total[:, 0] += logits @ ones[columns]
+        if keep:
+            tiles.append((columns, logits))
+    return total, tiles
+
+
+def logit_tiles(x, w, b, keep=False):
+    """Yield slices of the vocabulary with the logits (n, columns) of x.
+
+    All use one memory, unless the caller is to keep them. The rows of w are read once for all
+    rows of x.
+    """
+    n, V = len(x), len(w)
+    width = min(V, max(1, LOGITS // n))
+    buffer = empty((n * (V if keep else width),), x.dtype)
+    for start in range(0, V, width):
+        columns = slice(start, min(start + width, V))
+        first = n * start if keep else 0
+        logits = buffer[first : first + n * (columns.stop - start)].reshape(n, -1)
+        np.matmul(x, w[columns].T, out=logits)
+        if b is not None:
+            logits += b[columns]
+        yield columns, logits
+
+
+def highest_logits(x, w, b):
+    """Return the largest logit of each row, (n, 1)."""
+    top = np.full((len(x), 1), -math.inf, x.dtype)
+    for _, logits in logit_tiles(x, w, b):
+        np.maximum(top, logits.max(axis=1, keepdims=True), out=top)
+    return top

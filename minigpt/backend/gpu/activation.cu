@@ -1,0 +1,53 @@
+// Activations: minigpt/ops/activation.py.
+
+// y of an element and its slope dy/dx; kinds are 0 gelu, 1 gelu_tanh, 2 relu.
+__device__ inline float activation(float x, int kind, float* slope) {
+  if (kind == 0) {
+    const float phi = 0.5f * (1.0f + erff(x * 0.70710678f));
+    *slope = phi + x * 0.39894228f * expf(-0.5f * x * x);
+    return x * phi;
+  }
+  if (kind == 1) {
+    const float a = 0.79788456f, cubic = 0.044715f;
+    const float th = tanhf(a * x * (1.0f + cubic * x * x));
+    *slope = 0.5f * (1.0f + th + x * (1.0f - th * th) * a * (1.0f + 3.0f * cubic * x * x));
+    return 0.5f * x * (1.0f + th);
+  }
+  *slope = x > 0.0f ? 1.0f : 0.0f;
+  return x * *slope;
+}
+
+// A thread does four columns of every gridDim.y-th row. No b is 0.
+extern "C" __global__ void activation_forward(const T* x, const T* b, T* __restrict__ y,
+                                              long long N, long long C, long long kind) {
+  const long long c = 4 * ((long long)blockIdx.x * blockDim.x + threadIdx.x), n = C - c;
+  float bias[4] = {}, slope;
+  if (b) load4(b + c, n, bias);
+  for (long long row = blockIdx.y; row < N; row += gridDim.y) {
+    float v[4];
+    load4(x + row * C + c, n, v);
+    for (int i = 0; i < 4; ++i) v[i] = activation(v[i] + bias[i], (int)kind, &slope);
+    store4(y + row * C + c, n, v);
+  }
+}
+
+// Likewise; where there is a b, the sums of these rows of dx go into part (gridDim.y, C).
+extern "C" __global__ void activation_backward(const T* dy, const T* x, const T* b,
+                                               T* __restrict__ dx, float* __restrict__ part,
+                                               long long N, long long C, long long kind) {
+  const long long c = 4 * ((long long)blockIdx.x * blockDim.x + threadIdx.x), n = C - c;
+  float bias[4] = {}, sum[4] = {};
+  if (b) load4(b + c, n, bias);
+  for (long long row = blockIdx.y; row < N; row += gridDim.y) {
+    float v[4], d[4], slope;
+    load4(x + row * C + c, n, v);
+    load4(dy + row * C + c, n, d);
+    for (int i = 0; i < 4; ++i) {
+      activation(v[i] + bias[i], (int)kind, &slope);
+      d[i] *= slope;
+      sum[i] += d[i];
+    }
+    store4(dx + row * C + c, n, d);
+  }
+  for (int i = 0; i < 4 && i < n && b; ++i) part[blockIdx.y * C + c + i] = sum[i];
+}

@@ -1,0 +1,62 @@
+"""Residual connection and layernorm on a GPU: one kernel each way."""
+
+import cupy
+
+from minigpt.backend.gpu.dropout import mask_of
+from minigpt.backend.gpu.launch import launch, supported, threads
+from minigpt.backend.gpu.linear import column_sums, parts_of
+from minigpt.ops.layernorm import EPS
+
+WIDEST = 4096  # channels of a row that one block normalizes, four per thread
+
+
+def fits(x, w, b, *others):
+    """Tell whether the kernel of add_norm_forward takes x, a gain, a bias, and arrays like x."""
+    C = x.shape[-1]
+    shapes = {y.shape for y in others if y is not None} | {x.shape}
+    biases = {y.shape for y in (w, b) if y is not None}
+    return C <= WIDEST and len(shapes) == 1 and biases == {(C,)} and supported(x, w, b, *others)
+
+
+def normalize(x, h, w, b, eps, mask, stream):
+    """Launch add_norm_forward; `stream` receives x + dropout(h). Return y, mu, rstd."""
+    C = h.shape[-1]
+    y = cupy.empty(h.shape, h.dtype)
+    mu, rstd = (cupy.empty((*h.shape[:-1], 1), h.dtype) for _ in range(2))
+    args = (x, h, w, b, stream, y, mu, rstd, C, eps, *mask)
+    launch("add_norm_forward", h.dtype, (h.size // C,), threads(-(-C // 4)), args)
+    return y, mu, rstd
+
+
+def normalize_backward(dx, dy, cache, mask, total, dh):
+    """Launch add_norm_backward, which fills `total` and `dh`. Return the gradients of w and b."""
+    x, w, b, mu, rstd = cache
+    N, C, G = parts_of(x)
+    parts = cupy.empty((G, C if b is None else 2 * C), "f")
+    args = (dx, dy, x, w, mu, rstd, total, dh, parts, N, C, parts.shape[1], *mask)
+    launch("add_norm_backward", x.dtype, (G,), threads(-(-C // 4)), args)
+    sums = column_sums(parts, x.dtype)
+    return {"w": sums} if b is None else {"w": sums[:C], "b": sums[C:]}
+
+
+def add_norm_forward(x, h, w, b=None, dropout=0.0, rng=None, eps=EPS):
+    if not fits(h, w, b, x):
+        return NotImplemented
+    if dropout == 0:
+        rng = None
+    same = x is None and rng is None  # the stream is h itself
+    stream = None if same else cupy.empty(h.shape, h.dtype)
+    y, mu, rstd = normalize(x, h, w, b, eps, mask_of(h.shape, dropout, rng), stream)
+    stream = h if same else stream
+    return (stream, y), (stream, w, b, mu, rstd, dropout, rng, x is None)
+
+
+def add_norm_backward(dx, dy, cache):
+    x, w, b, mu, rstd, dropout, rng, begins = cache
+    if not (fits(x, w, b, dx, dy) and supported(x, mu, rstd)):
+        return NotImplemented
+    total = None if begins and rng is not None else cupy.empty(x.shape, x.dtype)
+    dh = None if rng is None else cupy.empty(x.shape, x.dtype)
+    mask = mask_of(x.shape, dropout, rng)
+    grads = normalize_backward(dx, dy, (x, w, b, mu, rstd), mask, total, dh)
+    return None if begins else total, total if dh is None else dh, grads

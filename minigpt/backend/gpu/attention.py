@@ -1,0 +1,137 @@
+"""Attention on the device by tiles, and heads that merge without a copy: see attention.cu."""
+
+import functools
+
+import cupy
+import numpy as np
+
+from minigpt.backend.gpu.launch import OPTIONS, launch
+from minigpt.ops.dropout import threshold
+
+WIDTHS = (32, 64, 128)  # head sizes that there are kernels for; others are filled up with zeros
+BLOCK = (128,)
+DECODE_MAX_QUERIES = (
+    16  # queries of a block of attention_decode; of attention_forward four times as many
+)
+ARRAYS = 8
+PROBLEM = np.dtype(  # the struct Problem of attention.cu
+    [("sizes", "i4", 6), ("first_sequence", "i8"), ("key", "u8"), ("steps", "i8", (ARRAYS, 3))]
+)
+
+
+def supported(*xs):
+    """Tell whether the kernels take these arrays (B, H, T, D), which may be views of others."""
+    first = xs[0]
+    return first.dtype.char in OPTIONS and all(
+        x.dtype == first.dtype
+        and x.size
+        and x.shape[3] <= WIDTHS[-1]
+        and x.strides[3] == x.itemsize
+        for x in xs
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def layout(causal, drop, size, *arrays):
+    """Return what the kernels are told, but for the key of the random bits: a struct Problem.
+
+    The arrays, whose elements take `size` bytes, are given as (shape, strides): q, k, v, y and,
+    in the backward pass, dy, dq, dk and dv.
+    """
+    (_, H, Tq, D), (_, _, Tk, _) = arrays[0][0], arrays[1][0]
+    steps = [[step // size for step in strides[:3]] for _, strides in arrays]
+    steps += [(0, 0, 0)] * (ARRAYS - len(arrays))
+    return np.array(((H, Tq, Tk, D, causal, drop), 0, 0, steps), PROBLEM)
+
+
+def problem(causal, dropout, rng, *arrays):
+    """Return the struct Problem of these arrays."""
+    drop = 0 if rng is None else threshold(dropout)[0]
+    p = layout(causal, drop, arrays[0].itemsize, *[(x.shape, x.strides) for x in arrays])
+    if drop:
+        p = p.copy()
+        p["key"], p["first_sequence"] = rng
+    return p
+
+
+def run(kernel, q, T, rows, args):
+    """Launch a kernel for heads of q's size, with a block for so many rows of T of each head."""
+    B, H, _, D = q.shape
+    width = next(width for width in WIDTHS if width >= D)
+    launch(f"{kernel}_{width}", q.dtype, (B * H, -(-T // rows)), BLOCK, args)
+
+
+def attention_forward(q, k, v, causal=False, key_mask=None, dropout=0.0, rng=None):
+    """As the op; keeps lse, in float32, and no weights."""
+    if not supported(q, k, v):
+        return NotImplemented
+    B, H, T, _ = q.shape
+    seen = None if key_mask is None else cupy.ascontiguousarray(key_mask, bool)
+    (y,) = split_like(q, 1)
+    lse = cupy.empty((B, H, T, 1), np.float32)
+    p = problem(causal, dropout, rng, q, k, v, y)
+    kernel, rows = (
+        ("attention_decode", DECODE_MAX_QUERIES)
+        if T <= DECODE_MAX_QUERIES
+        else ("attention_forward", 4 * DECODE_MAX_QUERIES)
+    )
+    run(kernel, q, T, rows, (q, k, v, seen, y, lse, p))
+    return y, (q, k, v, y, None, lse, causal, key_mask, dropout, rng)
+
+
+def attention_backward(dy, cache):
+    """As the op; from the lse of the faster forward pass."""
+    q, k, v, y, _, lse, causal, key_mask, dropout, rng = cache
+    if lse is None or not supported(q, k, v, y, dy):
+        return NotImplemented
+    seen = None if key_mask is None else cupy.ascontiguousarray(key_mask, bool)
+    dq, dk, dv = gradients_like(q, k, v)
+    delta = cupy.empty_like(lse)
+    p = problem(causal, dropout, rng, q, k, v, y, dy, dq, dk, dv)
+    rows = 32 if q.shape[3] > 64 else 64
+    args = (q, k, v, seen, y, dy, lse, delta, dq, p)
+    run("attention_backward_queries", q, q.shape[2], rows, args)
+    args = (q, k, v, seen, dy, lse, delta, dk, dv, p)
+    run("attention_backward_keys", q, k.shape[2], rows, args)
+    return dq, dk, dv
+
+
+def gradients_like(q, k, v):
+    """Return arrays for dq, dk and dv that merge_heads can join as q, k and v were split."""
+    if joined((q, k, v)) is not None:
+        return split_like(q, 3)
+    return split_like(q, 1) + split_like(k, 2)
+
+
+def strides_within(x, n):
+    """Return the strides of each of n arrays like x (B, H, T, D) that are split from one."""
+    _, H, T, D = x.shape
+    part = H * D * x.itemsize
+    return T * n * part, D * x.itemsize, n * part, x.itemsize
+
+
+def split_like(x, n):
+    """Return n new arrays like x, split from one (B, T, n C) as split_heads does it, but faster."""
+    B, H, T, D = x.shape
+    whole, strides = cupy.empty((B, T, n, H, D), x.dtype).data, strides_within(x, n)
+    return [
+        cupy.ndarray(x.shape, x.dtype, whole + i * H * D * x.itemsize, strides) for i in range(n)
+    ]
+
+
+def joined(xs):
+    """Return the array (B, T, n C) that split_heads made xs of, or None if there is none."""
+    first, n = xs[0], len(xs)
+    B, H, T, D = first.shape
+    shape, dtype, strides = first.shape, first.dtype, strides_within(first, n)
+    for i, x in enumerate(xs):
+        place = first.data.ptr + i * H * D * first.itemsize
+        if (x.shape, x.dtype, x.strides, x.data.ptr) != (shape, dtype, strides, place):
+            return None
+    return cupy.ndarray((B, T, n * H * D), dtype, first.data)
+
+
+def merge_heads(*xs):
+    """As the op; a view where the arrays lie as split_heads leaves them."""
+    whole = joined(xs)
+    return NotImplemented if whole is None else whole

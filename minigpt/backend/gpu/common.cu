@@ -1,0 +1,122 @@
+// What all kernels share.
+//
+// The text is compiled once per dtype, with T float or __half; all arithmetic is in float. Sums
+// are taken in a fixed order, without atomics: the same input gives the same bits. Nothing counts
+// on warps of 32 threads (warpSize is the device's); blocks have a multiple of 64 threads.
+//
+// Arrays are contiguous. N counts rows, C is the length of a row; a thread does four neighbours.
+
+#ifdef HALF
+#ifndef __HIP__  // which has it built in
+#include <cuda_fp16.h>
+#endif
+using T = __half;
+#else
+using T = float;
+#endif
+
+__device__ inline float minus_infinity() { return __int_as_float(0xff800000); }
+
+// ---- Warps and blocks (of one dimension). All their threads take part. ----
+
+// The value of the lane whose number differs from this one's in the bits of mask.
+__device__ inline float warp_xor(float v, int mask) {
+#ifdef __HIP__
+  return __shfl_xor(v, mask);
+#else
+  return __shfl_xor_sync(0xffffffffu, v, mask);
+#endif
+}
+
+// Bit i tells whether p holds in lane i.
+__device__ inline unsigned long long warp_ballot(bool p) {
+#ifdef __HIP__
+  return __ballot(p);
+#else
+  return __ballot_sync(0xffffffffu, p);
+#endif
+}
+
+struct Sum {
+  static __device__ float identity() { return 0.0f; }
+  static __device__ float combine(float a, float b) { return a + b; }
+};
+
+struct Max {
+  static __device__ float identity() { return minus_infinity(); }
+  static __device__ float combine(float a, float b) { return fmaxf(a, b); }
+};
+
+// Every lane receives the result over its warp: all with the same bits, since a + b = b + a.
+template <class Op>
+__device__ inline float warp_reduce(float v) {
+  for (int mask = warpSize / 2; mask > 0; mask /= 2) v = Op::combine(v, warp_xor(v, mask));
+  return v;
+}
+
+// Every thread receives the result over its block.
+template <class Op>
+__device__ inline float block_reduce(float v) {
+  __shared__ float part[32];  // 1024 threads are at most 32 warps
+  v = warp_reduce<Op>(v);
+  __syncthreads();  // what an earlier call left has been read
+  if (threadIdx.x % warpSize == 0) part[threadIdx.x / warpSize] = v;
+  __syncthreads();
+  v = Op::identity();
+  for (int i = 0; i < (int)blockDim.x / warpSize; ++i) v = Op::combine(v, part[i]);
+  return v;
+}
+
+// ---- Four neighbours at once ----
+
+struct alignas(4 * sizeof(T)) Quad {
+  T v[4];
+};
+
+// Load p[0 .. 3], of which the first n exist; the others are 0.
+__device__ inline void load4(const T* p, long long n, float* v) {
+  if (n >= 4 && (size_t)p % sizeof(Quad) == 0) {
+    const Quad quad = *(const Quad*)p;
+    for (int i = 0; i < 4; ++i) v[i] = (float)quad.v[i];
+  } else {
+    for (int i = 0; i < 4; ++i) v[i] = i < n ? (float)p[i] : 0.0f;
+  }
+}
+
+__device__ inline void store4(T* p, long long n, const float* v) {
+  if (n >= 4 && (size_t)p % sizeof(Quad) == 0) {
+    Quad quad;
+    for (int i = 0; i < 4; ++i) quad.v[i] = (T)v[i];
+    *(Quad*)p = quad;
+  } else {
+    for (int i = 0; i < 4 && i < n; ++i) p[i] = (T)v[i];
+  }
+}
+
+// ---- Dropout: the bits of minigpt/ops/dropout.py ----
+
+// SplitMix64's word of that number, in the stream of key.
+__device__ inline unsigned long long random_word(unsigned long long key, unsigned long long word) {
+  unsigned long long z = (word + 1) * 0x9E3779B97F4A7C15ull + key;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+  return z ^ (z >> 31);
+}
+
+// An element stays where its 16 bits reach limit, and is then multiplied by scale; limit 0 is none.
+struct Dropout {
+  unsigned long long key;
+  long long limit;
+  float scale;
+
+  // Apply it to v[0 .. 3], which stand at `place` of the whole batch.
+  __device__ void apply(float* v, unsigned long long place) const {
+    if (limit == 0) return;
+    unsigned long long word = random_word(key, place / 4) >> (16 * (place % 4));
+    for (int i = 0; i < 4; ++i) {
+      if (i > 0 && (place + i) % 4 == 0) word = random_word(key, (place + i) / 4);
+      v[i] = (long long)(word & 0xffff) >= limit ? v[i] * scale : 0.0f;
+      word >>= 16;
+    }
+  }
+};

@@ -1,0 +1,63 @@
+"""The LM head with its loss on a GPU: three products, and one kernel between them."""
+
+import cupy
+import numpy as np
+
+from minigpt.backend.gpu.launch import launch, supported
+from minigpt.ops import cross_entropy
+
+LOGITS = 2**27  # that exist at one time: 512 MB in float32
+
+
+def cross_entropy_forward(x, targets, w, b=None, count=None, dloss=None):
+    """As the op; the loss of 16-bit arrays, and lse, are float32."""
+    if not supported(x, w, b):
+        return NotImplemented
+    V, C = w.shape
+    x2, t = x.reshape(-1, C), cupy.ascontiguousarray(targets.reshape(-1), np.int32)
+    if count is None:
+        count = max(int((t >= 0).sum()), 1)
+    lse, losses = cupy.empty((len(x2), 1), np.float32), cupy.empty(len(x2), np.float32)
+    dx, dw, db = cupy.empty_like(x2), None, None
+    for rows in cross_entropy.row_chunks(len(x2), V, LOGITS):
+        logits = x2[rows] @ w.T
+        softmax(logits, b, t[rows], lse[rows], losses[rows], count, dloss)
+        if dloss is not None:
+            cupy.dot(logits, w, out=dx[rows])
+            dw = plus(dw, logits.T @ x2[rows])
+            if b is not None:
+                db = plus(db, cupy.ones(len(logits), b.dtype) @ logits)
+    grads = {"w": dw} if b is None else {"w": dw, "b": db}
+    ready = None if dloss is None else (dx.reshape(x.shape), grads)
+    return losses.sum(), (x, targets, w, b, lse, count, ready)
+
+
+def cross_entropy_backward(dloss, cache):
+    """As the op; what the forward pass has not made is made by it again."""
+    x, targets, w, b, _, count, ready = cache
+    if ready is None and not supported(x, w, b):
+        return NotImplemented
+    if ready is None:
+        _, (*_, ready) = cross_entropy_forward(x, targets, w, b, count, dloss)
+    return ready
+
+
+def softmax(logits, b, targets, lse, losses, count, dloss):
+    """Put lse and the parts of the loss into their arrays; with dloss, dlogits into logits."""
+    n, V = logits.shape
+    at, number = (dloss, 0.0) if isinstance(dloss, cupy.ndarray) else (None, float(dloss or 0))
+    launch(
+        "cross_entropy",
+        logits.dtype,
+        (n,),
+        (min(1024, 64 * -(-V // 256)),),  # whole warps, be they 32 or 64: 4 logits per thread
+        (logits, b, targets, lse, losses, V, float(count), int(dloss is not None), at, number),
+    )
+
+
+def plus(total, part):
+    """Return total + part, in the memory of total; None is no total yet."""
+    if total is None:
+        return part
+    total += part
+    return total

@@ -1,0 +1,11 @@
+// Dropout: minigpt/ops/dropout.py.
+
+extern "C" __global__ void dropout_forward(const T* x, T* __restrict__ y, long long size,
+                                           long long start, unsigned long long key, long long limit,
+                                           double scale) {
+  const long long i = 4 * ((long long)blockIdx.x * blockDim.x + threadIdx.x);
+  float v[4];
+  load4(x + i, size - i, v);
+  Dropout{key, limit, (float)scale}.apply(v, start + i);
+  store4(y + i, size - i, v);
+}

@@ -1,0 +1,25 @@
+"""Dropout on a GPU."""
+
+import math
+
+import cupy
+import numpy as np
+
+from minigpt.backend.gpu.launch import launch, supported
+from minigpt.ops.dropout import threshold
+
+
+def mask_of(shape, p, rng):
+    """Return what the kernels need to make a dropout mask: (start, key, limit, scale)."""
+    if rng is None or p == 0:
+        return 0, np.uint64(0), 0, 1.0
+    return rng.row * math.prod(shape[1:]), np.uint64(rng.key), *threshold(p)
+
+
+def dropout_forward(x, p, rng):
+    if rng is None or p == 0 or not supported(x):
+        return NotImplemented
+    y = cupy.empty(x.shape, x.dtype)
+    args = (x, y, x.size, *mask_of(x.shape, p, rng))
+    launch("dropout_forward", x.dtype, (-(-x.size // 1024),), (256,), args)
+    return y, (p, rng)

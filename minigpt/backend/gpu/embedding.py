@@ -1,0 +1,36 @@
+"""Embedding on a GPU."""
+
+import cupy
+import numpy as np
+
+from minigpt.backend.gpu.launch import launch, supported, threads
+
+EMBEDDING_THREADS, EMBEDDING_CHANNELS = 512, 512  # as in embedding.cu
+TOKENS_PER_ID = 16  # from here on, each id of the vocabulary gets a block of its own
+
+
+def embedding_forward(ids, wte, wpe=None, start=0):
+    T, C = ids.shape[1], wte.shape[1]
+    odd = wpe is not None and (start + T > len(wpe) or wpe.shape[1] != C)
+    if odd or ids.dtype != np.int32 or not ids.size or not supported(wte, wpe):
+        return NotImplemented
+    x = cupy.empty((*ids.shape, C), wte.dtype)
+    args = (cupy.ascontiguousarray(ids), wte, wpe, x, T, C, start)
+    launch("embedding_forward", x.dtype, (ids.size,), threads(-(-C // 4)), args)
+    return x, (ids, start, wte.shape, None if wpe is None else wpe.shape)
+
+
+def embedding_backward(dy, cache, dwte=None):
+    ids, start, (V, C), wpe_shape = cache
+    if ids.dtype != np.int32 or not supported(dy, dwte):
+        return NotImplemented
+    if dwte is None:
+        dwte = cupy.zeros((V, C), dy.dtype)
+    dwpe = None if wpe_shape is None else cupy.empty(wpe_shape, dy.dtype)
+    by_id = ids.size >= TOKENS_PER_ID * V
+    owners = V if by_id else ids.size
+    args = (dy, cupy.ascontiguousarray(ids), dwte, dwpe, ids.size, ids.shape[1], C)
+    grid = owners + (0 if dwpe is None else len(dwpe)), -(-C // EMBEDDING_CHANNELS)
+    args += owners, int(by_id), start
+    launch("embedding_backward", dy.dtype, grid, (EMBEDDING_THREADS,), args)
+    return {"wte": dwte} if dwpe is None else {"wte": dwte, "wpe": dwpe}

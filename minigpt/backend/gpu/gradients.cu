@@ -1,0 +1,38 @@
+// The gradients of a step into one buffer. T is the type of the gradients.
+
+// Arrays end to end, by value: the arguments of a launch are at most 4 KB.
+constexpr int ARRAYS = 240;  // as in gradients.py
+struct Arrays {
+  const T* at[ARRAYS];
+  long long start[ARRAYS];  // of the first element of each among all
+};
+
+// Each block puts, or adds, `width` elements into flat (n) and leaves their sum of squares.
+extern "C" __global__ void gather(float* __restrict__ flat, float* __restrict__ squares,
+                                  const Arrays arrays, long long count, long long n,
+                                  long long width, long long add) {
+  const long long first = blockIdx.x * width;
+  const long long last = min(first + width, n);
+  int a = 0;  // the last array that starts at or before `first`
+  for (int above = count; above - a > 1;) {
+    const int middle = (a + above) / 2;
+    if (arrays.start[middle] <= first)
+      a = middle;
+    else
+      above = middle;
+  }
+  float total = 0.0f;
+  for (; a < count && arrays.start[a] < last; ++a) {
+    const long long start = arrays.start[a];
+    const long long stop = min(a + 1 < count ? arrays.start[a + 1] : n, last);
+    const T* x = arrays.at[a];
+#pragma unroll 4
+    for (long long i = max(start, first) + threadIdx.x; i < stop; i += blockDim.x) {
+      const float g = add ? flat[i] + float(x[i - start]) : float(x[i - start]);
+      flat[i] = g;
+      total += g * g;
+    }
+  }
+  total = block_reduce<Sum>(total);
+  if (threadIdx.x == 0) squares[blockIdx.x] = total;
+}

@@ -1,0 +1,92 @@
+"""The CUDA C++ beside this file, compiled by CuPy at first use, and how it is launched.
+
+All .cu files are one source text: common.cu with what they share, then the others by name. It
+is written for an element type T and compiled once for each dtype that is used, so that float32
+does not wait for float16. All arithmetic is in float.
+"""
+
+import functools
+from pathlib import Path
+
+import cupy
+
+from minigpt.backend import INSTALL
+from minigpt.errors import UserError
+
+FOLDER = Path(__file__).parent
+# By the characters that stand for float32 and float16: a dtype's name takes NumPy microseconds.
+OPTIONS = {"f": ("-std=c++17",), "e": ("-std=c++17", "-DHALF")}
+
+
+def source():
+    """Return the text of all kernels, with the places of its parts for the compiler's messages."""
+    first = FOLDER / "common.cu"
+    paths = [first, *sorted(set(FOLDER.glob("*.cu")) - {first})]
+    return "\n".join(f'#line 1 "{path.name}"\n{path.read_text("utf-8")}' for path in paths)
+
+
+@functools.cache
+def _module(char):
+    return cupy.RawModule(code=source(), options=OPTIONS[char])
+
+
+@functools.cache
+def kernel(name, dtype):
+    """Return the kernel of that name, an extern "C" function of the .cu files, for a dtype.
+
+    CuPy compiles the module at the first kernel, and again for each further device.
+
+    Raises
+    ------
+    UserError
+        If the kernels do not compile or load: one line with the first error.
+    """
+    try:
+        function = _module(dtype.char).get_function(name)
+        _ = function.kernel  # compiles
+    except (cupy.cuda.compiler.CompileException, ImportError, OSError, RuntimeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no cause"]
+        cause = next((line for line in lines if "error" in line.lower()), lines[0])
+        raise UserError(
+            f"--backend cupy: the kernels for {dtype} do not compile or load here ({cause}); "
+            f"install CuPy with the compiler and headers of its CUDA version, {INSTALL}, or use "
+            "--backend numpy"
+        ) from None
+    return function
+
+
+def launch(name, dtype, grid, block, args):
+    """Start a kernel; does not wait for it.
+
+    Parameters
+    ----------
+    name : str
+    dtype : dtype
+        What T stands for: float32 or float16.
+    grid, block : tuples of int
+    args : tuple
+        Arrays of CuPy and None (a null pointer) for pointers, int for long long, float for
+        double, NumPy scalars for what else a kernel takes. Nothing converts or checks them.
+    """
+    kernel(name, dtype)(grid, block, args)
+
+
+def supported(*arrays):
+    """Tell whether the kernels take these arrays; None among them is an array left out.
+
+    They take contiguous arrays of CuPy that are not empty, all float32 or all float16.
+    """
+    dtype = arrays[0].dtype
+    if dtype.char not in OPTIONS:
+        return False
+    for x in arrays:
+        if x is not None and not (
+            isinstance(x, cupy.ndarray) and x.dtype == dtype and x.size and x.flags.c_contiguous
+        ):
+            return False
+    return True
+
+
+def threads(n):
+    """Return the size of a block for n things to do: a multiple of both warp sizes."""
+    return (min(max(-(-n // 64) * 64, 64), 1024),)

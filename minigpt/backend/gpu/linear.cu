@@ -1,0 +1,27 @@
+// Sums over rows, in two launches: parts (gridDim.y, C) in float, then these added up.
+
+extern "C" __global__ void column_parts(const T* x, float* __restrict__ part, long long N,
+                                        long long C) {
+  const long long c = 4 * ((long long)blockIdx.x * blockDim.x + threadIdx.x), n = C - c;
+  float sum[4] = {};
+  for (long long row = blockIdx.y; row < N && n > 0; row += gridDim.y) {
+    float v[4];
+    load4(x + row * C + c, n, v);
+    for (int i = 0; i < 4; ++i) sum[i] += v[i];
+  }
+  for (int i = 0; i < 4 && i < n; ++i) part[blockIdx.y * C + c + i] = sum[i];
+}
+
+// Blocks of 32 x 16 threads: 32 columns, each added up by 16 threads.
+extern "C" __global__ void column_sums(const float* part, T* __restrict__ y, long long N,
+                                       long long C) {
+  __shared__ float sums[16][32];
+  const long long c = blockIdx.x * 32 + threadIdx.x;
+  float sum = 0.0f;
+  for (long long row = threadIdx.y; row < N && c < C; row += 16) sum += part[row * C + c];
+  sums[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y > 0 || c >= C) return;
+  for (int i = 1; i < 16; ++i) sum += sums[i][threadIdx.x];
+  y[c] = (T)sum;
+}

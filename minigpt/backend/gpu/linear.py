@@ -1,0 +1,52 @@
+"""Linear layers on a GPU, and sums over rows."""
+
+import cupy
+
+from minigpt.backend.gpu.launch import launch, supported
+
+PARTS = 512  # blocks that share the rows of a sum over rows
+COLUMNS = 512  # channels of a block: four per thread
+
+
+def parts_of(x):
+    """Return N, C and in how many parts N rows are added up."""
+    C = x.shape[-1]
+    N = x.size // C
+    return N, C, min(N, PARTS)
+
+
+def column_sums(parts, dtype):
+    """Return the sums over the rows of parts (N, C) float32: (C,) of that dtype."""
+    N, C = parts.shape
+    y = cupy.empty(C, dtype)
+    launch("column_sums", y.dtype, (-(-C // 32),), (32, 16), (parts, y, N, C))
+    return y
+
+
+def linear_forward(x, w, b=None):
+    if b is not None and b.shape != w.shape[1:]:
+        raise ValueError(f"linear_forward: b is {b.shape}, but w {w.shape} needs {w.shape[1:]}")
+    # In two dimensions a transposed operand is a flag of the product, in three it is a copy.
+    y = x.reshape(-1, w.shape[0]) @ w
+    if b is not None:
+        y += b
+    return y.reshape(*x.shape[:-1], w.shape[1]), (x, w, b)
+
+
+def linear_backward(dy, cache):
+    x, w, b = cache
+    dy2 = dy.reshape(-1, w.shape[1])
+    grads = {"w": x.reshape(-1, w.shape[0]).T @ dy2}
+    if b is not None:
+        grads["b"] = bias_gradient(dy2)
+    return (dy2 @ w.T).reshape(x.shape), grads
+
+
+def bias_gradient(dy):
+    """Return the sum over the rows of dy (N, C): (C,)."""
+    if not supported(dy):
+        return dy.sum(axis=0)
+    N, C, G = parts_of(dy)
+    parts = cupy.empty((G, C), "f")
+    launch("column_parts", dy.dtype, (-(-C // COLUMNS), G), (COLUMNS // 4,), (dy, parts, N, C))
+    return column_sums(parts, dy.dtype)

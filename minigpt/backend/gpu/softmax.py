@@ -1,0 +1,22 @@
+"""Softmax on a GPU: a block per row."""
+
+import cupy
+
+from minigpt.backend.gpu.launch import launch, supported, threads
+
+
+def softmax_forward(x):
+    if not supported(x):
+        return NotImplemented
+    y, C = cupy.empty(x.shape, x.dtype), x.shape[-1]
+    launch("softmax_forward", x.dtype, (x.size // C,), threads(C), (x, y, C))
+    return y, (y,)
+
+
+def softmax_backward(dy, cache):
+    (y,) = cache
+    if dy.shape != y.shape or not supported(dy, y):
+        return NotImplemented
+    dx, C = cupy.empty(y.shape, y.dtype), y.shape[-1]
+    launch("softmax_backward", y.dtype, (y.size // C,), threads(C), (dy, y, dx, C))
+    return dx

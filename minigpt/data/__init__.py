@@ -1,0 +1,1 @@
+"""Texts and pairs: from a file to batches of token ids."""

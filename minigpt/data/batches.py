@@ -1,0 +1,119 @@
+"""From a text to batches of token ids: the split, batches for training, consecutive windows.
+
+Run `python -m minigpt.data` for a walk from a text to the examples that a GPT learns from.
+"""
+
+import numpy as np
+
+from minigpt.backend import array_module, to_device
+from minigpt.errors import UserError
+
+
+def split(ids):
+    """Cut token ids into the first nine tenths, for training, and the rest, for validation."""
+    n = int(0.9 * len(ids))
+    return ids[:n], ids[n:]
+
+
+def check_length(train, val, block_size):
+    """Make sure that both parts hold a block and the token that follows it.
+
+    Raises
+    ------
+    UserError
+        If not, or if block_size is below 1.
+    """
+    if block_size < 1:
+        raise UserError(f"--block-size is {block_size}, but must be at least 1")
+    name, part = ("train", train) if len(train) < len(val) else ("validation", val)
+    needed = block_size + 1
+    if len(part) < needed:
+        largest = len(part) - 1
+        smaller = f" or --block-size {largest} or less" if largest > 0 else ""
+        raise UserError(
+            f"the text is too short: its {name} part has {len(part)} of {len(train) + len(val)} "
+            f"tokens, but --block-size {block_size} needs {needed}; give --data with "
+            f"{10 * block_size + 1} tokens or more{smaller}"
+        )
+
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio
+
+
+def random_places(n, seed, step, batch_size):
+    """Draw (batch_size,) int64, each of 0 .. n - 1 as likely as any other, at every draw."""
+    # Philox numbers its output by a counter. The step is in the second 64-bit word of it, which
+    # the draws of one step never reach. Raw bits: the one stream that NumPy promises to keep.
+    bits = np.random.Philox(key=seed, counter=step << 64).random_raw(batch_size)
+    return (bits % np.uint64(n)).astype(np.int64)
+
+
+def even_places(n, seed, step, batch_size):
+    """Return (batch_size,) int64 that fill 0 .. n - 1 evenly from step to step.
+
+    Each place is a golden ratio of the whole behind the one before it, round and round, from one
+    that the seed draws: a Weyl sequence. As far as it has come, its gaps have three lengths at
+    most, none longer than 2.62 times the shortest (Knuth, The Art of Computer Programming, volume
+    3, section 6.4, theorem S). After as many windows as fit a text side by side, nearly nine
+    tenths of it have been seen; by random places it is 1 - 1/e, not two thirds.
+    """
+    first = np.random.Philox(key=seed).random_raw(1)
+    i = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.uint64)
+    turned = (first + i * GOLDEN) >> np.uint64(32)  # of 2^32; the product wraps around as it should
+    return (turned * np.uint64(n) >> np.uint64(32)).astype(np.int64)
+
+
+PLACES = {"random": random_places, "even": even_places}
+
+
+def random_batch(ids, seed, step, batch_size, block_size, places="random"):
+    """Take windows of the ids from here and there: the batch of a training step.
+
+    The same arguments always give the same batch, so that the step is all that a run has to know
+    to go on where it was.
+
+    Parameters
+    ----------
+    ids : (N,) int32, block_size < N <= 2**32
+        On a device the windows are gathered there; the places are the same.
+    seed, step : int, not negative
+    batch_size, block_size : int
+    places : str
+        Where the windows begin: a key of PLACES.
+
+    Returns
+    -------
+    x, y : (batch_size, block_size) int32, where ids are
+        y is x moved on by one token.
+    """
+    starts = PLACES[places](len(ids) - block_size, seed, step, batch_size)
+    xp = array_module(ids)
+    where = to_device(starts, xp)[:, None] + xp.arange(block_size)
+    return ids[where], ids[1:][where]
+
+
+def windows(ids, block_size, batch_size):
+    """Iterate over consecutive windows, which together ask for every token but the first once.
+
+    Parameters
+    ----------
+    ids : (N,) int32
+    block_size, batch_size : int
+
+    Yields
+    ------
+    x, y : (B, block_size) int32, views of ids, B <= batch_size
+        y is x moved on by one token. What is left over at the end comes last, as (1, rest).
+    """
+    n = max(len(ids) - 1, 0)  # predictions
+    whole = n - n % block_size
+    x, y = (ids[i : i + whole].reshape(-1, block_size) for i in (0, 1))
+    for row in range(0, len(x), batch_size):
+        yield x[row : row + batch_size], y[row : row + batch_size]
+    if whole < n:
+        yield ids[None, whole:n], ids[None, whole + 1 :]
+
+
+def counted(targets):
+    """Return how many targets of a text's batch count: all, and no device has to be asked."""
+    return targets.size

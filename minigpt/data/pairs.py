@@ -1,0 +1,231 @@
+"""Pairs of texts, source and target: from a TSV file or the built-in task to batches of ids."""
+
+import hashlib
+import json
+from typing import NamedTuple
+
+import numpy as np
+
+from minigpt.data.corpus import load_text
+from minigpt.data.tokenizers import CharTokenizer
+from minigpt.errors import UserError
+
+BUCKET = 8  # characters: sources in a batch differ in length by less, and so do targets
+
+
+class PairTokenizer(NamedTuple):
+    """The two vocabularies of an encoder-decoder; where they are one, both are that one.
+
+    The last id of the target, END, stands for no character.
+    """
+
+    source: CharTokenizer
+    target: CharTokenizer
+
+    @classmethod
+    def from_pairs(cls, pairs, shared=False):
+        """Make the vocabularies of a list of (source, target); shared is one for both."""
+        texts = ["".join(side) for side in zip(*pairs, strict=True)]
+        if shared:
+            texts = ["".join(texts)] * 2
+        return cls(*map(CharTokenizer.from_text, texts))
+
+    @classmethod
+    def from_json(cls, table):
+        """Read back what `to_json` wrote.
+
+        Raises
+        ------
+        UserError
+            If `table` is anything else.
+        """
+        try:
+            fields = json.loads(table)
+            if fields.keys() == {"kind", "source", "target"} and fields["kind"] == "pair":
+                sides = (json.dumps(fields[side]) for side in cls._fields)
+                return cls(*map(CharTokenizer.from_json, sides))
+        except (ValueError, TypeError, AttributeError):
+            pass  # the same message for all that is wrong with it
+        raise UserError(
+            f"not the tables of a pair of tokenizers: {str(table)[:60]!r}; "
+            'it should be {"kind": "pair", "source": {...}, "target": {...}}'
+        )
+
+    def to_json(self):
+        """Return the tables as text, for a checkpoint."""
+        tables = (json.loads(side.to_json()) for side in self)
+        return json.dumps({"kind": "pair", **dict(zip(self._fields, tables, strict=True))})
+
+    @property
+    def vocab_size(self):
+        """Number of tokens of the target, END included."""
+        return self.target.vocab_size + 1
+
+
+def read_pairs(path):
+    """Read a TSV file.
+
+    Returns
+    -------
+    pairs : list of (source, target)
+
+    Raises
+    ------
+    UserError
+        As load_text; or if a line has not exactly one TAB with something on both sides: names
+        the first such line.
+    """
+    text, _ = load_text(path)
+    return [
+        parse_line(line, f"--data {path}, line {number}")
+        for number, line in enumerate(text.removesuffix("\n").split("\n"), 1)
+    ]
+
+
+def parse_line(line, where):
+    """Return (source, target) of a line, or raise a UserError that begins with `where`."""
+    parts = line.removesuffix("\r").split("\t")
+    if len(parts) != 2:
+        raise UserError(
+            f"{where} has {len(parts) - 1} TABs, but needs exactly one: source TAB target"
+        )
+    for name, part in zip(("source", "target"), parts, strict=True):
+        if not part:
+            raise UserError(f"{where} has an empty {name}; fill it in or delete the line")
+    return tuple(parts)
+
+
+def padded(rows):
+    """Return ids (B, T) int32 of rows of ids, with -1 behind the shorter ones."""
+    ids = np.full((len(rows), max(map(len, rows))), -1, np.int32)
+    for into, row in zip(ids, rows, strict=True):
+        into[: len(row)] = row
+    return ids
+
+
+class Sequences(NamedTuple):
+    """Many sequences of ids, one behind the other.
+
+    Attributes
+    ----------
+    ids : (M,) int32
+    starts, lengths : (N,) int
+        Where each sequence begins in `ids`, and how many ids it has.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+
+    @classmethod
+    def of(cls, texts, tokenizer, end=None):
+        """Encode texts, each with the id `end` behind it if there is one."""
+        ids = tokenizer.encode_array("".join(texts))
+        lengths = np.array([len(text) for text in texts])
+        if end is not None:
+            ids, lengths = np.insert(ids, lengths.cumsum(), end), lengths + 1
+        return cls(ids, lengths.cumsum() - lengths, lengths)
+
+    def rows(self, which):
+        """Return the sequences `which` (B,), one a row, padded with -1 to the longest of them."""
+        lengths = self.lengths[which, None]
+        places = np.arange(lengths.max())
+        ids = self.ids.take(self.starts[which, None] + places, mode="clip")
+        return np.where(places < lengths, ids, np.int32(-1))
+
+
+class Pairs:
+    """Encoded pairs, and batches of them in which lengths are alike.
+
+    Parameters
+    ----------
+    pairs : list of (source, target)
+    tokenizer : PairTokenizer
+    """
+
+    def __init__(self, pairs, tokenizer):
+        sources, targets = zip(*pairs, strict=True)
+        self.source = Sequences.of(sources, tokenizer.source)
+        self.target = Sequences.of(targets, tokenizer.target, tokenizer.vocab_size - 1)
+        buckets = [-(-x.lengths // BUCKET) for x in (self.source, self.target)]
+        bucket = buckets[0] * (buckets[1].max() + 1) + buckets[1]
+        self.order = np.argsort(bucket, kind="stable")
+        self.bucket = bucket[self.order]
+
+    def __len__(self):
+        return len(self.order)
+
+    def rows(self, which):
+        """Return (source, targets) of the pairs `which`: (B, Ts), (B, T) int32, -1 is padding."""
+        return self.source.rows(which), self.target.rows(which)
+
+
+def random_pairs(pairs, seed, step, batch_size, block_size=None, places="random"):
+    """Draw the batch of a training step, as data.random_batch: a function of its arguments.
+
+    The bucket is that of a pair drawn from all, and the batch is drawn from the bucket: every
+    pair comes as often as any other.
+
+    Parameters
+    ----------
+    pairs : Pairs
+    seed, step, batch_size : int, not negative
+    block_size, places : optional
+        Not needed: pairs are of their own lengths, and always drawn.
+
+    Returns
+    -------
+    source, targets : (batch_size, Ts), (batch_size, T) int32
+    """
+    bits = np.random.Philox(key=seed, counter=step << 64).random_raw(batch_size + 1)
+    bucket = pairs.bucket[bits[0] % np.uint64(len(pairs))]
+    first, last = (np.searchsorted(pairs.bucket, bucket, side) for side in ("left", "right"))
+    return pairs.rows(pairs.order[first + (bits[1:] % np.uint64(last - first)).astype(np.int64)])
+
+
+def all_pairs(pairs, block_size, batch_size):
+    """Iterate over batches (source, targets) of all pairs, short ones first; see random_pairs."""
+    for start in range(0, len(pairs), batch_size):
+        yield pairs.rows(pairs.order[start : start + batch_size])
+
+
+def counted(targets):
+    """Return how many targets of a batch, still on the host, are not padding."""
+    return int((targets >= 0).sum())
+
+
+def digest(pairs):
+    """Return the SHA-256 of a list of pairs, as text."""
+    text = "\n".join("\t".join(pair) for pair in pairs)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def split_pairs(pairs):
+    """Return (train, val): every tenth pair is for validation.
+
+    Raises
+    ------
+    UserError
+        If there are fewer than ten.
+    """
+    if len(pairs) < 10:
+        raise UserError(f"--data holds {len(pairs)} pairs; every tenth is for validation: give 10")
+    return [pair for i, pair in enumerate(pairs, 1) if i % 10], pairs[9::10]
+
+
+def check_lengths(pairs, block_size):
+    """Make sure that all sources, and all targets with END, fit the model.
+
+    Raises
+    ------
+    UserError
+        If not: how many do not, the longest, and what to set.
+    """
+    needed = [max(len(source), len(target) + 1) for source, target in pairs]
+    longer = sum(n > block_size for n in needed)
+    if longer:
+        raise UserError(
+            f"{longer} of {len(pairs)} pairs are longer than --block-size {block_size}: the "
+            f"longest needs {max(needed)} (characters of a source, or of a target and its end); "
+            f"set --block-size {max(needed)}, or leave them out"
+        )

@@ -1,0 +1,1 @@
+"""The models: blocks of ops, the GPT, the encoder-decoder, their checkpoints."""

@@ -1,0 +1,263 @@
+"""Checkpoints: a safetensors file that holds all there is to know of a model, and no pickle.
+
+    metadata   format      "minigpt 1"
+               model       "gpt" or "seq2seq"; "gpt" if left out
+               config      GPTConfig or Seq2SeqConfig, as JSON
+               tokenizer   the tokenizer's table, as JSON; of two, where source and target differ
+               state       what the caller keeps beside them (step, losses, ...), as JSON
+    tensors    the weights, float32, under their dotted names: wte, wpe, h.0.ln_1.w, ...
+               optimizer.m.NAME and optimizer.v.NAME: the optimizer's moments, where they are kept
+
+Format: https://huggingface.co/docs/safetensors, "Format". The safetensors library reads the files.
+They are written here, since the library's header differs from run to run: this way equal models
+give equal files, straight from the arrays, with the permissions that the user's other files have.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import safetensors
+
+from minigpt import cli
+from minigpt.backend import to_device, to_host
+from minigpt.errors import UserError
+from minigpt.model.models import GPT, MODELS, model_of
+from minigpt.params import Params, leaves
+
+FORMAT = "minigpt 1"
+BEST, LAST = "best.safetensors", "last.safetensors"  # in the folder of a run
+MOMENTS = ("m", "v")
+ELSE = "take another checkpoint, or train one with `python -m minigpt.train`"
+
+
+class Checkpoint(NamedTuple):
+    """What `load` returns.
+
+    Attributes
+    ----------
+    config : GPTConfig or Seq2SeqConfig
+    tokenizer : CharTokenizer or PairTokenizer
+    params : Params
+        float32, on the backend asked for.
+    optimizer_arrays : {"m": Params, "v": Params} or None
+    state : dict
+    """
+
+    config: object
+    tokenizer: object
+    params: Params
+    optimizer_arrays: dict | None
+    state: dict
+
+
+def save(path, params, config, *, tokenizer, state, optimizer=None):
+    """Write a checkpoint. At any moment there is a whole one at `path`: the old or the new.
+
+    Parameters
+    ----------
+    path : str or path
+    params : Params
+        float32; what is on a device comes to the host in one copy.
+    config : GPTConfig or Seq2SeqConfig
+    tokenizer : CharTokenizer or PairTokenizer
+    state : dict
+        Of what JSON knows; floats come back to the bit.
+    optimizer : AdamW, optional
+        Its moments are saved; the rest of it is the caller's to keep in `state`.
+
+    Raises
+    ------
+    UserError
+        If the file cannot be written, for example on a full disk, or if a number is not finite.
+        What was at `path` is unchanged.
+    TypeError
+        If an array is not float32: no other precision could be loaded.
+    """
+    tensors = dict(on_host(params).leaves())
+    for moment in MOMENTS if optimizer else ():
+        views = on_host(getattr(optimizer, moment)).leaves()
+        tensors |= {f"optimizer.{moment}.{name}": view for name, view in views}
+    tensors = {name: x.astype("<f4", casting="equiv", copy=False) for name, x in tensors.items()}
+    bad = [name for name, x in tensors.items() if not np.isfinite(x).all()]
+    if bad:
+        raise UserError(
+            f"{path}: not saved, since {bad[0]} holds numbers that are not finite: what was there "
+            "before is unchanged; go on from it with a lower --learning-rate"
+        )
+    metadata = {
+        "format": FORMAT,
+        "model": model_of(config).name,
+        "config": json.dumps(dataclasses.asdict(config)),
+        "tokenizer": tokenizer.to_json(),
+        "state": json.dumps(state, allow_nan=False),
+    }
+    replace(Path(path), [header(tensors, metadata), *tensors.values()])
+
+
+def on_host(params):
+    """Return Params on the host: these, or a copy of those on a device."""
+    return Params(params.shapes, np, params.flat.dtype, to_host(params.flat))
+
+
+def header(tensors, metadata):
+    """Return what a safetensors file begins with: its length as uint64, then JSON, padded to 8."""
+    entries, start = {"__metadata__": metadata}, 0
+    for name, x in tensors.items():
+        entries[name] = {
+            "dtype": "F32",
+            "shape": x.shape,
+            "data_offsets": (start, start + x.nbytes),
+        }
+        start += x.nbytes
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def replace(path, parts):
+    """Write `parts` (bytes or contiguous arrays) to a temporary file, sync it, rename it to `path`.
+
+    The temporary name is fixed, so that what a killed process leaves is overwritten by the next.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            size = sum(memoryview(part).nbytes for part in parts) / 1e6
+            raise UserError(
+                f"{path}: cannot save the checkpoint ({size:.1f} MB): {error.strerror or error}; "
+                "what was there before is unchanged"
+            ) from None
+        raise
+    with contextlib.suppress(OSError):  # Windows and some network disks cannot sync a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def load(path, xp=np, with_optimizer=True):
+    """Read a checkpoint that `save` wrote.
+
+    Parameters
+    ----------
+    path : str or path
+    xp : module
+        numpy or cupy: where the arrays go.
+    with_optimizer : bool
+        Whether to read the optimizer's moments; sampling leaves them on the disk.
+
+    Returns
+    -------
+    checkpoint : Checkpoint
+
+    Raises
+    ------
+    UserError
+        If the file is missing, damaged or of another kind, if its parts do not fit together, or
+        if a number in it is not finite. Memory is allocated only after names, shapes and types
+        have been checked against the file's own size.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "there is no such file"
+        raise UserError(f"{path}: {what}; name a .safetensors file that minigpt.train wrote")
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            return read(file, xp, with_optimizer)
+    except UserError as error:
+        raise UserError(f"{path}: {cli.one_line(error)}") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        reason = cli.one_line(error)
+        raise UserError(f"{path}: damaged, or no safetensors file ({reason}); {ELSE}") from None
+
+
+def read(file, xp, with_optimizer):
+    """Return the Checkpoint in an open safetensors file; UserErrors do not name the file."""
+    metadata = file.metadata() or {}
+    found = metadata.get("format", "")
+    if not found.startswith("minigpt "):
+        raise UserError(f"a safetensors file of another kind, not a checkpoint of minigpt; {ELSE}")
+    if found != FORMAT:
+        raise UserError(f"its format is {found!r}, but this version reads {FORMAT!r} only; {ELSE}")
+    names = set(file.keys())
+    config, tokenizer, state = read_metadata(metadata, len(names))
+    shape_tree = model_of(config).shapes(config)
+    weights = dict(leaves(shape_tree))
+    moments = {f"optimizer.{moment}.{name}": s for moment in MOMENTS for name, s in weights.items()}
+    has_moments = any(name.startswith("optimizer.") for name in names)
+    check_tensors(file, names, weights | moments if has_moments else weights)
+    arrays = None
+    if with_optimizer and has_moments:
+        arrays = {m: read_params(file, shape_tree, xp, f"optimizer.{m}.") for m in MOMENTS}
+    return Checkpoint(config, tokenizer, read_params(file, shape_tree, xp), arrays, state)
+
+
+def read_metadata(metadata, n_tensors):
+    """Return (config, tokenizer, state) from their JSON, or raise a UserError."""
+    fields = {}
+    for key in ("config", "state"):
+        try:
+            fields[key] = json.loads(metadata[key])
+        except (KeyError, ValueError, RecursionError):
+            fields[key] = None
+        if not isinstance(fields[key], dict):
+            raise UserError(f"damaged: its metadata {key!r} is missing or no JSON object; {ELSE}")
+    model = cli.choose(metadata.get("model", GPT.name), MODELS, "model")
+    config = cli.build(model.config, fields["config"])
+    if config.n_layer > n_tensors:
+        raise UserError(f"damaged: {config.n_layer} layers, but {n_tensors} tensors; {ELSE}")
+    try:
+        tokenizer = model.tokenizer.from_json(metadata.get("tokenizer", ""))
+    except RecursionError:
+        raise UserError(f"damaged: its tokenizer is no JSON that can be read; {ELSE}") from None
+    padded = model is GPT and tokenizer.vocab_size < config.vocab_size
+    if tokenizer.vocab_size != config.vocab_size and not padded:
+        raise UserError(
+            f"its tokenizer has {tokenizer.vocab_size} tokens, but its config has "
+            f"vocab_size {config.vocab_size}; {ELSE}"
+        )
+    return config, tokenizer, fields["state"]
+
+
+def check_tensors(file, names, expected):
+    """Raise a UserError if the tensors in the file are not float32 of the `expected` shapes."""
+    faults = [f"{name} is missing" for name in expected if name not in names]
+    faults += [f"{name!r} has no place in it" for name in sorted(names - expected.keys())]
+    for name in [name for name in expected if name in names]:
+        x = file.get_slice(name)
+        came, needed = (x.get_dtype(), tuple(x.get_shape())), ("F32", expected[name])
+        if came != needed:
+            faults.append(f"{name} is {came[0]} {came[1]} and not {needed[0]} {needed[1]}")
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise UserError(f"tensors do not fit the config: {', '.join(faults[:3])}{more}; {ELSE}")
+
+
+def read_params(file, shape_tree, xp, prefix=""):
+    """Return float32 Params filled from the tensors `prefix` + name."""
+    params = Params(shape_tree, np, "float32")
+    for name, view in params.leaves():
+        x = file.get_tensor(prefix + name)
+        if not np.isfinite(x).all():
+            raise UserError(
+                f"{prefix}{name} holds numbers that are not finite: the run had diverged; take an "
+                "earlier checkpoint, or train again with a lower --learning-rate"
+            )
+        view[...] = x
+    return Params(shape_tree, xp, "float32", to_device(params.flat, xp))

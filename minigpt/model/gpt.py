@@ -1,0 +1,276 @@
+"""The GPT: a decoder-only transformer, with what the lecture, nanoGPT and GPT-2 need between them.
+
+Radford et al. 2018 (GPT) and 2019 (GPT-2). Where they differ, `GPTConfig` has an option.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from minigpt.backend import host_normal, to_device
+from minigpt.cli import option
+from minigpt.errors import UserError
+from minigpt.model.blocks import at, block_backward, block_forward
+from minigpt.ops.activation import KINDS
+from minigpt.ops.add_norm import add_norm_backward, add_norm_forward
+from minigpt.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward, head
+from minigpt.ops.embedding import bigrams, embedding_backward, embedding_forward
+from minigpt.params import Params
+
+STD = 0.02  # of every matrix and embedding at initialization, as in GPT-2
+MOST_TOKENS = 46340  # whose pairs, V (V + 1) of them, have numbers in int32
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Model."""
+
+    vocab_size: int = option(50257, "tokens in the vocabulary; in training the tokenizer's")
+    block_size: int = option(64, "longest context, in tokens")
+    n_layer: int = option(4, "number of blocks")
+    n_head: int = option(4, "attention heads per block")
+    n_embd: int = option(128, "channels, a multiple of n_head")
+    dropout: float = option(0.0, "share of activations dropped in training")
+    bias: bool = option(True, "biases in linear layers and layernorms")
+    rotary: bool = option(False, "rotary positions in place of learned ones")
+    bigram: bool = option(False, "besides, an embedding of each token with the one before it")
+    qkv_bias: bool | None = option(None, "bias of the query/key/value product; as --bias if unset")
+    activation: str = option("gelu", "activation of the MLP", choices=tuple(KINDS))
+    tie_head: bool = option(True, "LM head and token embedding are one matrix")
+    head_bias: bool = option(False, "bias of an untied LM head")
+    init: str = option(
+        "gpt2", "gpt2 scales residual projections by 1/sqrt(2 n_layer)", choices=("gpt2", "lecture")
+    )
+
+    def __post_init__(self):
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+            value = getattr(self, name)
+            if value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1")
+        if self.n_embd % self.n_head:
+            raise UserError(
+                f"n_embd is {self.n_embd}, not a multiple of n_head {self.n_head}: every head "
+                f"gets n_embd / n_head channels; use {self.n_head * -(-self.n_embd // self.n_head)}"
+            )
+        if self.rotary and self.n_embd // self.n_head % 2:
+            raise UserError(
+                f"rotary turns pairs of channels, but n_embd / n_head is "
+                f"{self.n_embd // self.n_head}, which is odd; use another n_head"
+            )
+        if self.bigram:
+            check_pairs(self.vocab_size)
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
+        if self.activation not in KINDS:
+            raise UserError(f"activation is '{self.activation}'; choose from {', '.join(KINDS)}")
+        if self.init not in ("gpt2", "lecture"):
+            raise UserError(f"init is '{self.init}'; choose from gpt2, lecture")
+        if self.tie_head and self.head_bias:
+            raise UserError("head_bias is on with a tied head, which has none; set tie_head off")
+
+
+def check_pairs(V):
+    """Raise a UserError if pairs of V tokens have no number."""
+    if V > MOST_TOKENS:
+        raise UserError(
+            f"bigram numbers the pairs of {V} tokens, more than an id can tell apart; set it off, "
+            f"or use a vocabulary of at most {MOST_TOKENS}"
+        )
+
+
+def norm_shapes(config):
+    """Return the shapes of a layernorm's parameters."""
+    C = config.n_embd
+    return {"w": (C,), "b": (C,)} if config.bias else {"w": (C,)}
+
+
+def linear_shapes(n_in, n_out, bias):
+    """Return the shapes of a linear layer's parameters."""
+    return {"w": (n_in, n_out), "b": (n_out,)} if bias else {"w": (n_in, n_out)}
+
+
+def qkv_bias(config):
+    """Tell whether queries, keys and values have biases."""
+    return config.bias if config.qkv_bias is None else config.qkv_bias
+
+
+def block_shapes(config):
+    """Return the tree of parameter shapes of a block."""
+    C = config.n_embd
+    return {
+        "ln_1": norm_shapes(config),
+        "attn": {
+            "c_attn": linear_shapes(C, 3 * C, qkv_bias(config)),
+            "c_proj": linear_shapes(C, C, config.bias),
+        },
+        "ln_2": norm_shapes(config),
+        "mlp": {
+            "c_fc": linear_shapes(C, 4 * C, config.bias),
+            "c_proj": linear_shapes(4 * C, C, config.bias),
+        },
+    }
+
+
+def embedding_shapes(V, config):
+    """Return the shapes of the embeddings: of tokens, of positions, of pairs of tokens."""
+    C, shapes = config.n_embd, {"wte": (V, config.n_embd)}
+    if not config.rotary:
+        shapes["wpe"] = (config.block_size, C)
+    if config.bigram:
+        shapes["wbe"] = ((V + 1) * V, C)
+    return shapes
+
+
+def shapes(config):
+    """Return the tree of parameter shapes, under GPT-2's names."""
+    C, V = config.n_embd, config.vocab_size
+    tree = {
+        **embedding_shapes(V, config),
+        "h": [block_shapes(config) for _ in range(config.n_layer)],
+        "ln_f": norm_shapes(config),
+    }
+    if not config.tie_head:
+        tree["lm_head"] = {"w": (V, C), "b": (V,)} if config.head_bias else {"w": (V, C)}
+    return tree
+
+
+def init_params(config, seed, xp, dtype="float32"):
+    """Return fresh Params: matrices normal with standard deviation 0.02, gains 1, biases 0.
+
+    init="gpt2" divides the projections into the residual stream by sqrt(2 n_layer), since that
+    many of them add up (Radford et al. 2019, section 2.3); init="lecture" does not. The numbers
+    depend on the seed and the name's place alone, not on the backend.
+    """
+    return draw_params(shapes(config), config.init, seed, xp, dtype)
+
+
+def draw_params(shape_tree, init, seed, xp, dtype):
+    """Return the Params of a tree of shapes, drawn as `init_params` says.
+
+    Where there are several stacks of blocks, "encoder.h" beside "h", each counts its own
+    projections into the residual stream.
+    """
+    params = Params(shape_tree, xp, dtype)
+    names = [name for name, _ in params.leaves() if name.endswith("c_proj.w")]
+    residual = Counter(name.partition("h.")[0] for name in names)
+    for i, (name, view) in enumerate(params.leaves()):
+        if name.endswith(".b"):
+            continue
+        if view.ndim == 1:
+            view[...] = 1
+            continue
+        scaled = init == "gpt2" and name.endswith("c_proj.w")
+        std = STD / math.sqrt(residual[name.partition("h.")[0]]) if scaled else STD
+        view[...] = to_device(host_normal(seed, i, view.shape, std), xp)
+    return params
+
+
+def gpt_forward(ids, p, config, rng=None, kv=None, block=block_forward):
+    """Embedding, blocks, final layernorm.
+
+    Parameters
+    ----------
+    ids : (B, T) int
+    p : tree of parameters
+    config : GPTConfig
+    rng : Rng, optional
+        The key of this step's dropout; None is no dropout.
+    kv : KVCache, optional
+        Keys and values of the tokens before `ids`; those of `ids` are added to it.
+    block : callable, optional
+        The forward pass of a block, if it is another than the GPT's, or has options of its own.
+
+    Returns
+    -------
+    y : (B, T, C), dtype of the parameters
+    cache : tuple
+    """
+    start = 0 if kv is None else kv.length
+    h, embedding_cache = embedding_forward(ids, p["wte"], p.get("wpe"), start)
+    bigram_cache = None
+    if "wbe" in p:
+        pairs = bigrams(ids, len(p["wte"]), None if kv is None else kv.previous)
+        of_pairs, bigram_cache = embedding_forward(pairs, p["wbe"])
+        h = h + of_pairs
+    x, block_caches = None, []
+    for i, layer in enumerate(p["h"]):
+        x, h, cache = block(
+            x,
+            h,
+            p=layer,
+            n_head=config.n_head,
+            activation=config.activation,
+            dropout=config.dropout,
+            rng=at(rng, i),
+            kv=None if kv is None else kv[i],
+            rotary=config.rotary,
+        )
+        block_caches.append(cache)
+    (_, y), norm_cache = add_norm_forward(
+        x, h, **p["ln_f"], dropout=config.dropout, rng=at(rng, config.n_layer)
+    )
+    if kv is not None:
+        kv.advance(ids)
+    return y, (embedding_cache, bigram_cache, block_caches, norm_cache)
+
+
+def gpt_backward(dy, cache, dwte=None, block=block_backward):
+    """Return the tree of gradients of gpt_forward.
+
+    Parameters
+    ----------
+    dy : (B, T, C)
+    dwte : (V, C), optional
+        The tied head's gradient of wte, given up by the caller: the embedding's is added to it.
+    block : callable, optional
+        The backward pass of gpt_forward's `block`.
+    """
+    embedding_cache, bigram_cache, block_caches, norm_cache = cache
+    dx, dh, ln_f = add_norm_backward(None, dy, norm_cache)
+    h = []
+    for block_cache in reversed(block_caches):
+        dx, dh, grads = block(dx, dh, block_cache)
+        h.append(grads)
+    tables = embedding_backward(dh, embedding_cache, dwte)
+    if bigram_cache is not None:
+        tables["wbe"] = embedding_backward(dh, bigram_cache)["wte"]
+    return {**tables, "h": h[::-1], "ln_f": ln_f}
+
+
+def head_params(p):
+    """Return {"w", "b"?} of the LM head: its own, or the token embedding."""
+    return p.get("lm_head", {"w": p["wte"]})
+
+
+def logits(x, p):
+    """Return (..., V): what the head makes of x (..., C)."""
+    return head(x, **head_params(p))
+
+
+def loss_forward(ids, targets, p, config, rng=None, count=None, dloss=None):
+    """Cross-entropy of the next tokens, in nats per token.
+
+    Parameters
+    ----------
+    ids, targets : (B, T) int
+        targets[b, t] follows ids[b, t]; -1 is ignored.
+    count, dloss : optional
+        As in cross_entropy_forward.
+
+    Returns
+    -------
+    loss : () float
+    cache : tuple
+    """
+    x, cache = gpt_forward(ids, p, config, rng)
+    loss, loss_cache = cross_entropy_forward(x, targets, **head_params(p), count=count, dloss=dloss)
+    return loss, (cache, loss_cache, "lm_head" in p)
+
+
+def loss_backward(dloss, cache):
+    """Return the tree of gradients of loss_forward, nested as the parameters."""
+    cache, loss_cache, untied = cache
+    dx, grads = cross_entropy_backward(dloss, loss_cache)
+    if untied:
+        return {**gpt_backward(dx, cache), "lm_head": grads}
+    return gpt_backward(dx, cache, dwte=grads["w"])

@@ -1,0 +1,1 @@
+"""What a run and a model look like: pictures and tables."""

@@ -1,0 +1,190 @@
+"""What a trained model looks at: `python -m minigpt.attention --out-dir DIR --prompt TEXT`.
+
+Attention by layer and head, as text in the terminal and as a picture. Rows are queries, columns
+are the tokens that they look at, and each row of weights sums to 1. Of a GPT it is self-attention
+over the prompt, with its triangle. Of an encoder-decoder it is, at --kind,
+
+    cross      how what it answers (rows) is aligned with the prompt (columns)
+    encoder    how the prompt looks at itself
+    decoder    how what it answers looks at what it has written before
+"""
+
+import shutil
+import sys
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+
+from minigpt import cli
+from minigpt.backend import BACKENDS, array_module, module, to_device, to_host
+from minigpt.data.tokenizers import visible
+from minigpt.errors import UserError
+from minigpt.model.blocks import block_weights
+from minigpt.model.checkpoint import load
+from minigpt.model.encoder_decoder import seq2seq_forward
+from minigpt.model.gpt import gpt_forward
+from minigpt.model.models import SEQ2SEQ, model_of
+from minigpt.sample.__main__ import encode_line, find_checkpoint
+from minigpt.sample.beam import search
+
+KINDS = ("cross", "encoder", "decoder")
+SHADES = " .:-=+*#%@"  # by the square root of the weight: a blank is below 0.01, @ from 0.81
+CELL, PANEL, FIGURE = 0.17, 2.0, 60.0  # inches: of a weight, at least a head, at most all
+START, END = "start", "end"  # of what an encoder-decoder writes
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Attention."""
+
+    out_dir: str = cli.option("out", "a run: its best, else its last checkpoint", None, "DIR")
+    checkpoint: str | None = cli.option(None, "a checkpoint, instead of --out-dir", None, "FILE")
+    prompt: str = cli.option("", "text that the model reads")
+    kind: str = cli.option("cross", "which attention of an encoder-decoder", KINDS)
+    layer: int | None = cli.option(None, "this layer only, counted from 0")
+    head: int | None = cli.option(None, "this head only, counted from 0")
+    picture: str = cli.option("attention.png", "file for the picture", None, "FILE")
+    backend: str = cli.option("numpy", "where to compute", BACKENDS)
+
+
+def attention_maps(checkpoint, prompt, kind="cross"):
+    """Run the model on a prompt and take its attention weights.
+
+    Returns
+    -------
+    weights : list of n_layer arrays (H, Tq, Tk), NumPy
+    rows, columns : lists of str
+        The tokens: Tq queries and Tk keys. A row is named after the token that the query stands
+        at, and in a decoder after the token that it writes.
+    """
+    config, p, tokenizer = checkpoint.config, checkpoint.params.tree, checkpoint.tokenizer
+    xp = array_module(p["wte"])
+    if model_of(config) is not SEQ2SEQ:
+        ids = encode_line("--prompt", prompt, tokenizer, config.block_size)[None]
+        _, (*_, blocks, _) = gpt_forward(to_device(ids, xp), p, config)
+        which, rows, columns = "self", [*prompt], [*prompt]
+    else:
+        ids = encode_line("--prompt", prompt, tokenizer.source, config.block_size)[None]
+        ((best,),) = search(ids, p, config)
+        targets = np.array([[*best.ids, *[config.vocab_size - 1] * best.ended]], np.int32)
+        _, (encoder, decoder, _) = seq2seq_forward(
+            to_device(ids, xp), to_device(targets, xp), p, config
+        )
+        *_, blocks, _ = encoder if kind == "encoder" else decoder
+        which = "cross" if kind == "cross" else "self"
+        written = [*tokenizer.target.decode(best.ids), *[END] * best.ended]
+        rows = [*prompt] if kind == "encoder" else written
+        columns = [START, *written[:-1]] if kind == "decoder" else [*prompt]
+    return [to_host(block_weights(block)[which][0]) for block in blocks], rows, columns
+
+
+def as_text(weights, rows, columns, title, width):
+    """Return a map as lines of text: a character per weight, and the columns' tokens above.
+
+    Parameters
+    ----------
+    weights : (Tq, Tk) float
+    rows, columns : lists of str
+    title : str
+    width : int
+        Characters in a line; where they are too few, one line says so.
+    """
+    names = [visible_name(name) for name in rows]
+    margin = max(map(len, names))
+    size = margin + 1 + len(columns)
+    if size > width:
+        return [title, f"({size} characters wide: too wide for text)"]
+    top = "".join(name if name == " " or len(visible_name(name)) == 1 else "?" for name in columns)
+    lines = [f"{title:{size}}", " " * (margin + 1) + top]
+    for name, row in zip(names, weights.tolist(), strict=True):
+        shades = "".join(SHADES[min(int(len(SHADES) * w**0.5), len(SHADES) - 1)] for w in row)
+        lines.append(f"{name:>{margin}} {shades}")
+    return lines
+
+
+def side_by_side(texts, width):
+    """Return texts, lists of lines, beside each other as far as the width allows."""
+    size = max(len(line) for text in texts for line in text) + 3
+    n, lines = max(1, width // size), []
+    for start in range(0, len(texts), n):
+        group = zip(*texts[start : start + n], strict=True)
+        lines += ["".join(f"{line:{size}}" for line in row).rstrip() for row in group]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def draw(panels, rows, columns, path):
+    """Draw the maps as a grid, a row per layer, into a PNG file; False without matplotlib.
+
+    Parameters
+    ----------
+    panels : list of lists of (title, weights (Tq, Tk))
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    size = [max(PANEL, CELL * n + 1) for n in (len(columns), len(rows))]
+    scale = min(1.0, FIGURE / (size[0] * len(panels[0])), FIGURE / (size[1] * len(panels)))
+    size = (scale * size[0] * len(panels[0]), scale * size[1] * len(panels))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(panels), len(panels[0]), squeeze=False)
+    labels = [["␣" if name == " " else visible_name(name) for name in x] for x in (rows, columns)]
+    for axes, (title, weights) in zip(grid.flat, sum(panels, []), strict=True):
+        axes.imshow(weights, cmap="viridis", vmin=0, vmax=1)
+        axes.set_title(title, fontsize=9)
+        axes.set_yticks(range(len(rows)), labels[0], fontsize=8)
+        axes.set_xticks(range(len(columns)), labels[1], fontsize=8)
+    figure.supylabel("queries")
+    figure.supxlabel("keys")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a character that the font lacks is a box
+        try:
+            figure.savefig(path, dpi=120, format="png")
+        except OSError as error:
+            raise UserError(f"--picture {path} cannot be written: {error.strerror}") from None
+    return True
+
+
+def visible_name(name):
+    """Return a token in a form that can be seen; START and END as they are."""
+    return name if name in (START, END) else visible(name)
+
+
+def chosen(number, count, name):
+    """Return the layers or heads that an option stands for, all if it is None."""
+    if number is None:
+        return range(count)
+    if not 0 <= number < count:
+        raise UserError(f"--{name} is {number}, but the model has {name}s 0 to {count - 1}")
+    return [number]
+
+
+def main(argv=None):
+    """Show what a trained model looks at."""
+    parser = cli.parser("python -m minigpt.attention", main.__doc__)
+    cli.add_flags(parser, AttentionConfig)
+    given = vars(parser.parse_args(argv))
+    if "checkpoint" in given and "out_dir" in given:
+        parser.error("--checkpoint and --out-dir: give one of the two")
+    options = cli.build(AttentionConfig, given)
+    checkpoint = load(find_checkpoint(options), module(options.backend), with_optimizer=False)
+    if "kind" in given and model_of(checkpoint.config) is not SEQ2SEQ:
+        raise UserError("--kind is for an encoder-decoder, but this checkpoint is of a GPT")
+    layers = chosen(options.layer, checkpoint.config.n_layer, "layer")
+    heads = chosen(options.head, checkpoint.config.n_head, "head")
+    weights, rows, columns = attention_maps(checkpoint, options.prompt, options.kind)
+    panels = [[(f"layer {i}, head {j}", weights[i][j]) for j in heads] for i in layers]
+    width = shutil.get_terminal_size().columns
+    for row in panels:
+        texts = [as_text(w, rows, columns, title, width) for title, w in row]
+        print(side_by_side(texts, width))
+    if draw(panels, rows, columns, options.picture):
+        print(f"picture: {options.picture}")
+    else:
+        print("no picture: matplotlib is not there; pip install matplotlib", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,131 @@
+"""Beam search: what an encoder-decoder writes for a batch of sources.
+
+Hypotheses are ranked by log-probability per token, END included, so that long ones are not at a
+disadvantage: Wu et al. 2016, arXiv:1609.08144, eq. 14, with lp(Y) = |Y|. A beam of 1 is greedy.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minigpt.backend import array_module, to_device, to_host
+from minigpt.model.blocks import keys_values
+from minigpt.model.encoder_decoder import decoder_forward, encoder_forward
+from minigpt.model.gpt import logits
+from minigpt.sample.generate import KVCache, check_finite
+
+
+class Hypothesis(NamedTuple):
+    """One way to write the target.
+
+    Attributes
+    ----------
+    ids : list of int
+        Without END.
+    log_prob : float
+        Of ids and END, in nats.
+    score : float
+        log_prob per token: what hypotheses are ranked by.
+    ended : bool
+        False if block_size was reached before END.
+    """
+
+    ids: list
+    log_prob: float
+    score: float
+    ended: bool
+
+
+class DecoderCache(KVCache):
+    """The KVCache of a decoder, and the keys and values of its memory, computed once.
+
+    By layer it gives the pair that cross_block_forward takes.
+
+    Attributes
+    ----------
+    cross : list of (k, v), each (B * beam, H, Ts, D)
+        Every row of memory stands there `beam` times, one below the other.
+    """
+
+    def __init__(self, memory, p, config, beam):
+        xp = array_module(memory)
+        super().__init__(config, len(memory) * beam, xp, memory.dtype)
+        made = [keys_values(memory, block["cross"], config.n_head)[0] for block in p["h"]]
+        self.cross = [tuple(xp.repeat(x, beam, axis=0) for x in kv) for kv in made]
+
+    def __getitem__(self, layer):
+        return super().__getitem__(layer), self.cross[layer]
+
+    def take(self, rows):
+        """Let row i go on from what row rows[i] has seen; both must have the same memory."""
+        n = self.length
+        self.store[..., :n, :] = self.store[:, :, rows, :, :n]
+        self.previous = self.previous[rows]
+
+
+def next_logits(ids, seen, p, config, kv):
+    """Run one token of each row, ids (B, 1), behind those in `kv`; return logits (B, V)."""
+    with np.errstate(over="ignore", invalid="ignore"):  # told by check_finite, as an error
+        x, _ = decoder_forward(to_device(ids, array_module(seen)), None, seen, p, config, kv=kv)
+        return check_finite(to_host(logits(x[:, -1], p)))
+
+
+def log_softmax(z):
+    """Return z - log sum exp z over the last axis, in float64."""
+    z = z.astype(np.float64)
+    z -= z.max(axis=-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+
+
+def search(source, p, config, beam=1):
+    """Find the targets with the highest log-probability per token.
+
+    Each step keeps the `beam` best of all continuations by one token; what has ended stays as it
+    is and competes on. The search is over when all have ended, or at block_size tokens.
+
+    Parameters
+    ----------
+    source : (B, Ts) int, NumPy
+        -1 is padding, at the end of a row.
+    p : tree of parameters
+    config : Seq2SeqConfig
+    beam : int
+
+    Returns
+    -------
+    hypotheses : list of B lists of Hypothesis, at most `beam`, the best first
+    """
+    end, B, xp = config.vocab_size - 1, len(source), array_module(p["wte"])
+    memory, seen, _ = encoder_forward(to_device(source, xp), p, config)
+    kv, seen = DecoderCache(memory, p, config, beam), xp.repeat(seen, beam, axis=0)
+    first = np.arange(B)[:, None]
+    ids = np.zeros((B, beam, config.block_size), np.int32)
+    length, done = np.zeros((B, beam), int), np.zeros((B, beam), bool)
+    log_prob = np.full((B, beam), -np.inf)
+    log_prob[:, 0] = 0  # to begin with there is one hypothesis, the empty one
+    token = np.full((B, beam), end, np.int32)
+    for t in range(config.block_size):
+        step = log_softmax(next_logits(token.reshape(-1, 1), seen, p, config, kv))
+        step = step.reshape(B, beam, -1)
+        step[done] = np.where(np.arange(config.vocab_size) == end, 0.0, -np.inf)
+        total, length = log_prob[..., None] + step, length + ~done
+        score = (total / length[..., None]).reshape(B, -1)
+        best = np.argsort(-score, axis=-1, kind="stable")[:, :beam]
+        parent, token = np.divmod(best, config.vocab_size)
+        log_prob = total.reshape(B, -1)[first, best]
+        ids, length, done = ids[first, parent], length[first, parent], done[first, parent]
+        token = ids[:, :, t] = token.astype(np.int32)
+        done |= token == end
+        if (done | (log_prob == -np.inf)).all():
+            break
+        if beam > 1:
+            kv.take(to_device((first * beam + parent).ravel(), xp))
+    best = zip(ids, log_prob, length, done, strict=True)
+    return [[hypothesis(*h) for h in zip(*row, strict=True) if h[1] > -np.inf] for row in best]
+
+
+def hypothesis(ids, log_prob, length, done):
+    """Return a Hypothesis of a row of the arrays of `search`."""
+    return Hypothesis(
+        ids[: length - done].tolist(), float(log_prob), float(log_prob / length), bool(done)
+    )

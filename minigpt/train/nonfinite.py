@@ -1,0 +1,182 @@
+"""Steps that are skipped since a number is not finite: how many, and where it comes from."""
+
+import math
+
+from minigpt.backend import array_module, to_device
+from minigpt.model.blocks import block_forward, cross_block_forward
+from minigpt.model.encoder_decoder import decoder_forward, decoder_ids, encoder_forward
+from minigpt.model.gpt import gpt_forward, logits
+from minigpt.model.models import GPT, model_of
+from minigpt.ops.dropout import Rng
+from minigpt.optim.gradients import sum_of_squares
+
+LIMIT = 5  # steps in a row that may be skipped
+
+
+class Skips:
+    """Counts the steps that were skipped, at whatever intervals the optimizer is read.
+
+    While the loss scale of float16 can still be halved, a skipped step is how it is found: that is
+    no fault, and not counted.
+
+    Attributes
+    ----------
+    taken, skipped : int
+    scale : float
+        The loss scale, 1.0 in float32.
+    bad : int
+        Steps that were skipped at a loss scale of 1, in the readings since the last that found a
+        step taken.
+    fault : str or None
+        What the last reading found, for the user.
+    """
+
+    def __init__(self):
+        self.taken, self.skipped, self.scale, self.bad, self.fault = 0, 0, 1.0, 0, None
+
+    def begin(self, progress):
+        """Go on from (steps taken, steps skipped, loss scale)."""
+        self.taken, self.skipped, self.scale = progress
+
+    def count(self, progress, step, loss, norm):
+        """Count what was skipped since the last reading.
+
+        Parameters
+        ----------
+        progress : (int, int, float)
+            Steps taken, steps skipped, loss scale.
+        step : int
+            Steps done.
+        loss, norm : float
+            Of which one is not finite if the last step was skipped.
+
+        Returns
+        -------
+        what : str or None
+            What is wrong, if LIMIT steps in a row were skipped.
+        """
+        taken, skipped, halvings = self.taken, self.skipped, round(math.log2(self.scale))
+        self.begin(progress)
+        new = max(0, self.skipped - skipped - halvings)
+        self.bad = self.bad + new if self.taken == taken else 0
+        what = "a loss or a gradient is not finite"  # that of a step before the last one
+        if not math.isfinite(loss):
+            what = f"the loss is {loss}"
+        elif not math.isfinite(norm):
+            what = f"the norm of the gradient is {norm}"
+        steps = f"step {step} is" if new == 1 else f"{new} steps up to step {step} are"
+        self.fault = f"{steps} skipped: {what}" if new else None
+        if new and self.bad >= LIMIT:
+            return f"at step {step} {what}, and {self.bad} steps in a row were skipped"
+        return None
+
+
+class Bad(Exception):
+    """Ends a forward pass at the first layer that went bad; its text is the layer's name."""
+
+
+def first_in_step(trainer, split, step):
+    """Say what the first thing is that is not finite in the last step of a Trainer.
+
+    In the order of the passes: weights, layers of the forward pass, gradients. The weights are as
+    they were, since the step was skipped, so that the forward pass can be repeated.
+
+    Parameters
+    ----------
+    trainer : Trainer
+    split : (N,) int, or Pairs
+    step : int
+        0 at the first.
+
+    Returns
+    -------
+    text : str
+        For example "the output of h.3".
+    """
+    batches = enumerate(trainer.batches(split, step))
+    keyed = ((batch, Rng.of(trainer.train.seed, step, i)) for i, batch in batches)
+    return first_forward(trainer, keyed, trainer.tree) or first_gradient(trainer)
+
+
+def first_in_evaluation(trainer, split):
+    """Say what the first thing is that is not finite in the evaluation of a split."""
+    batches = trainer.model.windows(split, trainer.config.block_size, trainer.eval_rows())
+    keyed = ((batch, None) for batch in batches)
+    return first_forward(trainer, keyed, trainer.params.tree) or "the loss"
+
+
+def first_forward(trainer, keyed, tree):
+    """Return the first of weights and layers, over pairs (batch, Rng or None), or None."""
+    for name, weights in trainer.params.leaves():
+        if not finite(weights):
+            return f"the weights {name}"
+    for batch, rng in keyed:
+        x, targets = (to_device(array, trainer.xp) for array in batch)
+        layer = first_layer(x, targets, tree, trainer.config, rng)
+        if layer:
+            return f"the output of {layer}"
+    return None
+
+
+def first_gradient(trainer):
+    """Return the first gradient of the backward pass, or what came of them all."""
+    grads = dict(trainer.grads.leaves())
+    names = backward_order(grads)
+    for name in names:
+        if not finite(grads[name]):
+            return f"the gradient of {name}"
+    if finite(sum_of_squares(trainer.grads.flat)):
+        return "the loss"
+    name = max(names, key=lambda name: float(abs(grads[name]).max()))
+    return f"the sum of squares of the gradient, the largest of which is that of {name}"
+
+
+def finite(x):
+    """Tell whether all of an array is."""
+    return bool(array_module(x).isfinite(x).all())
+
+
+def first_layer(x, targets, p, config, rng):
+    """Return the name of the first layer whose output is not finite, or None."""
+    try:
+        if model_of(config) is GPT:
+            y, _ = gpt_forward(x, p, config, rng, block=watched(block_forward, ""))
+            check("ln_f", y)
+        else:
+            encoder = watched(block_forward, "encoder.")
+            memory, seen, _ = encoder_forward(x, p, config, rng, encoder)
+            check("encoder.ln_f", memory)
+            ids, decoder = decoder_ids(targets, config), watched(cross_block_forward, "")
+            y, _ = decoder_forward(ids, memory, seen, p, config, rng, block=decoder)
+            check("ln_f", y)
+        for row in y:  # of a large vocabulary, the logits would be many
+            check("the head", logits(row, p))
+    except Bad as bad:
+        return str(bad)
+    return None
+
+
+def watched(block, prefix):
+    """Return the forward pass of a block that looks at what goes in and comes out."""
+    places = iter(range(10**9))
+
+    def forward(x, h, *args, **kwargs):
+        i = next(places)
+        if i == 0:
+            check(f"{prefix}wte", h)
+        x, h, cache = block(x, h, *args, **kwargs)
+        check(f"{prefix}h.{i}", x, h)
+        return x, h, cache
+
+    return forward
+
+
+def check(name, *arrays):
+    """Raise Bad if an array is not finite."""
+    if not all(map(finite, arrays)):
+        raise Bad(name)
+
+
+def backward_order(names):
+    """Return the names of parameters, in the order of the tree, as the backward pass meets them."""
+    return sorted(reversed(list(names)), key=lambda name: name.startswith("encoder."))

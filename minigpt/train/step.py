@@ -1,0 +1,168 @@
+"""One training step and one evaluation, over shards of the batch."""
+
+import dataclasses
+import functools
+import operator
+
+from minigpt.backend import to_device, to_host
+from minigpt.backend.devices import on_device
+from minigpt.model.models import model_of
+from minigpt.ops.dropout import Rng
+from minigpt.optim.clipping import LOSS_SCALE, NORM, SKIPPED, TAKEN
+from minigpt.optim.schedule import learning_rate
+from minigpt.params import Params
+from minigpt.train.config import make_optimizer
+from minigpt.train.threads import shard_slices, sum_gradients
+
+EVAL_TOKENS = 512  # per forward pass of an evaluation on a CPU: more is no faster
+
+
+class Trainer:
+    """The state of training and what changes it.
+
+    A step on a device does not wait for it: loss and norm stay there until they are read.
+
+    Parameters
+    ----------
+    params : Params
+        float32; with dtype float16 the passes of a step see a copy of them in that precision.
+    config : GPTConfig or Seq2SeqConfig
+    train : TrainConfig
+    xp : module
+        numpy or cupy, where `params` are.
+    workers : Workers
+
+    Attributes
+    ----------
+    optimizer : AdamW
+    grads : Params
+        Of the last step, before clipping, times the loss scale.
+    count : int
+        Targets in the last step, without those that are ignored.
+    """
+
+    def __init__(self, params, config, train, xp, workers):
+        if train.lr_decay_iters is None:
+            train = dataclasses.replace(train, lr_decay_iters=train.max_iters)
+        self.params, self.config, self.train, self.xp = params, config, train, xp
+        self.model, self.workers, self.count = model_of(config), workers, 0
+        self.grads = params.zeros_like()
+        low = Params(params.shapes, xp, "float16") if train.dtype == "float16" else None
+        self.tree = (low or params).tree
+        self.optimizer = make_optimizer(params, train, low)
+
+    def gradients(self, ids, targets, rng, count=None, add=False):
+        """Return (loss, squares) of a batch; its gradients go, or are added, to `grads`.
+
+        Parameters
+        ----------
+        ids, targets : (B, T) int32
+        rng : Rng
+            The key of dropout for this batch.
+        count : int, optional
+            Targets in all batches of the step; those of this one if left out.
+        add : bool
+            Whether this is a further batch of the same step.
+
+        Returns
+        -------
+        loss : float, or () on a device
+        squares : (n,)
+            As from sum_gradients.
+        """
+        count, scale = count or self.model.counted(targets), self.optimizer.loss_scale
+
+        def shard(rows):
+            loss, cache = self.model.loss_forward(
+                to_device(ids[rows], self.xp),
+                to_device(targets[rows], self.xp),
+                self.tree,
+                self.config,
+                rng._replace(row=rows.start),
+                count,
+                scale,
+            )
+            return loss, self.model.loss_backward(scale, cache)
+
+        done = self.workers.map(shard, shard_slices(len(ids), self.workers.n))
+        squares = sum_gradients(self.workers, [grads for _, grads in done], self.grads, add)
+        return total(free(loss) for loss, _ in done), squares
+
+    def batches(self, split, step):
+        """Return the batches that belong to `step`, as `step` takes them."""
+        train, n = self.train, self.train.gradient_accumulation_steps
+        how = train.batch_size, self.config.block_size, train.places
+        return [self.model.random_batch(split, train.seed, step * n + i, *how) for i in range(n)]
+
+    def step(self, split, step, progress=None):
+        """Train on the batches that belong to `step`, 0 at the first.
+
+        Parameters
+        ----------
+        split : (N,) int, or Pairs
+            What is trained on.
+        progress : float, optional
+            The share of a run by the clock that is over: see schedule.learning_rate.
+
+        Returns
+        -------
+        loss : float, or () on a device
+            Mean over the step's tokens, nats per token.
+        norm : float, or () on a device
+            Of the gradient, before clipping. That on a device is of the last step when it is read.
+        lr : float
+            The learning rate applied.
+        """
+        train, batches = self.train, self.batches(split, step)
+        self.count = sum(self.model.counted(targets) for _, targets in batches)
+        losses = []
+        for i, batch in enumerate(batches):
+            rng = Rng.of(train.seed, step, i)
+            loss, squares = self.gradients(*batch, rng, self.count, add=i > 0)
+            losses.append(loss)
+        loss, lr = total(losses), learning_rate(step, train, progress)
+        parts = self.workers.ranges if self.workers.n > 1 else None
+        self.optimizer.step(self.grads.flat, lr, squares, parts, loss)
+        return loss, free(self.optimizer.state[NORM]), lr
+
+    def progress(self):
+        """Read from the optimizer how many steps were taken and skipped, and the loss scale."""
+        state = to_host(self.optimizer.state).tolist()
+        return int(state[TAKEN]), int(state[SKIPPED]), state[LOSS_SCALE]
+
+    def evaluate(self, split):
+        """Return the mean loss over every prediction of a split, nats per token.
+
+        A text is cut into consecutive windows that do not overlap, so that the same weights always
+        give the same number. It is that of `params`, whatever the precision of the steps.
+        """
+
+        def summed(batch):
+            count = self.model.counted(batch[1])
+            x, y = (to_device(array, self.xp) for array in batch)
+            loss, _ = self.model.loss_forward(x, y, self.params.tree, self.config, count=count)
+            return float(loss) * count, count
+
+        block_size = self.config.block_size
+        totals = self.workers.map(summed, self.model.windows(split, block_size, self.eval_rows()))
+        losses, counts = zip(*totals, strict=True)
+        return sum(losses) / sum(counts)
+
+    def eval_rows(self):
+        """Return how many rows an evaluation takes at a time: on a device what a step has room for.
+
+        Where steps are in half the precision of `params`, that is half their rows.
+        """
+        if not on_device(self.params.flat):
+            return max(1, EVAL_TOKENS // self.config.block_size)
+        return max(1, self.train.batch_size // (1 if self.tree is self.params.tree else 2))
+
+
+def total(numbers):
+    """Return the sum of one number or more; of one on a device without a launch."""
+    return functools.reduce(operator.add, numbers)
+
+
+def free(x):
+    """Return () x as a float where that is free; from a device, reading would wait for it."""
+    return x if on_device(x) else float(x)

@@ -1,0 +1,142 @@
+"""Threads over shards of the batch: each takes its rows through the whole forward and backward.
+
+NumPy releases the GIL in every large call, so plain threads are enough. While they work, BLAS is
+held to one thread each: two of BLAS's threads would wait for each other in every product of a
+small model. What the threads did is put together in a fixed order, so that a run depends on the
+number of threads but never on their timing.
+"""
+
+import os
+import queue
+import threading
+
+from threadpoolctl import threadpool_limits
+
+from minigpt.backend import array_module
+from minigpt.optim.gradients import gather
+
+
+def usable_cores():
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def shard_slices(n, parts):
+    """Return min(n, parts) slices that cover 0 .. n - 1 as evenly as can be, in order."""
+    parts = min(n, parts)
+    edges = [n * i // parts for i in range(parts + 1)]
+    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+class Workers:
+    """n threads that live as long as the object; the caller's is the first of them.
+
+    Parameters
+    ----------
+    n : int
+        With 1, everything runs in the caller's thread and BLAS keeps its own threads.
+    """
+
+    def __init__(self, n):
+        self.n = n
+        self._blas = threadpool_limits(1, user_api="blas") if n > 1 else None
+        self._queues = [queue.SimpleQueue() for _ in range(n - 1)]
+        self._done = queue.SimpleQueue()
+        for i, tasks in enumerate(self._queues):
+            threading.Thread(
+                target=self._work, args=(tasks,), name=f"shard-{i + 1}", daemon=True
+            ).start()
+
+    def _work(self, tasks):
+        while (task := tasks.get()) is not None:
+            fn, i, item = task
+            try:
+                self._done.put((i, fn(item), None))
+            except BaseException as error:  # carried to the caller's thread
+                self._done.put((i, None, error))
+            del task, fn, item
+
+    def map(self, fn, items):
+        """Return [fn(item) for item in items], item i on thread i mod n, at the same time."""
+        items = list(items)
+        results = [None] * len(items)
+        sent = 0
+        for i, item in enumerate(items):
+            if i % self.n:
+                self._queues[i % self.n - 1].put((fn, i, item))
+                sent += 1
+        errors = []
+        try:
+            for i in range(0, len(items), self.n):
+                results[i] = fn(items[i])
+        except BaseException as error:
+            errors.append(error)
+        for _ in range(sent):  # wait for all, even after an error: none may outlive this call
+            i, results[i], error = self._done.get()
+            if error is not None:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return results
+
+    def ranges(self, fn, n):
+        """Return fn(start, stop) of each thread, for n elements cut into whole cache lines."""
+        lines = -(-n // 16)
+        return self.map(
+            lambda s: fn(s.start * 16, min(s.stop * 16, n)), shard_slices(lines, self.n)
+        )
+
+    def close(self):
+        """End the threads and give BLAS its own back."""
+        for tasks in self._queues:
+            tasks.put(None)
+        self._queues = []
+        if self._blas is not None:
+            self._blas.restore_original_limits()
+            self._blas = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def cut(arrays, start, stop):
+    """Return the pieces of arrays that are elements start .. stop - 1 of them end to end."""
+    pieces, at = [], 0
+    for array in arrays:
+        a, b = max(start - at, 0), min(stop - at, array.size)
+        if b - a == array.size:
+            pieces.append(array)
+        elif a < b:
+            pieces.append(array.reshape(-1)[a:b])
+        at += array.size
+    return tuple(pieces)
+
+
+def sum_gradients(workers, trees, grads, add=False):
+    """Put the sum of the shards' gradients into `grads`: shard by shard, in order.
+
+    Parameters
+    ----------
+    workers : Workers
+    trees : list of trees of gradients
+    grads : Params
+        What they are summed into; what it held is lost unless `add`.
+
+    Returns
+    -------
+    squares : (n,) float
+        Parts of the sum of squares of the whole of `grads`, where these are.
+    """
+    shards = [grads.ordered(tree) for tree in trees]
+
+    def reduce(start, stop):
+        pieces = tuple(cut(arrays, start, stop) for arrays in shards)
+        return gather(grads.flat[start:stop], pieces, add)
+
+    squares = workers.ranges(reduce, grads.size)
+    return squares[0] if len(squares) == 1 else array_module(grads.flat).concatenate(squares)

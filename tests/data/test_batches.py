@@ -1,0 +1,295 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from minigpt.data import __main__ as walkthrough
+from minigpt.data import batches as data
+from minigpt.data.tokenizers import CharTokenizer
+from minigpt.errors import UserError
+
+
+@given(st.integers(0, 100), st.integers(1, 20), st.integers(1, 5))
+@example(0, 8, 2)
+def test_windows_ask_for_every_token_but_the_first_once(n, block_size, batch_size):
+    ids = np.arange(n, dtype=np.int32) * 7
+    batches = list(data.windows(ids, block_size, batch_size))
+    x, y = ([row for batch in batches for row in batch[i]] for i in (0, 1))
+    assert np.concatenate([ids[:0], *x]).tolist() == ids[:-1].tolist()
+    assert np.concatenate([ids[:0], *y]).tolist() == ids[1:].tolist()
+    assert all(len(row) == block_size for row in x[:-1])
+    for a, b in batches:
+        assert a.shape == b.shape and a.dtype == b.dtype == np.int32
+        assert len(a) <= batch_size and a.size and a.base is not None
+    # Only the last whole batch and the left-over window may be smaller.
+    assert all(len(a) == batch_size for a, _ in batches[:-2])
+
+
+batches = st.builds(
+    lambda block_size, more, **others: dict(n=block_size + more, block_size=block_size, **others),
+    block_size=st.integers(1, 30),
+    more=st.integers(1, 100),
+    batch_size=st.integers(1, 20),
+    seed=st.integers(0, 2**64),
+    step=st.integers(0, 10**9),
+    places=st.sampled_from(sorted(data.PLACES)),
+)
+
+
+@given(batches)
+def test_random_batch_is_in_range_and_y_is_x_moved_on(case):
+    ids = np.arange(case.pop("n"), dtype=np.int32)
+    x, y = data.random_batch(ids, **case)
+    assert x.shape == y.shape == (case["batch_size"], case["block_size"])
+    assert x.dtype == y.dtype == np.int32
+    assert (np.diff(x, axis=1) == 1).all() and (y == x + 1).all()
+    assert x.min() >= 0 and y.max() < len(ids)
+
+
+@given(batches)
+def test_random_batch_is_a_function_of_its_arguments(case):
+    ids = np.arange(case.pop("n"), dtype=np.int32)
+    ids.flags.writeable = False
+    state = np.random.get_state()[1].tolist()
+    first = data.random_batch(ids, **case)
+    data.random_batch(ids, **case | {"step": case["step"] + 1})
+    np.testing.assert_array_equal(first, data.random_batch(ids, **case))
+    assert np.random.get_state()[1].tolist() == state
+
+
+@pytest.mark.parametrize(
+    "places, expected",
+    [
+        ("random", [[585, 883, 142, 5], [635, 287, 123, 812], [629, 758, 225, 966]]),
+        ("even", [[912, 533, 154, 767], [388, 9, 622, 243], [189, 803, 424, 45]]),
+    ],
+)
+def test_random_batch_never_changes_between_versions(places, expected):
+    ids = np.arange(1000, dtype=np.int32)
+    batches = [data.random_batch(ids, 1337, step, 4, 8, places)[0] for step in (0, 1, 2000)]
+    assert [x[:, 0].tolist() for x in batches] == expected
+
+
+def test_steps_and_seeds_share_no_draws():
+    ids = np.arange(10**6, dtype=np.int32)
+    draws = [
+        data.random_batch(ids, seed, step, 200, 1)[0].ravel()
+        for seed in range(3)
+        for step in range(3)
+    ]
+    assert len(np.unique(draws)) > 1790  # 1800 places of 10^6, of which about 1.6 coincide
+
+
+def test_random_batch_reaches_every_place_equally_often():
+    ids = np.arange(12, dtype=np.int32)
+    x = np.concatenate([data.random_batch(ids, 0, step, 100, 4)[0] for step in range(80)])
+    counts = np.bincount(x[:, 0], minlength=8)
+    assert len(counts) == 8
+    assert abs(counts - 1000).max() < 120  # four standard deviations
+
+
+@given(st.integers(0, 2**64), st.integers(2, 300), st.integers(0, 10**6))
+def test_even_places_have_gaps_of_three_lengths(seed, count, step):
+    n = 2**32
+    places = np.sort(data.even_places(n, seed, step, count))
+    gaps = np.diff(places, append=places[0] + n)  # once round
+    lengths = 1 + np.count_nonzero(np.diff(np.sort(gaps)) > 1)  # but for rounding
+    assert lengths <= 3
+    assert gaps.max() < 2.619 * gaps.min() + 2
+
+
+def test_even_places_leave_no_part_of_the_text_out():
+    ids = np.arange(10_000, dtype=np.int32)
+    seen = {}
+    for places in data.PLACES:
+        batches = [data.random_batch(ids, 5, step, 10, 20, places)[0] for step in range(50)]
+        seen[places] = len(np.unique(batches)) / len(ids)
+    assert seen["even"] > 0.85
+    assert 0.6 < seen["random"] < 0.66  # 1 - 1/e
+
+
+def test_even_places_are_drawn_by_the_seed_and_go_on_from_step_to_step():
+    n = 10**6
+    one, other = (data.even_places(n, seed, 0, 12) for seed in (1, 2))
+    assert (one != other).all()
+    parts = [data.even_places(n, 1, step, 4) for step in range(3)]
+    np.testing.assert_array_equal(np.concatenate(parts), one)
+
+
+@given(st.integers(1, 2000))
+def test_split_is_nine_tenths(n):
+    train, val = data.split(np.arange(n))
+    assert len(train) == int(0.9 * n)
+    assert [*train, *val] == list(range(n))
+
+
+def test_facts_of_tiny_shakespeare(corpus):
+    ids = CharTokenizer.from_text(corpus).encode_array(corpus)
+    train, val = data.split(ids)
+    assert (ids.shape, len(train), len(val)) == ((1115394,), 1003854, 111540)
+    assert ids[:5].tolist() == [18, 47, 56, 57, 58]
+    assert "".join(walkthrough.pieces(corpus)) == corpus
+
+
+@given(st.integers(1, 50), st.integers(0, 600))
+def test_length_is_refused_unless_both_parts_hold_a_block(block_size, n):
+    train, val = data.split(range(n))
+    if min(len(train), len(val)) > block_size:
+        data.check_length(train, val, block_size)
+    else:
+        with pytest.raises(UserError, match=rf"--block-size {block_size} needs {block_size + 1};"):
+            data.check_length(train, val, block_size)
+
+
+@given(st.integers(1, 500))
+def test_length_that_the_error_asks_for_is_enough(block_size):
+    data.check_length(*data.split(range(10 * block_size + 1)), block_size)
+
+
+def test_length_error_says_what_came_and_what_to_do():
+    with pytest.raises(UserError) as error:
+        data.check_length(*data.split(range(100)), 64)
+    assert str(error.value) == (
+        "the text is too short: its validation part has 10 of 100 tokens, but --block-size 64 "
+        "needs 65; give --data with 641 tokens or more or --block-size 9 or less"
+    )
+    with pytest.raises(UserError, match="train part has 0 of 1 tokens, .* 81 tokens or more$"):
+        data.check_length(*data.split(range(1)), 8)
+    with pytest.raises(UserError, match="--block-size is 0, but must be at least 1"):
+        data.check_length(*data.split(range(100)), 0)
+
+
+@given(st.text())
+def test_pieces_are_the_whole_text(text):
+    assert "".join(walkthrough.pieces(text)) == text
+
+
+def test_pieces_are_words_punctuation_and_space():
+    pieces = walkthrough.pieces("Speak, speak.\n\nAll: ")
+    assert "|".join(pieces) == "Speak|,| speak|.|\n\n|All|:| "
+
+
+@pytest.fixture
+def walk(tmp_path, capsys):
+    """Write a text to a file, walk through it, and return what was printed."""
+
+    def walk(text, *flags):
+        path = tmp_path / "own.txt"
+        path.write_bytes(text.encode())
+        walkthrough.main(["--data", str(path), *flags])
+        return capsys.readouterr().out
+
+    return walk
+
+
+def test_walk_through_tiny_shakespeare(corpus, walk):
+    out = walk(corpus, "--encode", "Bee3", "--decode", "14 43 43 9")
+    for fact in (
+        "1,115,394 characters",
+        "First Citizen:\n  Before we proceed any further, hear me speak.\n",
+        "Vocabulary: 65 different characters",
+        "\n  24 L   25 M    26 N  27 O  28 P  29 Q",
+        "encode('Bee3') = [14, 43, 43, 9]\n",
+        "decode([14, 43, 43, 9]) = 'Bee3'\n",
+        "shape (1115394,), dtype int32",
+        "1,003,854 tokens",
+        " 111,540 tokens",
+        "train[:9] holds 8 examples",
+        "\n  18                     -> 47   'F' -> 'i'\n",
+        "\n  18 47 56 57 58 1 15 47 -> 58   'First Ci' -> 't'\n",
+        "294,763 tokens",
+    ):
+        assert fact in out
+
+
+def test_walk_through_a_small_text_by_hand(walk):
+    out = walk("ab ab ab\tc\n" * 4, "--block-size", "2")
+    assert out.startswith("Text: ")
+    expected = r"""own.txt, 44 characters. The first 100:
+  ab ab ab\tc
+  ab ab ab\tc
+  ab ab ab\tc
+  ab ab ab\tc
+
+Vocabulary: 6 different characters, sorted
+  '\t\n abc'
+
+Token table: id and character
+  0 \t  1 \n  2 ' '  3 a  4 b  5 c
+
+Encode and decode
+  encode('ab') = [3, 4]
+  decode([3, 4]) = 'ab'
+
+Encoded text
+  shape (44,), dtype int32
+
+Split: n = int(0.9 * 44)
+  train       ids[:n]             39 tokens
+  validation  ids[n:]              5 tokens
+
+First block: train[:3] holds 2 examples, context -> next
+  3   -> 4   'a' -> 'b'
+  3 4 -> 2   'ab' -> ' '
+
+Characters or subwords?
+"""
+    assert expected in out
+    tradeoff = " ".join(out.split("subwords?")[1].split())
+    # In a line: "ab", " ab" twice, tab, "c", line feed; "ab" only starts a line.
+    assert "a sequence of 44 tokens from a table of 6." in tradeoff
+    assert "it is 24 tokens, 1.8 times fewer, from a table of 5." in tradeoff
+    assert "2,304 parameters for characters and 1,920 for words, 0% of which" in tradeoff
+
+
+@pytest.mark.parametrize("text", ["a" * 20, "\n" * 20, "漢字" * 20, "\0\x1b[31m" * 10])
+def test_walk_through_any_text(walk, text):
+    out = walk(text, "--block-size", "1")
+    assert "\x1b" not in out and "\0" not in out
+
+
+@pytest.mark.parametrize("words", ["0 1 0", "0,1,0", "[0, 1, 0]", " 0  1\n0 "])
+def test_decode_takes_what_encode_prints(walk, words):
+    assert "decode([0, 1, 0]) = 'aba'" in walk("ab" * 50, "--decode", words)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--encode", "ac"], "'c' at position 1"),
+        (["--decode", "0 2"], "token id 2 at position 1"),
+        (["--decode", "0 -1"], "token id -1 at position 1"),
+        (["--decode", "0 x"], "--decode '0 x' is not a list of ids"),
+        (["--block-size", "10"], "--block-size 10 needs 11"),
+        (["--block-size", "0"], "--block-size is 0"),
+    ],
+)
+def test_bad_flags_print_nothing_else(walk, capsys, flags, message):
+    with pytest.raises(UserError, match=message):
+        walk("ab" * 50, *flags)
+    assert capsys.readouterr().out == ""
+
+
+def run(*flags, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "minigpt.data", *flags],
+        env=os.environ | environment,
+        capture_output=True,
+        encoding="utf-8",
+    )
+
+
+def test_as_a_user_runs_it(tmp_path):
+    path = tmp_path / "own.txt"
+    path.write_text("To be, or not to be. " * 20, "utf-8")
+    good = run("--data", path)
+    assert (good.returncode, good.stderr) == (0, "")
+    assert "420 characters" in good.stdout
+    for flags in (["--data", tmp_path], ["--data", path, "--encode", "Bee7"], ["--blocksize", "8"]):
+        bad = run(*flags)
+        assert (bad.returncode, bad.stdout) == (2, "")
+        assert bad.stderr.count("\n") == 1 and "error: " in bad.stderr

@@ -1,0 +1,170 @@
+import itertools
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minigpt.data.tokenizers import CharTokenizer, token_table, visible
+from minigpt.errors import UserError
+
+ANY_TEXT = st.text(st.characters())  # lone surrogates too
+
+
+@given(ANY_TEXT)
+def test_any_text_comes_back(text):
+    tokenizer = CharTokenizer.from_text(text)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert sorted(set(ids)) == list(range(tokenizer.vocab_size))
+
+
+@given(ANY_TEXT)
+def test_array_and_list_hold_the_same_ids(text):
+    tokenizer = CharTokenizer.from_text(text)
+    ids = tokenizer.encode_array(text)
+    assert (ids.dtype, ids.shape) == (np.dtype(np.int32), (len(text),))
+    assert ids.tolist() == tokenizer.encode(text) == [tokenizer.chars.index(c) for c in text]
+    assert tokenizer.decode(ids) == text
+
+
+@given(ANY_TEXT)
+def test_json_keeps_the_table(text):
+    tokenizer = CharTokenizer.from_text(text)
+    table = tokenizer.to_json()
+    assert table.isascii()
+    assert CharTokenizer.from_json(table).chars == tokenizer.chars
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        None,
+        "",
+        "{",
+        "3",
+        "[]",
+        "{}",
+        '{"kind": "bpe", "chars": ["a"]}',
+        '{"kind": "char"}',
+        '{"kind": "char", "chars": 3}',
+        '{"kind": "char", "chars": [1]}',
+        '{"kind": "char", "chars": "ab"}',
+        '{"kind": "char", "chars": ["ab"]}',
+        '{"kind": "char", "chars": ["a", "a"]}',
+        '{"kind": "char", "chars": ["b", "a"]}',
+        '{"kind": "char", "chars": ["a"], "more": 1}',
+    ],
+)
+def test_refuses_another_table(table):
+    with pytest.raises(UserError, match="not the table of a character tokenizer"):
+        CharTokenizer.from_json(table)
+
+
+def test_vocabulary_is_the_sorted_set():
+    tokenizer = CharTokenizer.from_text("hello\nworld")
+    assert tokenizer.chars == "\ndehlorw"
+    assert tokenizer.vocab_size == 8
+    assert json.loads(tokenizer.to_json()) == {"kind": "char", "chars": list("\ndehlorw")}
+
+
+def test_facts_of_tiny_shakespeare(corpus):
+    tokenizer = CharTokenizer.from_text(corpus)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    assert tokenizer.vocab_size == 65
+    assert tokenizer.chars == "\n !$&',-.3:;?" + letters.upper() + letters
+    assert tokenizer.encode("Bee3") == [14, 43, 43, 9]
+    assert tokenizer.decode([14, 43, 43, 9]) == "Bee3"
+    assert tokenizer.decode([18, 47, 56, 57, 58]) == "First"
+    assert [c for c in tokenizer.chars if c.isdigit()] == ["3"]
+    with pytest.raises(UserError, match="'7' at position 3, counted from 0, .* 65 characters"):
+        tokenizer.encode("Bee7")
+
+
+def test_unknown_character_is_named_with_its_place():
+    tokenizer = CharTokenizer.from_text("ab\n")
+    with pytest.raises(UserError) as error:
+        tokenizer.encode("ab\nbxa\nx")
+    assert str(error.value) == (
+        r"'x' at position 4, counted from 0 (line 2, column 2), is not in the vocabulary, "
+        r"which holds 3 characters: '\nab'; leave it out, or train on a text that has it"
+    )
+
+
+@pytest.mark.parametrize("unknown", ["\0", "`", "c", "\xc5", "é", "\U0010ffff", "\udcff", "\n"])
+def test_every_other_character_is_unknown(unknown):
+    tokenizer = CharTokenizer.from_text("ab")
+    with pytest.raises(UserError, match="at position 2, .*is not in the vocabulary") as error:
+        tokenizer.encode("ab" + unknown + "ab")
+    assert repr(unknown) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_large_vocabulary_is_cut_short_in_errors():
+    tokenizer = CharTokenizer.from_text("".join(map(chr, range(0x4E00, 0x4E00 + 3000))))
+    with pytest.raises(UserError, match="3000 characters: '.{100}' and 2900 more"):
+        tokenizer.encode("a")
+
+
+def test_an_empty_vocabulary_knows_the_empty_text_only():
+    tokenizer = CharTokenizer.from_text("")
+    assert (tokenizer.encode(""), tokenizer.decode([])) == ([], "")
+    with pytest.raises(UserError):
+        tokenizer.encode("\0")
+
+
+@pytest.mark.parametrize("wrong", [-1, 3, 2**31, 2**80])
+@pytest.mark.parametrize("kind", [list, iter, np.array])
+def test_id_out_of_range_is_named_with_its_place(wrong, kind):
+    tokenizer = CharTokenizer.from_text("abc")
+    message = rf"token id {wrong} at position 1, .*out of range: the 3 tokens have ids 0 to 2"
+    with pytest.raises(UserError, match=message):
+        tokenizer.decode(kind([2, wrong, 0]))
+
+
+@pytest.mark.parametrize(
+    ("char", "seen"),
+    [
+        ("a", "a"),
+        (" ", "' '"),
+        ("\n", r"\n"),
+        ("\t", r"\t"),
+        ("\0", r"\x00"),
+        ("\xa0", r"\xa0"),
+        ("\u0301", r"\u0301"),  # combining: would sit on the character before
+        ("\u200d", r"\u200d"),
+        ("\\", "\\"),
+        ("字", "字"),
+    ],
+)
+def test_visible(char, seen):
+    assert visible(char) == seen
+
+
+def test_token_table_of_tiny_shakespeare(corpus):
+    assert token_table(CharTokenizer.from_text(corpus).chars).splitlines() == [
+        r" 0 \n   1 ' '   2 !   3 $   4 &   5 '   6 ,   7 -   8 .   9 3  10 :  11 ;",
+        r"12 ?   13 A    14 B  15 C  16 D  17 E  18 F  19 G  20 H  21 I  22 J  23 K",
+        r"24 L   25 M    26 N  27 O  28 P  29 Q  30 R  31 S  32 T  33 U  34 V  35 W",
+        r"36 X   37 Y    38 Z  39 a  40 b  41 c  42 d  43 e  44 f  45 g  46 h  47 i",
+        r"48 j   49 k    50 l  51 m  52 n  53 o  54 p  55 q  56 r  57 s  58 t  59 u",
+        r"60 v   61 w    62 x  63 y  64 z",
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 11, 12, 13, 24, 101])
+def test_token_table_fills_rows_of_12(count):
+    tokens = [chr(0x3400 + i) for i in range(count)]
+    rows = [row.split() for row in token_table(tokens).splitlines()]
+    assert [len(row) for row in rows[:-1]] == [24] * ((count - 1) // 12)
+    cells = list(itertools.chain(*rows))
+    assert cells == [word for i, token in enumerate(tokens) for word in (str(i), token)]
+
+
+def test_token_table_lines_up_wide_characters():
+    # 漢 takes two columns of a terminal, a half-width ｱ one.
+    assert token_table("ab漢ｱcdef", columns=4).splitlines() == [
+        "0 a  1 b  2 漢  3 ｱ",
+        "4 c  5 d  6 e   7 f",
+    ]

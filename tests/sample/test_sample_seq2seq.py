@@ -1,0 +1,140 @@
+"""The sampling command on an encoder-decoder."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minigpt.data.pairs import PairTokenizer
+from minigpt.errors import UserError
+from minigpt.model.checkpoint import save
+from minigpt.model.encoder_decoder import Seq2SeqConfig, shapes
+from minigpt.params import Params
+from minigpt.sample import __main__ as sample
+from minigpt.sample.__main__ import main
+from minigpt.sample.beam import search
+from tests.sample.test_sample import write_checkpoint
+
+ROOT = Path(__file__).parents[2]
+TOKENIZER = PairTokenizer.from_pairs([("abé", "xyz"), ("c ", "w")])
+CONFIG = Seq2SeqConfig(5, 8, 1, 2, 8, source_vocab_size=5)
+LINES = ["ab", "é c", "aaaabbbb", "c"]
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    params = Params(shapes(CONFIG), np, "float32")
+    params.flat[...] = 0.5 * np.random.default_rng(1).standard_normal(params.size)
+    path = tmp_path / "best.safetensors"
+    save(path, params, CONFIG, tokenizer=TOKENIZER, state={})
+    return path, params
+
+
+@pytest.fixture
+def run(checkpoint, capsys, monkeypatch):
+    """Run the command with lines, or bytes, on standard input; return what it prints."""
+
+    def run(*flags, stdin=()):
+        raw = stdin if isinstance(stdin, bytes) else "".join(f"{line}\n" for line in stdin).encode()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        main(["--checkpoint", str(checkpoint[0]), *map(str, flags)])
+        return capsys.readouterr().out
+
+    return run
+
+
+def answers(params, line, beam=1):
+    ids = TOKENIZER.source.encode_array(line)[None]
+    return search(ids, params.tree, CONFIG, beam)[0]
+
+
+@pytest.mark.parametrize("beam", [1, 4])
+def test_each_line_is_answered_by_a_line(run, checkpoint, beam):
+    expected = [
+        TOKENIZER.target.decode(answers(checkpoint[1], line, beam)[0].ids) for line in LINES
+    ]
+    assert run("--beam", beam, stdin=LINES) == "".join(f"{line}\n" for line in expected)
+    assert [run("--beam", beam, "--prompt", line) for line in LINES] == [
+        f"{line}\n" for line in expected
+    ]
+
+
+def test_forms_of_a_line(run, tmp_path):
+    expected = run(stdin=LINES)
+    assert run(stdin="\r\n".join(LINES).encode()) == expected
+    assert run("--prompt", "\n".join(LINES)) == expected
+    (tmp_path / "p.txt").write_text("\n".join(LINES) + "\n", "utf-8")
+    assert run("--prompt-file", tmp_path / "p.txt") == expected
+    assert run(stdin=b"") == ""
+
+
+def test_many_lines_are_those_of_few(run, monkeypatch):
+    expected, search, sizes = run(stdin=LINES * 3), sample.search, []
+    monkeypatch.setattr(sample, "LINES", 5)
+    monkeypatch.setattr(sample, "search", lambda ids, *_: sizes.append(len(ids)) or search(ids, *_))
+    assert run(stdin=LINES * 3) == run("--prompt", "\n".join(LINES * 3)) == expected
+    assert sizes == [5, 5, 2] * 2
+
+
+def test_verbose_shows_all_hypotheses_and_their_log_probabilities(run, checkpoint):
+    shown = run("--beam", 3, "--verbose", stdin=LINES[:2]).splitlines()
+    expected = []
+    for line in LINES[:2]:
+        expected.append(line)
+        for best in answers(checkpoint[1], line, 3):
+            text = TOKENIZER.target.decode(best.ids) + " ..." * (not best.ended)
+            expected.append(f"{best.log_prob:10.4f} {best.score:9.4f} per token  {text}")
+    assert len(expected) == 8 and shown == expected
+
+
+@pytest.mark.cupy
+def test_the_backends_write_the_same_text(run, xp):
+    assert run("--backend", xp.__name__, "--beam", 2, stdin=LINES) == run("--beam", 2, stdin=LINES)
+
+
+@pytest.mark.parametrize(
+    "flags, stdin, message",
+    [
+        ((), b"ab\nax\n", "^standard input, line 2: 'x' at position 1, .* 5 characters: ' abcé'"),
+        ((), b"ab\n\nab\n", "^standard input, line 2 has 0 characters, .* reads 1 to 8"),
+        ((), b"a" * 9, "^standard input, line 1 has 9 characters"),
+        ((), b"ab\n\xe9\n", "^standard input, line 2 is not UTF-8: byte 0xe9 does not fit"),
+        (("--prompt", "q"), b"", "^--prompt, line 1: 'q' at position 0"),
+        (("--prompt", ""), b"", "^--prompt, line 1 has 0 characters"),
+        (("--prompt-file", "none"), b"", "^--prompt-file none cannot be read"),
+        (("--beam", 0), b"", "^--beam is 0, but must be 1 or more"),
+        (("--temperature", 0), b"", "^--temperature is for a GPT, .* of an encoder-decoder; leave"),
+        (("--stop", "a"), b"", "^--stop is for a GPT"),
+    ],
+)
+def test_bad_input(run, flags, stdin, message):
+    with pytest.raises(UserError, match=message) as error:
+        run(*flags, stdin=stdin)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("flags", [("--beam", "2"), ("--verbose",)])
+def test_a_gpt_has_no_beam(tmp_path, flags):
+    write_checkpoint(tmp_path / "best.safetensors")
+    with pytest.raises(UserError, match=f"{flags[0]} is for an encoder-decoder, .* of a GPT; leav"):
+        main(["--out-dir", str(tmp_path), *flags])
+
+
+def test_it_answers_a_line_before_the_next_one_comes(checkpoint):
+    flags = [sys.executable, "-m", "minigpt.sample", "--checkpoint", str(checkpoint[0])]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    with subprocess.Popen(flags, cwd=ROOT, env=environment, **pipes) as process:
+        for line in LINES:
+            process.stdin.write(f"{line}\n".encode())
+            process.stdin.flush()
+            text = TOKENIZER.target.decode(answers(checkpoint[1], line)[0].ids)
+            assert process.stdout.readline() == f"{text}\n".encode()
+        process.stdin.write(b"aq")
+        process.stdin.close()
+        assert process.stderr.read().startswith(b"error: standard input, line 5: 'q' at position 1")
+        assert process.wait(timeout=60) == 2

@@ -1,0 +1,25 @@
+"""Processes that want the same text at the same time."""
+
+from tests.tools.faults.long import trained
+from tests.tools.serving import side_by_side
+
+
+def test_many_processes_download_once_and_train_on_the_same_text(tmp_path):
+    assert trained(tmp_path) is None
+
+
+def test_who_has_waited_in_vain_downloads_at_once(tmp_path):
+    program = """if True:
+        import os, time
+        from minigpt.data import corpus
+        corpus.PAUSES = ()
+        def fail(patience):
+            time.sleep(0.5)
+            raise ConnectionError("no network")
+        corpus._fetch = fail
+        start = time.monotonic()
+        assert corpus.load_text()[1] == corpus.REFERENCE
+        assert time.monotonic() - start < 3
+    """
+    said = side_by_side(program, tmp_path, 8)
+    assert all(line.startswith("cannot download tiny Shakespeare (no network)") for line in said)

@@ -1,0 +1,288 @@
+"""Faults in the kernels for GPUs and in what launches them: caught by tests on CuPy."""
+
+VALUES = "backend/test_kernels_cupy.py::test_values"
+ATTENTION = "backend/test_attention_cupy.py::"
+HEAD = "backend/test_vocabulary_cupy.py::test_errors_are_those_of_rounding"
+BITS = "backend/test_kernels_cupy.py::test_dropout_has_the_bits_of_numpy"
+EMBEDDING = "backend/test_kernels_cupy.py::test_embedding_backward_with_repeated_and_unused_ids"
+GATHER = "backend/test_optimizer_cupy.py::test_gather"
+
+FAULTS = {
+    "minigpt/backend/kernels.cu": [
+        (
+            "no barrier between two reductions",
+            "  __syncthreads();  // what an earlier call left has been read\n",
+            "",
+            "backend/test_kernels_cupy.py::test_rows_too_wide_for_a_block",
+        ),
+        (
+            "words of random bits off by one",
+            "(word + 1) * 0x9E3779B97F4A7C15ull",
+            "word * 0x9E3779B97F4A7C15ull",
+            BITS,
+        ),
+        (
+            "a block's result is that of its first warp",
+            "i < (int)blockDim.x / warpSize; ++i) v = Op",
+            "i < 1; ++i) v = Op",
+            VALUES,
+        ),
+        (
+            "column sums: every part's second half is lost",
+            "for (int i = 1; i < 16; ++i) sum += sums",
+            "for (int i = 1; i < 8; ++i) sum += sums",
+            VALUES,
+        ),
+        (
+            "what stays is not scaled",
+            ">= limit ? v[i] * scale : 0.0f",
+            ">= limit ? v[i] : 0.0f",
+            BITS,
+        ),
+    ],
+    "minigpt/backend/rows.cu": [
+        (
+            "the layernorm is not that of the stream as it is kept",
+            "sum += v[i] = (float)(T)v[i];",
+            "sum += v[i];",
+            "train/test_precision.py::test_the_layernorm_is_that_of_the_stream_as_it_is_kept",
+        ),
+        ("layernorm: no eps", "/ C + (float)eps)", "/ C)", VALUES),
+        ("layernorm: no gain in dx", "d[i] *= gain[i];", "", VALUES),
+        (
+            "layernorm: the mean does not move with x",
+            "r * (d[i] - sum - xhat[i] * along)",
+            "r * (d[i] - xhat[i] * along)",
+            VALUES,
+        ),
+        (
+            "the variance counts what lies beyond the row",
+            "squares += i < n ? (v[i] - mean) * (v[i] - mean) : 0.0f;",
+            "squares += (v[i] - mean) * (v[i] - mean);",
+            VALUES,
+        ),
+        (
+            "GELU by tanh: derivative of the cube without its 3",
+            "(1.0f + 3.0f * cubic * x * x)",
+            "(1.0f + cubic * x * x)",
+            VALUES,
+        ),
+        (
+            "softmax: its denominator is taken for a constant",
+            "((float)dy[c] - along)",
+            "((float)dy[c])",
+            VALUES,
+        ),
+    ],
+    "minigpt/backend/embedding.cu": [
+        (
+            "positions begin at 0 in the forward pass",
+            "if (wpe) wpe += (start + row % length) * C;",
+            "if (wpe) wpe += (row % length) * C;",
+            VALUES,
+        ),
+        (
+            "positions begin at 0 in the backward pass",
+            "t = position - start;",
+            "t = position;",
+            EMBEDDING,
+        ),
+        (
+            "a gradient that is given is overwritten",
+            "(T)((float)dwte[id * C + c] + sum)",
+            "(T)sum",
+            EMBEDDING,
+        ),
+        (
+            "every token with an id adds all of them",
+            "if (!by_id && stands_before(ids, blockIdx.x)) return;",
+            "",
+            EMBEDDING,
+        ),
+    ],
+    "minigpt/backend/rotary.cu": [
+        (
+            "values are turned, too",
+            "i < 4 && c < 2 * C; i += 2",
+            "i < 4; i += 2",
+            VALUES,
+        ),
+        (
+            "the backward pass turns forward",
+            "(float)sign * (float)sin[angle]",
+            "(float)sin[angle]",
+            VALUES,
+        ),
+        (
+            "a position is the number of the sequence",
+            "blockIdx.x % length * (D / 2)",
+            "blockIdx.x / length % length * (D / 2)",
+            VALUES,
+        ),
+    ],
+    "minigpt/backend/vocabulary.cu": [
+        (
+            "the bias is not in the gradient",
+            "const float p = expf(float(x[i]) + (b ? float(b[i]) : 0.0f) - all);",
+            "const float p = expf(float(x[i]) - all);",
+            HEAD,
+        ),
+        (
+            "ignored targets have a gradient",
+            "const float factor = target < 0 ? 0.0f : (",
+            "const float factor = (",
+            HEAD,
+        ),
+        (
+            "a larger maximum does not shrink the sum so far",
+            "total *= expf(top - highest);",
+            "",
+            HEAD,
+        ),
+    ],
+    "minigpt/backend/attention.cu": [
+        (
+            "no barrier between keys and values",
+            "    __syncthreads();  // the keys have been read\n",
+            "",
+            ATTENTION + "test_values",
+        ),
+        (
+            "mask off by one",
+            "(!p.causal || j <= i + past)",
+            "(!p.causal || j <= i + past + 1)",
+            ATTENTION + "test_the_future_changes_no_bit_of_the_past",
+        ),
+        (
+            "a finite mask",
+            "? s[c] * at.scale : minus_infinity();",
+            "? s[c] * at.scale : -1e4f;",
+            ATTENTION + "test_queries_that_see_nothing_give_and_get_nothing",
+        ),
+        (
+            "tiles on the diagonal are left out",
+            "min(p.keys, last + at.past + 1)",
+            "min(p.keys, max(start + at.past, 1))",
+            ATTENTION + "test_values_where_tiles_end",
+        ),
+        (
+            "a larger maximum does not shrink the sum",
+            "total *= fade;",
+            "",
+            ATTENTION + "test_values",
+        ),
+        (
+            "no 1/sqrt(D)",
+            "scale(1.0f / sqrtf((float)p.width))",
+            "scale(1.0f)",
+            ATTENTION + "test_values",
+        ),
+    ],
+    "minigpt/backend/attention_backward.cu": [
+        (
+            "softmax's denominator is taken for a constant",
+            "ds = w * (ds * factor - delta);",
+            "ds = w * ds * factor;",
+            ATTENTION + "test_values",
+        ),
+        (
+            "dropout is not in dv",
+            "  s = w * factor;",
+            "  s = w;",
+            ATTENTION + "test_values",
+        ),
+        (
+            "the first queries that see a key are left out",
+            "max(0, start - at.past)",
+            "max(0, start - at.past + 1)",
+            ATTENTION + "test_values_where_tiles_end",
+        ),
+    ],
+    "minigpt/backend/gpu/attention.py": [
+        (
+            "a shard drops what the first rows drop",
+            'p["key"], p["first_sequence"] = rng',
+            'p["key"] = rng[0]',
+            ATTENTION + "test_values",
+        ),
+    ],
+    "minigpt/backend/optimizer.cu": [
+        (
+            "no bias correction of the first moment",
+            "float(lr) * root / debias(log_beta1, *step)",
+            "float(lr) * root",
+            "backend/test_optimizer_cupy.py::test_adamw_is_near_its_definition_in_float64",
+        ),
+        (
+            "what was accumulated is overwritten",
+            "add ? flat[i] + float(x[i - start])",
+            "add ? float(x[i - start])",
+            GATHER,
+        ),
+        (
+            "clipping makes short gradients longer",
+            "fminf(1.0f, float(max_norm) / (norm + 1e-6f))",
+            "(float(max_norm) / (norm + 1e-6f))",
+            "optim/test_adamw.py::test_clipping_brings_the_norm_to_its_limit_and_never_up",
+        ),
+        (
+            "a step that overflowed is taken",
+            "if (!isfinite(s)) return;",
+            "",
+            "backend/test_optimizer_cupy.py::test_an_overflow_leaves_every_bit",
+        ),
+        (
+            "a step whose loss is not finite is taken",
+            " + (loss ? 0.0f * *loss : 0.0f)",
+            "",
+            "optim/test_adamw.py::test_a_step_whose_loss_is_not_finite_is_skipped",
+        ),
+    ],
+    "minigpt/backend/optimizer_cupy.py": [
+        ("later launches begin at the first element", 'table["start"] -= start', "pass", GATHER),
+    ],
+    "minigpt/backend/gpu/cross_entropy.py": [
+        (
+            "dw of the last chunk of rows only",
+            "dw = plus(dw, logits.T @ x2[rows])",
+            "dw = logits.T @ x2[rows]",
+            HEAD,
+        ),
+    ],
+    "minigpt/backend/gpu/launch.py": [
+        (
+            "float16 is read as float32",
+            '"e": ("-std=c++17", "-DHALF")',
+            '"e": ("-std=c++17",)',
+            VALUES,
+        ),
+        (
+            "kernels take views with gaps",
+            " and x.size and x.flags.c_contiguous",
+            " and x.size",
+            "backend/test_kernels_cupy.py::test_views_with_gaps_go_to_the_definition",
+        ),
+    ],
+    "minigpt/backend/fused_cupy.py": [
+        (
+            "a shard drops what the first rows drop",
+            "return rng.row * math.prod(shape[1:]), np.uint64(rng.key)",
+            "return 0, np.uint64(rng.key)",
+            BITS,
+        ),
+        (
+            "float64 goes to the definition, and on to the kernel",
+            "return softmax.softmax_backward.reference(dy, cache)",
+            "softmax.softmax_backward.reference(dy, cache)",
+            "backend/test_kernels_cupy.py::test_float64_goes_to_the_definition",
+        ),
+    ],
+    "minigpt/train/step.py": [
+        (
+            "an evaluation is of the copy in half precision",
+            "loss_forward(x, y, self.params.tree,",
+            "loss_forward(x, y, self.tree,",
+            "train/test_precision.py::test_an_evaluation_is_in_single_precision",
+        ),
+    ],
+}

@@ -1,0 +1,65 @@
+"""A training run of a fraction of a second, for the tests of what happens around it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from minigpt import cli
+from minigpt.model import checkpoint
+from minigpt.train import __main__ as train
+
+TEXT = "".join(f"Line {i}: the square of {i} is {i * i}.\n" for i in range(70))[:2000]
+FLAGS = (
+    "--preset=nanogpt-cpu",
+    *("--n-layer=1", "--n-head=2", "--n-embd=8", "--block-size=8", "--batch-size=3"),
+    *("--threads=2", "--max-iters=12", "--eval-interval=4", "--log-interval=2"),
+    *("--warmup-iters=2", "--learning-rate=0.01"),
+)
+# What makes it hardest to go on to the bit.
+EXACT = ("--dropout=0.2", "--gradient-accumulation-steps=2", "--lr-decay-iters=12")
+TIMES = ("seconds", "tokens_per_second")
+
+
+def begin(folder, *flags):
+    """Train on TEXT into `folder`; return the exit code. Flags given come last, and win."""
+    text = folder.parent / "text.txt"
+    if not text.exists():
+        text.write_text(TEXT, encoding="utf-8")
+    return train.main([f"--out-dir={folder}", f"--data={text}", *FLAGS, *flags])
+
+
+def resume(folder, *flags):
+    """Go on with the run in `folder`; return the exit code."""
+    return train.main(["--resume", f"--out-dir={folder}", *flags])
+
+
+def metrics(folder):
+    """Lines of metrics.jsonl, without what the clock says."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
+
+
+def refusal(capsys, call, *args):
+    """The one line that a program says before it exits with code 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as leaving:
+        cli.run(lambda: call(*args))
+    error = capsys.readouterr().err
+    assert leaving.value.code == 2
+    assert error.endswith("\n") and error.count("\n") == 1
+    return error.rstrip("\n")
+
+
+def same(one, other, name):
+    """Assert that two runs have the same checkpoint, but for the clock and the folder."""
+    one, other = (checkpoint.load(folder / name) for folder in (one, other))
+    assert (one.config, one.tokenizer.chars) == (other.config, other.tokenizer.chars)
+    np.testing.assert_array_equal(one.params.flat, other.params.flat)
+    for moment in ("m", "v") if name == "last.safetensors" else ():
+        pair = (c.optimizer_arrays[moment].flat for c in (one, other))
+        np.testing.assert_array_equal(*pair)
+    for state in (one.state, other.state):
+        assert state.pop("seconds") > 0
+        del state["train"]["out_dir"]
+    assert one.state == other.state

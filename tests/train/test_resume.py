@@ -1,0 +1,276 @@
+"""A run that was stopped goes on as if it had not been, to the bit, or says why it cannot."""
+
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+
+from minigpt.model import checkpoint
+from minigpt.model.checkpoint import BEST, LAST
+from minigpt.train import __main__ as train
+from minigpt.train.run import Run
+from minigpt.train.run_dir import METRICS
+from minigpt.train.step import Trainer
+from tests.tools.training import EXACT, TEXT, begin, metrics, refusal, resume, same
+
+pytestmark = pytest.mark.usefixtures("no_picture")
+
+
+def interrupt(monkeypatch, step, times=1):
+    """Let Ctrl-C come while `step` is under way, 0 being the first."""
+    original = Trainer.step
+
+    def interrupted(self, ids, i, progress=None):
+        for _ in range(times if i == step else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, ids, i, progress)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+
+
+@pytest.mark.cupy
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("times", [1, 2], ids=["after a step", "amid a step"])
+@pytest.mark.parametrize("step", [0, 2, 3, 7, 10])
+def test_interrupted_and_resumed_is_uninterrupted(
+    tmp_path, monkeypatch, backend, step, times, optimizer
+):
+    flags = *EXACT, backend, f"--optimizer={optimizer}"
+    assert begin(tmp_path / "whole", *flags) == 0
+    with monkeypatch.context() as patch:
+        interrupt(patch, step, times)
+        assert begin(tmp_path / "parts", *flags) == 130
+    done = step if times == 2 else step + 1
+    assert checkpoint.load(tmp_path / "parts" / LAST).state["step"] == done
+    assert resume(tmp_path / "parts") == 0
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    same(tmp_path / "parts", tmp_path / "whole", BEST)
+    same(tmp_path / "parts", tmp_path / "whole", LAST)
+
+
+def test_ended_early_and_resumed_is_uninterrupted(tmp_path):
+    flags = (*EXACT, "--log-interval=3")
+    assert begin(tmp_path / "whole", *flags) == 0
+    assert begin(tmp_path / "parts", *flags, "--max-iters=5") == 0
+    assert resume(tmp_path / "parts", "--max-iters=8") == 0
+    assert resume(tmp_path / "parts", "--max-iters=12") == 0
+    more = [line for line in metrics(tmp_path / "parts") if line["step"] != 5]
+    assert more == metrics(tmp_path / "whole")
+    one, other = (checkpoint.load(tmp_path / run / LAST) for run in ("whole", "parts"))
+    np.testing.assert_array_equal(one.params.flat, other.params.flat)
+    for moment in ("m", "v"):
+        pair = (c.optimizer_arrays[moment].flat for c in (one, other))
+        np.testing.assert_array_equal(*pair)
+    assert one.state["tokens"] == other.state["tokens"] == 12 * 2 * 3 * 8
+
+
+def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
+    assert begin(tmp_path / "whole", *EXACT) == 0
+    original = Trainer.step
+
+    def killed(self, ids, i, progress=None):
+        if i == 7:
+            raise RuntimeError("killed")
+        return original(self, ids, i, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", killed)
+        with pytest.raises(RuntimeError):
+            begin(tmp_path / "parts", *EXACT)
+    assert [line["step"] for line in metrics(tmp_path / "parts")] == [2, 4, 6]
+    with open(tmp_path / "parts" / METRICS, "a") as file:
+        file.write('{"step": 8, "tok')  # as if amid a line
+    assert resume(tmp_path / "parts") == 0
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    same(tmp_path / "parts", tmp_path / "whole", LAST)
+
+
+@pytest.mark.parametrize("owner, name, call", [(Trainer, "evaluate", 2), (Run, "log", 4)])
+def test_an_evaluation_that_was_interrupted_is_made_up_for(
+    tmp_path, monkeypatch, owner, name, call
+):
+    assert begin(tmp_path / "whole", *EXACT) == 0
+    original, calls = getattr(owner, name), []
+
+    def interrupted(self, *args):
+        found = original(self, *args)
+        calls.append(found)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        begin(tmp_path / "parts", *EXACT)
+    assert checkpoint.load(tmp_path / "parts" / LAST).state["step"] == 8
+    assert resume(tmp_path / "parts") == 0
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    for file in (LAST, BEST):
+        same(tmp_path / "parts", tmp_path / "whole", file)
+
+
+def test_an_interrupt_amid_the_update_keeps_the_old_checkpoint(folder, monkeypatch):
+    before = (folder / LAST).read_bytes()
+
+    def interrupted(optimizer, *_):
+        optimizer.step_count += 1
+        optimizer.params.flat[...] = 0
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minigpt.optim.adamw.AdamW.step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        resume(folder, "--max-iters=8")
+    assert (folder / LAST).read_bytes() == before
+
+
+def test_an_interrupt_in_the_last_step_still_ends_the_run(tmp_path, monkeypatch, capsys):
+    interrupt(monkeypatch, 11)
+    assert begin(tmp_path / "run") == 130
+    assert checkpoint.load(tmp_path / "run" / LAST).state["step"] == 12
+    out = capsys.readouterr().out
+    assert "validation loss" in out and "--resume" not in out
+
+
+def test_the_stored_options_hold_and_those_beside_resume_win(folder, monkeypatch):
+    assert resume(folder, "--max-iters=6", "--batch-size=2", "--dropout=0.5") == 0
+    state = checkpoint.load(folder / LAST)
+    assert (state.config.dropout, state.state["train"]["batch_size"]) == (0.5, 2)
+    assert state.state["train"]["learning_rate"] == 0.01
+    assert state.state["tokens"] == 4 * 3 * 8 + 2 * 2 * 8
+    monkeypatch.setattr("minigpt.train.config.usable_cores", lambda: 5)
+    assert resume(folder, "--max-iters=7", "--n-layer=1") == 0  # its own value is no change
+    state = checkpoint.load(folder / LAST).state["train"]
+    assert (state["threads"], state["batch_size"], state["max_iters"]) == (2, 2, 7)
+
+
+def test_the_number_of_threads_is_stored_even_if_not_given(tmp_path, monkeypatch):
+    monkeypatch.setattr("minigpt.train.config.usable_cores", lambda: 3)
+    (tmp_path / "text.txt").write_text(TEXT)
+    flags = ["--n-layer=1", "--n-head=1", "--n-embd=4", "--block-size=8", "--max-iters=1"]
+    train.main([f"--out-dir={tmp_path / 'run'}", f"--data={tmp_path / 'text.txt'}", *flags])
+    assert checkpoint.load(tmp_path / "run" / LAST).state["train"]["threads"] == 3
+
+
+@pytest.mark.parametrize(
+    "flag, told",
+    [
+        ("--n-layer=2", "n_layer is 1"),
+        ("--n-head=1", "n_head is 2"),
+        ("--n-embd=16", "n_embd is 8"),
+        ("--block-size=4", "block_size is 8"),
+        ("--vocab-size=99", "vocab_size is "),
+        ("--bias", "bias is False"),
+        ("--no-tie-head", "tie_head is True"),
+        ("--activation=relu", "activation is gelu"),
+    ],
+)
+def test_a_flag_that_would_change_the_model_is_refused(folder, capsys, flag, told):
+    error = refusal(capsys, resume, folder, "--max-iters=8", flag)
+    assert error.startswith(f"error: --resume: {told}")
+    assert "it is part of the model and cannot become" in error
+
+
+def test_what_cannot_be_resumed(tmp_path, folder, capsys):
+    error = refusal(capsys, resume, folder)
+    assert error.endswith("is complete, with 4 of 4 steps; give a larger --max-iters to go on")
+    error = refusal(capsys, resume, tmp_path / "none")
+    assert f"there is no {tmp_path / 'none' / LAST} to go on from; leave out --resume" in error
+    assert not (tmp_path / "none").exists()
+    for flag in ("--preset=lecture", "--overwrite"):
+        assert "--resume goes on with the run as it is: leave out" in refusal(
+            capsys, resume, folder, flag
+        )
+    shutil.copy(folder / BEST, folder / LAST)
+    error = refusal(capsys, resume, folder, "--max-iters=8")
+    assert error.endswith("holds a model, but not the state of its training")
+    (folder / LAST).unlink()
+    error = refusal(capsys, resume, folder)
+    assert error.endswith("to go on from; give --overwrite to begin")
+    (folder / LAST).write_bytes((folder / BEST).read_bytes()[:-1])
+    assert "damaged" in refusal(capsys, resume, folder)
+
+
+@pytest.mark.parametrize("key", ["step", "loss_sum", "train", "text_sha256"])
+def test_a_checkpoint_whose_state_lacks_something_is_refused(folder, capsys, key):
+    c = checkpoint.load(folder / LAST)
+    del c.state[key]
+    optimizer = type("", (), c.optimizer_arrays)
+    checkpoint.save(
+        folder / LAST, c.params, c.config, tokenizer=c.tokenizer, state=c.state, optimizer=optimizer
+    )
+    error = refusal(capsys, resume, folder, "--max-iters=8")
+    assert error.endswith("holds a model, but not the state of its training")
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("step", "7"),
+        ("step", -1),
+        ("tokens", 2**63),
+        ("seconds", 10**400),
+        ("loss_sum", None),
+        ("loss_count", True),
+        ("val_loss", []),
+        ("measures", {"exact_match": "x"}),
+        ("best_loss", None),
+        ("best_step", 1.5),
+        ("text", 3),
+        ("over", 0),
+        ("bad", -1),
+        ("optimizer", [1.0, 2.0]),
+        ("optimizer", [0.5, 0, 4, 0]),
+        ("optimizer", [1.0, "0", 4, 0]),
+        ("train", []),
+        ("train", {"max_seconds": "x"}),
+        ("train", {"max_iter": 3}),
+    ],
+)
+def test_a_checkpoint_whose_state_is_damaged_is_refused(folder, capsys, key, value):
+    c = checkpoint.load(folder / LAST)
+    optimizer, state = type("", (), c.optimizer_arrays), {**c.state, key: value}
+    checkpoint.save(
+        folder / LAST, c.params, c.config, tokenizer=c.tokenizer, state=state, optimizer=optimizer
+    )
+    error = refusal(capsys, resume, folder, "--max-iters=8")
+    assert error.startswith(f"error: --resume: {folder / LAST} is damaged: ")
+    assert "take another checkpoint, or train one with" in error
+
+
+def test_the_text_of_a_resumed_run(tmp_path, folder, capsys):
+    text, more = tmp_path / "text.txt", "--max-iters=8"
+    text.write_text(TEXT[::-1])
+    error = refusal(capsys, resume, folder, more)
+    assert f"was trained on {text}, but the text is now another" in error
+    text.unlink()
+    error = refusal(capsys, resume, folder, more)
+    assert error.startswith(
+        f"error: --resume: the run was trained on {text}, but --data {text} can"
+    )
+    (tmp_path / "other.txt").write_text("é" + TEXT)
+    error = refusal(capsys, resume, folder, more, f"--data={tmp_path / 'other.txt'}")
+    assert error.startswith(f"error: --resume: the run was trained on {text}, but ")
+    assert "'é'" in error and "position 0" in error
+
+
+def test_another_text_has_a_best_loss_of_its_own(tmp_path, folder, monkeypatch):
+    (tmp_path / "other.txt").write_text(TEXT[::-1])
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, ids: 9.0)
+    assert resume(folder, "--max-iters=8", f"--data={tmp_path / 'other.txt'}") == 0
+    state = checkpoint.load(folder / BEST).state
+    assert (state["step"], state["best_loss"]) == (8, 9.0)
+    assert state["text"] == str(tmp_path / "other.txt")
+    assert resume(folder, "--max-iters=9") == 0  # now its own
+
+
+@pytest.mark.cupy
+def test_a_backend_trains_and_resumes_as_numpy_does(tmp_path, backend):
+    flags = ("--dropout=0.2", "--lr-decay-iters=12", "--threads=1")
+    assert begin(tmp_path / "numpy", *flags, "--max-iters=8") == 0
+    assert begin(tmp_path / "other", *flags, "--max-iters=4", backend) == 0
+    assert resume(tmp_path / "other", "--max-iters=8") == 0
+    one, other = (metrics(tmp_path / name) for name in ("numpy", "other"))
+    for expected, line in zip(one, other, strict=True):
+        assert line == pytest.approx(expected, rel=1e-3)

@@ -1,0 +1,248 @@
+"""The folder of a run: what is in it, and what becomes of it when something fails."""
+
+import errno
+import itertools
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from minigpt.data.tokenizers import CharTokenizer
+from minigpt.errors import UserError
+from minigpt.model import checkpoint
+from minigpt.model.checkpoint import BEST, LAST
+from minigpt.train import __main__ as train
+from minigpt.train.run_dir import FILES, LOCK, METRICS, alone, cut_metrics, writing
+from minigpt.train.step import Trainer
+from tests.tools.training import EXACT, TEXT, begin, metrics, refusal, resume, same
+
+pytestmark = pytest.mark.usefixtures("no_picture")
+
+
+def test_what_a_run_leaves_behind(tmp_path):
+    assert begin(tmp_path / "run") == 0
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == sorted({METRICS, BEST, LAST})
+    raw = [json.loads(line) for line in (tmp_path / "run" / METRICS).read_text().splitlines()]
+    common = ["step", "tokens", "seconds", "train_loss"]
+    rest = ["learning_rate", "grad_norm", "tokens_per_second"]
+    for line, step in zip(raw, range(2, 13, 2), strict=True):
+        evaluated = ["val_loss"] if step % 4 == 0 else []
+        assert list(line) == common + evaluated + rest
+        assert (line["step"], line["tokens"]) == (step, step * 3 * 8)
+        assert line["grad_norm"] > 0 and line["tokens_per_second"] > 0
+    assert [line["seconds"] for line in raw] == sorted(line["seconds"] for line in raw)
+    assert raw[0]["train_loss"] > raw[-1]["train_loss"]
+    best, last = (checkpoint.load(tmp_path / "run" / name) for name in (BEST, LAST))
+    losses = {line["step"]: line["val_loss"] for line in raw if "val_loss" in line}
+    for state in (best.state, last.state):
+        assert state["best_loss"] == min(losses.values()) == losses[state["best_step"]]
+    assert best.state["step"] == best.state["best_step"] and best.optimizer_arrays is None
+    assert last.state["step"] == 12 and last.optimizer_arrays is not None
+    assert last.tokenizer.chars == CharTokenizer.from_text(TEXT).chars
+
+
+def test_a_train_loss_is_the_mean_since_the_last_multiple_of_log_interval(tmp_path):
+    assert begin(tmp_path / "each", "--log-interval=1") == 0
+    assert begin(tmp_path / "run", "--log-interval=5", "--eval-interval=4") == 0
+    each = [line["train_loss"] for line in metrics(tmp_path / "each")]
+    came = {line["step"]: line["train_loss"] for line in metrics(tmp_path / "run")}
+    means = {4: each[:4], 5: each[:5], 8: each[5:8], 10: each[5:10], 12: each[10:]}
+    assert came == pytest.approx({step: np.mean(losses) for step, losses in means.items()})
+
+
+def test_the_best_checkpoint_is_not_the_last_where_the_loss_has_risen(tmp_path, monkeypatch):
+    losses = iter([3.0, 2.0, 2.5])
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, ids: next(losses))
+    assert begin(tmp_path / "run") == 0
+    best, last = (checkpoint.load(tmp_path / "run" / name).state for name in (BEST, LAST))
+    assert (best["step"], best["val_loss"]) == (8, 2.0)
+    assert (last["step"], last["val_loss"], last["best_loss"], last["best_step"]) == (12, 2.5, 2, 8)
+
+
+@pytest.mark.cupy
+def test_two_runs_are_equal(tmp_path, backend):
+    for name in ("one", "two"):
+        assert begin(tmp_path / name, *EXACT, backend) == 0
+    assert metrics(tmp_path / "one") == metrics(tmp_path / "two")
+    same(tmp_path / "one", tmp_path / "two", BEST)
+    same(tmp_path / "one", tmp_path / "two", LAST)
+
+
+def test_the_handlers_of_signals_are_given_back(folder):
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("name", [LAST, BEST])
+def test_a_full_disk_keeps_the_old_checkpoint(folder, capsys, monkeypatch, name):
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != METRICS}
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, ids: 9.0 if name == LAST else 0.1)
+
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("minigpt.model.checkpoint.os.fsync", full)
+        error = refusal(capsys, resume, folder, "--max-iters=8")
+    assert f"{name}: cannot save the checkpoint" in error and "No space left on device" in error
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.name != METRICS} == before
+    assert resume(folder, "--max-iters=8") == 0
+    assert [line["step"] for line in metrics(folder)] == [2, 4, 6, 8]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_for_metrics():
+    with (
+        pytest.raises(UserError, match="/dev/full: cannot be written: No space left on device"),
+        writing("/dev/full") as path,
+        open(path, "a") as file,
+    ):
+        file.write("line\n")
+
+
+def test_cut_metrics_keeps_whole_lines_up_to_the_step(tmp_path):
+    path = tmp_path / METRICS
+    cut_metrics(path, 0)
+    assert path.read_text() == ""
+    path.write_text('{"step": 1}\n[]\n{"a": 1}\n{"step": 2}\n{"step": 3}\n{"step": 2}\n{"step": 1}')
+    cut_metrics(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 2}\n'
+    path.write_bytes(b'\xff\xfe\n{"step": 1}\n{"st')
+    cut_metrics(path, 2)
+    assert path.read_text() == '{"step": 1}\n'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_in_use_is_refused_and_overwritten_on_demand(folder, capsys):
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    error = refusal(capsys, begin, folder)
+    assert error == (
+        f"error: --out-dir {folder} holds another run: go on with it by --resume, lose it by "
+        "--overwrite, or name another folder"
+    )
+    for flags in (["--data=gone.txt"], ["--batch-size=0"], ["--block-size=1500"]):
+        refusal(capsys, begin, folder, "--overwrite", *flags)  # a failure loses nothing
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    (folder / "notes.txt").write_text("mine")
+    assert begin(folder, "--overwrite", "--max-iters=3") == 0
+    assert [line["step"] for line in metrics(folder)] == [2, 3]
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_any_file_of_a_run_is_a_run(tmp_path, capsys, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).touch()
+    error = refusal(capsys, begin, tmp_path / "run")
+    assert "lose it by --overwrite" in error
+    assert ("--resume" in error) == (name == LAST)
+
+
+def test_a_folder_that_holds_something_else_is_taken(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "text.txt").write_text("mine")
+    assert begin(tmp_path / "run", "--max-iters=1") == 0
+
+
+def test_a_folder_that_cannot_be(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    error = refusal(capsys, begin, tmp_path / "file")
+    assert error == f"error: --out-dir {tmp_path / 'file'} is a file; name a folder"
+    error = refusal(capsys, begin, tmp_path / "run", f"--out-dir={tmp_path / 'file' / 'run'}")
+    assert error == f"error: {tmp_path / 'file' / 'run'}: cannot be written: Not a directory"
+
+
+@pytest.fixture
+def ticking(monkeypatch):
+    """A clock that goes on by 1/64 s whenever it is read: no machine is too slow or too busy."""
+    ticks = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks) / 64)
+    monkeypatch.setattr(train, "OVERHEAD", 0.2)
+
+
+@pytest.mark.parametrize("seconds", [5.0, 5.0156, 5.0313, 5.0469, 5.0625])
+def test_a_run_by_the_clock_ends_on_time_with_its_learning_rate_down(tmp_path, ticking, seconds):
+    flags = f"--max-seconds={seconds}", "--min-lr=0", "--lr-schedule=wsd", "--log-interval=1"
+    begin(tmp_path / "run", *flags, "--eval-interval=1000000")
+    lines = metrics(tmp_path / "run")
+    rates = [line["learning_rate"] for line in lines]
+    state = checkpoint.load(tmp_path / "run" / LAST).state
+    assert seconds - 0.5 < state["seconds"] < seconds and state["over"]
+    assert len(lines) == state["step"] > 30  # far more than --max-iters
+    assert max(rates) == 0.01 and rates[-1] < 0.002
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+    assert "val_loss" in lines[-1]
+
+
+def test_a_run_by_the_clock_goes_on_for_longer_only(folder, capsys, ticking):
+    begin(folder, "--overwrite", "--max-seconds=3")
+    error = refusal(capsys, resume, folder)
+    assert "is complete, with 3 seconds; give a larger --max-seconds to go on" in error
+    before = checkpoint.load(folder / LAST).state
+    assert resume(folder, "--max-seconds=6") == 0
+    after = checkpoint.load(folder / LAST).state
+    assert after["step"] > before["step"] and 2 < before["seconds"] < 3 < 5 < after["seconds"] < 6
+
+
+def test_a_run_by_steps_goes_on_by_the_clock(folder, ticking):
+    before = checkpoint.load(folder / LAST).state
+    assert resume(folder, "--max-seconds=6") == 0
+    after = checkpoint.load(folder / LAST).state
+    assert after["step"] > before["step"] and 5 < after["seconds"] < 6
+
+
+def test_a_run_by_the_clock_goes_on_by_steps_where_steps_are_asked_for(folder, ticking):
+    begin(folder, "--overwrite", "--max-seconds=3")
+    steps = checkpoint.load(folder / LAST).state["step"] + 5
+    assert resume(folder, f"--max-iters={steps}") == 0
+    assert checkpoint.load(folder / LAST).state["step"] == steps
+
+
+def test_an_optimizer_goes_on_with_its_own_state_only(folder, capsys):
+    begin(folder, "--overwrite", "--optimizer=muon")
+    error = refusal(capsys, resume, folder, "--optimizer=adamw", "--max-iters=20")
+    assert "optimizer is muon" in error
+    assert resume(folder, "--max-iters=14") == 0
+
+
+def test_a_folder_is_for_one_run_at_a_time(tmp_path, capsys):
+    with alone(tmp_path / "run", make=True):
+        for flags in ((), ("--overwrite",)):
+            error = refusal(capsys, begin, tmp_path / "run", *flags)
+            assert error == (
+                f"error: --out-dir {tmp_path / 'run'}: another run is at work there; name another "
+                "folder, or wait for that run or end it"
+            )
+        assert "another run is at work" in refusal(capsys, resume, tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # it was empty
+    assert begin(tmp_path / "run", "--max-iters=1") == 0
+    assert not (tmp_path / "run" / LOCK).exists()
+    (tmp_path / "run" / LOCK).touch()  # as of one that was killed
+    assert resume(tmp_path / "run", "--max-iters=2") == 0
+
+
+def test_the_lock_is_held_while_a_run_is_at_work(tmp_path, capsys, monkeypatch):
+    step, told = Trainer.step, []
+
+    def other(self, *args):
+        with pytest.raises(UserError) as error, alone(tmp_path / "run", make=True):
+            pass
+        told.append(str(error.value))
+        return step(self, *args)
+
+    monkeypatch.setattr(Trainer, "step", other)
+    assert begin(tmp_path / "run", "--max-iters=2") == 0
+    assert len(told) == 2 and all("another run is at work there" in line for line in told)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks"), NotImplementedError()])
+def test_a_file_system_without_locks_stops_nobody(tmp_path, monkeypatch, error):
+    def fail(self, **_):
+        raise error
+
+    monkeypatch.setattr(FileLock, "acquire", fail)
+    assert begin(tmp_path / "run", "--max-iters=1") == 0

@@ -1,0 +1,152 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
+
+from minigpt.params import Params
+from minigpt.train.threads import Workers, cut, shard_slices, sum_gradients, usable_cores
+
+
+def blas_threads():
+    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+def test_at_least_one_core():
+    assert usable_cores() >= 1
+
+
+@given(n=st.integers(1, 50), parts=st.integers(1, 60))
+def test_shards_cover_all_rows_once_in_order_and_evenly(n, parts):
+    slices = shard_slices(n, parts)
+    assert [i for s in slices for i in range(s.start, s.stop)] == list(range(n))
+    assert len(slices) == min(n, parts)
+    sizes = [s.stop - s.start for s in slices]
+    assert 1 <= min(sizes) <= max(sizes) <= min(sizes) + 1
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_map_keeps_the_order_whatever_finishes_first(n):
+    def slow_at_first(i):
+        time.sleep(0.02 / (i + 1))
+        return i, threading.current_thread().name
+
+    with Workers(n) as workers:
+        results = workers.map(slow_at_first, range(7))
+    assert [i for i, _ in results] == list(range(7))
+    names = [name for _, name in results]
+    assert len(set(names)) == n
+    assert all(names[i] == names[i % n] for i in range(7))  # item i on thread i mod n
+    assert names[0] == threading.current_thread().name
+
+
+def test_map_works_at_the_same_time():
+    meeting = threading.Barrier(3, timeout=10)
+    with Workers(3) as workers:
+        workers.map(lambda _: meeting.wait(), range(3))  # nobody passes alone
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("at", [0, 1, 4])
+def test_an_exception_reaches_the_caller_and_the_workers_live_on(n, at):
+    done = []
+
+    def work(i):
+        if i == at:
+            raise MemoryError(f"item {i}")
+        done.append(i)
+
+    with Workers(n) as workers:
+        with pytest.raises(MemoryError, match=f"item {at}"):
+            workers.map(work, range(5))
+        assert set(range(5)) - {*done, at} <= set(range(at + 1, 5))  # none is still running
+        assert workers.map(abs, [-1, -2, -3]) == [1, 2, 3]
+
+
+def test_threads_end_with_the_workers():
+    before = set(threading.enumerate())
+    workers = Workers(3)
+    new = set(threading.enumerate()) - before
+    assert len(new) == 2
+    workers.close()
+    workers.close()
+    for thread in new:
+        thread.join(timeout=10)
+    assert not any(thread.is_alive() for thread in new)
+
+
+def test_blas_has_one_thread_while_several_work_and_its_own_afterwards():
+    before = blas_threads()
+    with Workers(2):
+        assert set(blas_threads()) <= {1}
+    assert blas_threads() == before
+    with Workers(1):
+        assert blas_threads() == before
+    with pytest.raises(ZeroDivisionError), Workers(2) as workers:
+        workers.map(lambda i: 1 / i, [1, 0])
+    assert blas_threads() == before
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 100])
+def test_ranges_cover_all_elements_once_in_cache_lines(n, size):
+    ranges = []
+    with Workers(n) as workers:
+        ends = workers.ranges(lambda start, stop: ranges.append((start, stop)) or stop, size)
+    assert [i for a, b in sorted(ranges) for i in range(a, b)] == list(range(size))
+    assert all(a % 16 == 0 for a, _ in ranges)
+    assert len(ranges) <= n and ends == [stop for _, stop in sorted(ranges)]
+
+
+@given(sizes=st.lists(st.integers(0, 9), max_size=6), a=st.integers(0, 60), b=st.integers(0, 60))
+def test_cut_pieces_are_the_range_of_all_end_to_end(sizes, a, b):
+    whole = np.arange(sum(sizes))
+    arrays = [x.reshape(1, -1) for x in np.split(whole, np.cumsum(sizes)[:-1])] if sizes else []
+    pieces = cut(arrays, min(a, b), max(a, b))
+    came = np.concatenate([*(piece.reshape(-1) for piece in pieces), []])
+    np.testing.assert_array_equal(came, whole[min(a, b) : max(a, b)])
+    assert all(np.shares_memory(piece, whole) for piece in pieces if piece.size)
+
+
+def gradients(rng, shards):
+    """Params of odd sizes, one over several blocks, and a tree of gradients for each shard."""
+    grads = Params({"w": (3, 2**16), "h": [{"b": (5,)}, {"b": (1,)}], "v": (7, 11)}, np, "float32")
+    trees = []
+    for _ in range(shards):
+        tree = grads.zeros_like()
+        tree.flat[...] = rng.standard_normal(tree.size)
+        trees.append(tree)
+    return grads, trees
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("shards", [1, 2, 3])
+@pytest.mark.parametrize("add", [False, True])
+def test_sum_gradients_is_the_sum_in_order_and_its_norm(rng, n, shards, add):
+    grads, trees = gradients(rng, shards)
+    grads.flat[...] = 0.5
+    expected = np.full_like(grads.flat, 0.5) if add else trees[0].flat.copy()
+    for tree in trees if add else trees[1:]:
+        expected += tree.flat
+    with Workers(n) as workers:
+        squares = sum_gradients(workers, [tree.tree for tree in trees], grads, add)
+    np.testing.assert_array_equal(grads.flat, expected)
+    assert squares.sum() == pytest.approx((expected.astype(np.float64) ** 2).sum(), rel=1e-6)
+
+
+def test_sum_gradients_always_gives_the_same_bits(rng):
+    grads, trees = gradients(rng, 3)
+    trees = [tree.tree for tree in trees]
+    with Workers(3) as workers:
+        squares = {sum_gradients(workers, trees, grads).tobytes() for _ in range(5)}
+    assert len(squares) == 1
+
+
+def test_sum_gradients_passes_on_what_is_not_finite(rng):
+    grads, trees = gradients(rng, 2)
+    trees[1].flat[7] = np.nan
+    with Workers(2) as workers:
+        assert np.isnan(sum_gradients(workers, [tree.tree for tree in trees], grads).sum())
