@@ -13,7 +13,8 @@ import timing
 
 from minigpt import cli
 from minigpt.model.gpt import init_params
-from minigpt.train.config import PRESETS, configs
+from minigpt.train.config import configs
+from minigpt.train.presets import PRESETS
 from minigpt.train.step import Trainer
 from minigpt.train.tasks import TASKS
 from minigpt.train.threads import Workers

@@ -16,7 +16,8 @@ import torch_models
 from minigpt.data.batches import random_batch, windows
 from minigpt.model.gpt import init_params
 from minigpt.optim.schedule import learning_rate
-from minigpt.train.config import PRESETS, configs
+from minigpt.train.config import configs
+from minigpt.train.presets import PRESETS
 from minigpt.train.tasks import TASKS
 
 

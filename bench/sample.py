@@ -19,7 +19,8 @@ from minigpt import cli
 from minigpt.model.gpt import init_params
 from minigpt.params import leaves
 from minigpt.sample.generate import KVCache, generate, next_logits
-from minigpt.train.config import PRESETS, configs
+from minigpt.train.config import configs
+from minigpt.train.presets import PRESETS
 
 MODELS = ("nanogpt-cpu", "nanogpt-baby")
 CHARACTERS = 65

@@ -20,8 +20,9 @@ from minigpt import cli
 from minigpt.model.gpt import GPTConfig, init_params
 from minigpt.ops.dropout import Rng
 from minigpt.params import leaves
-from minigpt.train.config import PRESETS, TrainConfig, configs
+from minigpt.train.config import TrainConfig, configs
 from minigpt.train.cost import flops_per_step
+from minigpt.train.presets import PRESETS
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
 

@@ -22,7 +22,8 @@ import timing  # noqa: F401, comes before minigpt
 from minigpt import backend
 from minigpt.errors import UserError
 from minigpt.model.gpt import init_params
-from minigpt.train.config import PRESETS, configs
+from minigpt.train.config import configs
+from minigpt.train.presets import PRESETS
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
 

@@ -9,22 +9,19 @@ import math
 import shlex
 import sys
 import time
-import tomllib
 import warnings
-from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
 from minigpt import cli
 from minigpt.backend.devices import tf32
 from minigpt.errors import UserError
-from minigpt.model.encoder_decoder import Seq2SeqConfig
-from minigpt.model.gpt import GPTConfig
 from minigpt.model.models import count_parameters
 from minigpt.sample import __main__ as sample
-from minigpt.train.config import DEFAULT, DEFAULTS, FEW, PRESETS, TrainConfig, configs, put_together
+from minigpt.train.config import configs
 from minigpt.train.cost import describe
 from minigpt.train.interrupt import Interrupt
+from minigpt.train.options import options, parse
 from minigpt.train.resume import folder_of, resumed, stored
 from minigpt.train.run import begun
 from minigpt.train.run_dir import METRICS, PICTURE, alone, clear_folder, cut_metrics
@@ -35,55 +32,6 @@ OVERHEAD = 1.5  # seconds of a command before its first step and after its last 
 EARLY, MARGIN = 0.1, 0.05  # of a picture: share of the steps that set no limit, room above the rest
 SHAKESPEARE = 65  # characters in tiny Shakespeare, which a dry run without --data does not read
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {elapsed}, {remaining} left{postfix}"
-
-
-def parse(argv):
-    """Return (dict of what is not an option of a config, dict of the options given)."""
-    parser = cli.parser("python -m minigpt.train", main.__doc__)
-    default = " or, by --task, ".join(DEFAULTS.values())
-    parser.add_argument("--preset", help=f"{', '.join(PRESETS)} (default: {default})")
-    parser.add_argument("--config", metavar="FILE", help="TOML file with options, as n_layer = 6")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out-dir")
-    parser.add_argument("--overwrite", action="store_true", help="lose the run in --out-dir")
-    parser.add_argument("--dry-run", action="store_true", help="print the cost of the run and exit")
-    defaults = {"vocab_size": None} | PRESETS[DEFAULT]
-    defaults["bigram"] = f"up to {FEW} different characters"
-    cli.add_flags(parser, TrainConfig, GPTConfig, Seq2SeqConfig, defaults=defaults)
-    given = vars(parser.parse_args(argv))
-    names = ("preset", "config", "resume", "overwrite", "dry_run")
-    own = {name: given.pop(name) for name in names}
-    for other in ("preset", "overwrite"):
-        if own["resume"] and own[other]:
-            parser.error(f"--resume goes on with the run as it is: leave out --{other}")
-    return own, given
-
-
-def options(own, given):
-    """Return the options of a run: the preset's, then those of --config, then the flags'.
-
-    With --resume, the run's own options take the place of a preset; they are not among these.
-    """
-    given = {**read_config(own["config"]), **given}
-    if own["resume"]:
-        return given
-    task = given.get("task", TrainConfig.task)
-    default = cli.choose(task, DEFAULTS, "task")
-    preset = cli.choose(own["preset"] or default, PRESETS, "preset")
-    if task == "seq2seq":  # these are of a text
-        preset = {name: preset[name] for name in preset if name not in ("places", "vocab_size")}
-    return put_together(preset, given)
-
-
-def read_config(path):
-    """Return the options in a TOML file, or none without one."""
-    if path is None:
-        return {}
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--config {path} cannot be read: {error.strerror}") from None
-    except ValueError as error:  # of the encoding or the syntax
-        raise UserError(f"--config {path} is not a TOML file: {error}") from None
 
 
 def dry_run(own, values):

@@ -7,7 +7,8 @@ from minigpt.cli import build, one_line
 from minigpt.errors import UserError
 from minigpt.model.checkpoint import ELSE, LAST, load
 from minigpt.optim.clipping import LARGEST, LOSS_SCALE, NORM, SCALE
-from minigpt.train.config import TrainConfig, configs, put_together
+from minigpt.train.config import TrainConfig, configs
+from minigpt.train.presets import put_together
 from minigpt.train.run import PROGRESS, Run, backend_of
 from minigpt.train.run_dir import METRICS
 from minigpt.train.tasks import TASKS

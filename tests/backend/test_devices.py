@@ -20,7 +20,8 @@ from minigpt.model.checkpoint import LAST
 from minigpt.model.gpt import init_params
 from minigpt.optim.clipping import LOSS_SCALE, SKIPPED, TAKEN
 from minigpt.sample import __main__ as sample
-from minigpt.train.config import PRESETS, configs
+from minigpt.train.config import configs
+from minigpt.train.presets import PRESETS
 from minigpt.train.run import Run, begun
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers

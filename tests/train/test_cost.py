@@ -7,8 +7,9 @@ import pytest
 from minigpt.backend.cpu import pool
 from minigpt.model.gpt import init_params
 from minigpt.model.models import count_parameters
-from minigpt.train.config import PRESETS, configs
+from minigpt.train.config import configs
 from minigpt.train.cost import describe, flops_per_step, human, memory
+from minigpt.train.presets import PRESETS
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
 

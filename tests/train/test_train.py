@@ -17,7 +17,7 @@ import pytest
 from minigpt.errors import UserError
 from minigpt.sample import __main__ as sample
 from minigpt.train import __main__ as train
-from minigpt.train.config import PRESETS
+from minigpt.train.presets import PRESETS
 from tests.tools.training import FLAGS, TEXT, begin, metrics, resume
 
 pytestmark = pytest.mark.usefixtures("no_picture")

@@ -20,7 +20,8 @@ from minigpt.params import leaves
 from minigpt.sample import __main__ as sample
 from minigpt.train import __main__ as train
 from minigpt.train import tasks
-from minigpt.train.config import DEFAULTS, PRESETS, TrainConfig, configs
+from minigpt.train.config import TrainConfig, configs
+from minigpt.train.presets import DEFAULTS, PRESETS
 from minigpt.train.step import Trainer
 from minigpt.train.tasks import PairTask
 from minigpt.train.threads import Workers
