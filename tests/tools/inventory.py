@@ -7,28 +7,19 @@ import pkgutil
 from dataclasses import replace
 
 from minigpt import ops
-from minigpt.model import blocks, gpt
-from minigpt.model import encoder_decoder as seq2seq
+from minigpt.model import blocks, encoder_decoder, gpt
 from minigpt.params import leaves
 from tests.tools.options import rows
 from tests.tools.problem import BOUNDS, FORMS
 
 OPS = [importlib.import_module(f"minigpt.ops.{m.name}") for m in pkgutil.iter_modules(ops.__path__)]
 # Arguments that are no arrays of floats: they have no gradient.
-PLAIN = {"ids", "source", "targets", "seen", "start", "kind", "causal", "key_mask", "kv", "p"}
-PLAIN |= {
-    "activation",
-    "n_head",
-    "config",
-    "block",
-    "rng",
-    "dropout",
-    "eps",
-    "count",
-    "dloss",
+PLAIN = {
+    *("ids", "source", "targets", "seen", "start", "kind", "causal", "key_mask", "kv", "p"),
+    *("activation", "n_head", "config", "block", "rng", "dropout", "eps", "count", "dloss"),
     "rotary",
 }
-SMALLEST = seq2seq.Seq2SeqConfig(4, 4, 1, 1, 4, source_vocab_size=4)
+SMALLEST = encoder_decoder.Seq2SeqConfig(4, 4, 1, 1, 4, source_vocab_size=4)
 
 
 def backward_passes(module):
@@ -52,7 +43,7 @@ def parameters(shapes):
 
 def layers():
     """Return the names of the parameters of each layer of minigpt.blocks."""
-    block, cross = gpt.block_shapes(SMALLEST), seq2seq.cross_block_shapes(SMALLEST)
+    block, cross = gpt.block_shapes(SMALLEST), encoder_decoder.cross_block_shapes(SMALLEST)
     trees = {"block": block, "cross_block": cross, "cross_attention": cross["cross"]}
     trees |= {"self_attention": block["attn"], "mlp": block["mlp"]}
     return {layer: {name for name, _ in leaves(tree)} for layer, tree in trees.items()}
@@ -60,12 +51,12 @@ def layers():
 
 def models():
     """Return the names of the parameters that each backward pass of a model is for."""
-    of_gpt, of_both = parameters(gpt.shapes), parameters(seq2seq.shapes)
+    of_gpt, of_both = parameters(gpt.shapes), parameters(encoder_decoder.shapes)
     headless, both = ({x for x in s if x.split(".")[0] != "lm_head"} for s in (of_gpt, of_both))
     decoder = {x for x in both if x.split(".")[0] != "encoder"}
     return {
         "gpt": {"gpt": headless, "loss": of_gpt},
-        "seq2seq": {"decoder": decoder, "seq2seq": both, "loss": of_both},
+        "encoder_decoder": {"decoder": decoder, "seq2seq": both, "loss": of_both},
     }
 
 
@@ -77,7 +68,7 @@ def inventory():
             found[f"ops.{name}"] = arrays(forward)
     for name, forward in backward_passes(blocks):
         found[f"blocks.{name}"] = arrays(forward) | layers().get(name, {"parameters"})
-    for module, place in ((gpt, "gpt"), (seq2seq, "seq2seq")):
+    for module, place in ((gpt, "gpt"), (encoder_decoder, "encoder_decoder")):
         for name, forward in backward_passes(module):
             found[f"{place}.{name}"] = arrays(forward) | models()[place].get(name, {"parameters"})
     return found

@@ -1,6 +1,6 @@
 """What the gradient checks have checked, and their worst errors; a plugin of pytest writes it down.
 
-    python -m pytest -p tests.tools.registry --gradients FILE tests/ops tests/test_gpt.py ...
+    python -m pytest -p tests.tools.registry --gradients FILE tests/ops tests/model ...
 
 FILE receives a JSON list with an object per subject, form, input and check: its worst error, the
 bound that held, and how many times it was checked. With --names-only nothing is computed, so that

@@ -3,7 +3,7 @@
 Tables in Markdown: the worst errors of the gradient checks, what becomes of a run when things go
 wrong around it, and the seeded faults with the tests that catch them. --quick tries those around a
 run less often, and of the seeded ones a fourth, without those in the kernels for GPUs. With
---gradients the errors are those that a run of pytest has written (tests/registry.py). The exit code
+--gradients the errors are those that a run of pytest has written (tests/tools/registry.py). The exit code
 is 1 if a table says that something is wrong.
 """
 
@@ -19,7 +19,10 @@ from typing import NamedTuple
 import tests.tools.faults.table as faults_table
 from tests.tools import faults, inventory, mutation, registry
 
-GRADIENTS = ("tests/ops", "tests/test_blocks.py", "tests/test_gpt.py", "tests/test_seq2seq.py")
+GRADIENTS = (
+    "tests/ops",
+    *(f"tests/model/test_{name}.py" for name in ("blocks", "gpt", "encoder_decoder")),
+)
 
 
 class Table(NamedTuple):
