@@ -7,14 +7,14 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from minigpt.backend import host_normal, to_device
+from minigpt.backend import array_module, host_normal, to_device
 from minigpt.cli import option
 from minigpt.errors import UserError
 from minigpt.model.blocks import at, block_backward, block_forward
 from minigpt.ops.activation import KINDS
 from minigpt.ops.add_norm import add_norm_backward, add_norm_forward
 from minigpt.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward, head
-from minigpt.ops.embedding import bigrams, embedding_backward, embedding_forward
+from minigpt.ops.embedding import embedding_backward, embedding_forward
 from minigpt.params import Params
 
 STD = 0.02  # of every matrix and embedding at initialization, as in GPT-2
@@ -163,6 +163,30 @@ def draw_params(shape_tree, init, seed, xp, dtype):
         std = STD / math.sqrt(residual[name.partition("h.")[0]]) if scaled else STD
         view[...] = to_device(host_normal(seed, i, view.shape, std), xp)
     return params
+
+
+def bigrams(ids, V, previous=None):
+    """Return a number for every token and the one before it: V * the id before + its own.
+
+    Parameters
+    ----------
+    ids : (B, T) int
+        In 0 .. V - 1.
+    V : int
+    previous : (B,) int, optional
+        What stands before the first token of each row. Nothing, if left out: V takes its place.
+
+    Returns
+    -------
+    pairs : (B, T), dtype of ids
+        In 0 .. V (V + 1) - 1.
+    """
+    pairs = array_module(ids).empty_like(ids)
+    pairs[:, 1:] = ids[:, :-1]
+    pairs[:, :1] = V if previous is None else previous[:, None]
+    pairs *= V
+    pairs += ids
+    return pairs
 
 
 def gpt_forward(ids, p, config, rng=None, kv=None, block=block_forward):

@@ -44,30 +44,6 @@ def embedding_forward(ids, wte, wpe=None, start=0):
     return wte[ids] + wpe[start : start + T], (ids, start, wte.shape, wpe.shape)
 
 
-def bigrams(ids, V, previous=None):
-    """Return a number for every token and the one before it: V * the id before + its own.
-
-    Parameters
-    ----------
-    ids : (B, T) int
-        In 0 .. V - 1.
-    V : int
-    previous : (B,) int, optional
-        What stands before the first token of each row. Nothing, if left out: V takes its place.
-
-    Returns
-    -------
-    pairs : (B, T), dtype of ids
-        In 0 .. V (V + 1) - 1.
-    """
-    pairs = array_module(ids).empty_like(ids)
-    pairs[:, 1:] = ids[:, :-1]
-    pairs[:, :1] = V if previous is None else previous[:, None]
-    pairs *= V
-    pairs += ids
-    return pairs
-
-
 @overridable
 def embedding_backward(dy, cache, dwte=None):
     """Gradients of the two tables. A token's row was used wherever the token stands:

@@ -1,6 +1,7 @@
 """Models that embed each pair of neighbouring tokens."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,13 +9,14 @@ import pytest
 from minigpt.errors import UserError
 from minigpt.model.encoder_decoder import Seq2SeqConfig, encoder_forward, seq2seq_forward, shapes
 from minigpt.model.encoder_decoder import init_params as init_seq2seq
-from minigpt.model.gpt import GPTConfig, gpt_backward, gpt_forward, init_params
+from minigpt.model.gpt import GPTConfig, bigrams, gpt_backward, gpt_forward, init_params
 from minigpt.model.models import count_parameters
 from minigpt.train.config import check_size
 from tests.tools.gradcheck import map_tree
 
 CONFIG = GPTConfig(vocab_size=7, block_size=6, n_layer=1, n_head=2, n_embd=8, bigram=True)
 READER = Seq2SeqConfig(7, 6, 1, 2, 8, source_vocab_size=5, bigram=True)
+TOKENS = np.array([[3, 0, 3, 3], [1, 3, 5, 0]], np.int32)
 IDS = np.array([[3, 1, 4, 1, 5], [2, 6, 5, 3, 5]], np.int32)
 
 
@@ -98,3 +100,29 @@ def test_a_config_that_cannot_be_is_refused_in_one_line(wrong, message):
     with pytest.raises(UserError, match=message) as error:
         replace(READER, **wrong)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.cupy
+@pytest.mark.parametrize("previous", [None, [4, 0]])
+@pytest.mark.parametrize("T", [0, 1, 4])
+def test_bigrams_number_each_token_with_the_one_before_it(xp, T, previous):
+    ids, V = xp.asarray(TOKENS[:, :T]), 6
+    before = None if previous is None else xp.asarray(np.array(previous, np.int32))
+    pairs = bigrams(ids, V, before)
+    assert pairs.dtype == np.int32 and pairs.shape == (2, T)
+    for row, found in enumerate(pairs.tolist()):
+        read = [V if previous is None else previous[row], *TOKENS[row, :T].tolist()]
+        assert found == [V * a + b for a, b in pairwise(read)]
+        assert all(0 <= pair < V * (V + 1) for pair in found)
+    assert ids.tolist() == TOKENS[:, :T].tolist()  # as they were
+
+
+def test_no_two_pairs_have_one_number():
+    pairs = [bigrams(np.array([[a, b]]), 5) for a in range(5) for b in range(5)]
+    assert len({int(pair[0, 1]) for pair in pairs} | {int(p[0, 0]) for p in pairs}) == 5 * 6
+
+
+@pytest.mark.parametrize("cut", range(1, 4))
+def test_bigrams_in_parts_are_those_of_the_whole(cut):
+    parts = bigrams(TOKENS[:, :cut], 6), bigrams(TOKENS[:, cut:], 6, TOKENS[:, cut - 1])
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), bigrams(TOKENS, 6))

@@ -9,6 +9,7 @@ from threadpoolctl import threadpool_limits
 from minigpt.errors import UserError
 from minigpt.model.gpt import (
     GPTConfig,
+    bigrams,
     gpt_backward,
     gpt_forward,
     init_params,
@@ -18,7 +19,6 @@ from minigpt.model.gpt import (
     shapes,
 )
 from minigpt.ops.dropout import Rng
-from minigpt.ops.embedding import bigrams
 from minigpt.optim.adamw import AdamW
 from tests.tools.gradcheck import (
     MODEL,

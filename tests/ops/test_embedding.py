@@ -1,11 +1,9 @@
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.ops.embedding import bigrams, embedding_backward, embedding_forward
+from minigpt.ops.embedding import embedding_backward, embedding_forward
 from tests.tools.gradcheck import check_backends, check_backward, check_float32, check_strided
 
 OP = embedding_forward, embedding_backward
@@ -105,29 +103,3 @@ def test_without_positions_there_are_none(rng, ids):
     _, cache = embedding_forward(ids, **p)
     assert grads.keys() == {"wte"}
     np.testing.assert_array_equal(grads["wte"], embedding_backward(dy, cache)["wte"])
-
-
-@pytest.mark.cupy
-@pytest.mark.parametrize("previous", [None, [4, 0]])
-@pytest.mark.parametrize("T", [0, 1, 4])
-def test_bigrams_number_each_token_with_the_one_before_it(xp, T, previous):
-    ids, V = xp.asarray(IDS[:, :T]), 6
-    before = None if previous is None else xp.asarray(np.array(previous, np.int32))
-    pairs = bigrams(ids, V, before)
-    assert pairs.dtype == np.int32 and pairs.shape == (2, T)
-    for row, found in enumerate(pairs.tolist()):
-        read = [V if previous is None else previous[row], *IDS[row, :T].tolist()]
-        assert found == [V * a + b for a, b in pairwise(read)]
-        assert all(0 <= pair < V * (V + 1) for pair in found)
-    assert ids.tolist() == IDS[:, :T].tolist()  # as they were
-
-
-def test_no_two_pairs_have_one_number():
-    pairs = [bigrams(np.array([[a, b]]), 5) for a in range(5) for b in range(5)]
-    assert len({int(pair[0, 1]) for pair in pairs} | {int(p[0, 0]) for p in pairs}) == 5 * 6
-
-
-@pytest.mark.parametrize("cut", range(1, 4))
-def test_bigrams_in_parts_are_those_of_the_whole(cut):
-    parts = bigrams(IDS[:, :cut], 6), bigrams(IDS[:, cut:], 6, IDS[:, cut - 1])
-    np.testing.assert_array_equal(np.concatenate(parts, axis=1), bigrams(IDS, 6))

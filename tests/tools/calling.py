@@ -22,7 +22,8 @@ def map_tree(f, tree):
     if isinstance(tree, dict):
         return {key: map_tree(f, value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return type(tree)([map_tree(f, value) for value in tree])
+        values = [map_tree(f, value) for value in tree]
+        return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
     return f(tree)
 
 
