@@ -1,10 +1,10 @@
-"""The whole state of what is proved: `python -m tests.tools.report [--quick] [--gradients FILE]`.
+"""What is checked, with results: `python -m tests.tools.report [--quick] [--gradients FILE]`.
 
 Tables in Markdown: the worst errors of the gradient checks, what becomes of a run when things go
-wrong around it, and the seeded faults with the tests that catch them. --quick tries those around a
-run less often, and of the seeded ones a fourth, without those in the kernels for GPUs. With
---gradients the errors are those that a run of pytest has written (tests/tools/registry.py). The exit code
-is 1 if a table says that something is wrong.
+wrong around it (fault injection), and mutation testing. --quick injects fewer faults, and tries a
+fourth of the mutants, none of them in GPU kernels. With --gradients the errors are those that a run
+of pytest has written (tests/tools/registry.py). The exit code is 1 if a table says that something
+is wrong.
 """
 
 import argparse
@@ -46,8 +46,8 @@ class Table(NamedTuple):
     right: bool
 
 
-def checked():
-    """Run the checks of gradients; return what they have found, and lines on what failed."""
+def check_gradients():
+    """Run the gradient checks; return their records, and lines on what failed."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "gradients.json")
         flags = ["-q", "-p", "tests.tools.registry", f"--gradients={path}"]
@@ -60,9 +60,9 @@ def checked():
 
 
 def gradients(options):
-    """Ops and models x checks of their gradients: the worst relative error of each."""
+    """Gradient checks: the worst relative error of each op and model by each check."""
     path = options.gradients
-    records, failed = (registry.load(path), []) if path else checked()
+    records, failed = (registry.load(path), []) if path else check_gradients()
     found = registry.table(records)
     checks = list(dict.fromkeys(itertools.chain(*found.values())))
     rows = [
@@ -74,60 +74,53 @@ def gradients(options):
     return [Table("Gradients", ["", *checks], rows, [*notes, of_all], not notes)]
 
 
-def seeded_faults(options):
-    """Faults put into a copy of the source, and the tests that failed; by file, then one by one."""
-    start, faults = time.monotonic(), mutation.all_faults()
+def mutants(options):
+    """Mutation testing: how many mutants were caught in each folder, then one by one."""
+    start, mutants = time.monotonic(), mutation.all_mutants()
     if options.quick:
-        faults = [fault for fault in faults if not fault.device][::4]
-    found = mutation.outcomes(faults)
-    rows = [
-        [o.fault.file.removeprefix("minigpt/"), o.fault.name, o.verdict, described(o)]
-        for o in found
-    ]
+        mutants = [mutant for mutant in mutants if not mutant.gpu][::4]
+    found = mutation.run_mutants(mutants)
+    rows = [[o.mutant.place, o.mutant.name, o.verdict, describe(o)] for o in found]
     verdicts = [outcome.verdict for outcome in found]
     counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
-    notes = [f"{len(found)} faults: {counts}; {time.monotonic() - start:.0f} s"]
+    notes = [f"{len(found)} mutants: {counts}; {time.monotonic() - start:.0f} s"]
     right = mutation.SURVIVED not in verdicts
     return [
-        Table("Seeded faults by file", ["file", "", "faults"], by_file(found), notes, right),
-        Table("Seeded faults", ["file", "fault", "", "by the test"], rows, notes, right),
+        Table("Mutants by folder", ["folder", "caught"], by_folder(found), notes, right),
+        Table("Mutants", ["place", "bug", "", "by the test"], rows, notes, right),
     ]
 
 
-def by_file(found):
-    """Return a row per file: how many of its faults were caught, and what they are."""
-    files = {}
+def by_folder(found):
+    """Return a row per folder: how many of its mutants were caught."""
+    folders = {}
     for outcome in found:
-        files.setdefault(outcome.fault.file.removeprefix("minigpt/"), []).append(outcome)
+        folders.setdefault(outcome.mutant.folder, []).append(outcome.verdict)
     return [
-        [
-            f"`{file}`",
-            f"{sum(o.verdict == mutation.CAUGHT for o in of)} of {len(of)}",
-            "; ".join(o.fault.name for o in of),
-        ]
-        for file, of in files.items()
+        [f"`{folder}`", f"{verdicts.count(mutation.CAUGHT)} of {len(verdicts)}"]
+        for folder, verdicts in folders.items()
     ]
 
 
-def described(outcome):
-    """Return the test that caught a fault, without its parameters, or why none did."""
+def describe(outcome):
+    """Return the test that caught a mutant, without its parameters, or why none did."""
     caught = outcome.verdict == mutation.CAUGHT
-    return f"`{outcome.fault.test.removeprefix('tests/')}`" if caught else outcome.by
+    return f"`{outcome.mutant.test.removeprefix('tests/')}`" if caught else outcome.by
 
 
-def what_goes_wrong(options):
-    """Faults around a run: how often each was tried, what must hold, and whether it did."""
+def injected_faults(options):
+    """Fault injection: how often each fault was tried, what must hold, and whether it did."""
     header, start = ["fault", "trials", "what must hold", "outcome"], time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         found = list(faults_table.rows(options.quick, Path(folder), faults.SEED))
     rows = [[row.fault, f"{row.trials:,}", row.must, row.outcome] for row in found]
     notes = [f"{row.fault}: {failure}" for row in found for failure in row.failures]
     notes.append(f"seed {faults.SEED}; {time.monotonic() - start:.0f} s")
-    return [Table("Faults", header, rows, notes, not any(row.failures for row in found))]
+    return [Table("Fault injection", header, rows, notes, not any(row.failures for row in found))]
 
 
 # Each takes the options and returns a list of Tables.
-TABLES = [gradients, what_goes_wrong, seeded_faults]
+TABLES = [gradients, injected_faults, mutants]
 
 
 def text_of(table):

@@ -6,13 +6,13 @@ import pytest
 
 from tests.tools import report
 from tests.tools.faults import Row
-from tests.tools.mutation import CAUGHT, NOT_TRIED, SURVIVED, Fault, Outcome
+from tests.tools.mutation import CAUGHT, NOT_TRIED, SURVIVED, Mutant, Outcome
 
-FAULT = Fault("a sign", "minigpt/a.py", "+", "-", "tests/test_a.py::test_b", False)
+MUTANT = Mutant("a sign", "minigpt/a::f", "+", "-", "tests/test_a.py::test_b", False)
 OUTCOMES = [
-    Outcome(FAULT, CAUGHT, "test_a.py::test_b[1] - assert 0", 1.0),
-    Outcome(FAULT._replace(name="a | b"), SURVIVED, "exit code 0", 1.0),
-    Outcome(FAULT._replace(file="minigpt/c.cu"), NOT_TRIED, "needs CuPy", 0.0),
+    Outcome(MUTANT, CAUGHT, "test_a.py::test_b[1] - assert 0", 1.0),
+    Outcome(MUTANT._replace(name="a | b"), SURVIVED, "exit code 0", 1.0),
+    Outcome(MUTANT._replace(place="minigpt/c/d.cu::g"), NOT_TRIED, "needs CuPy", 0.0),
 ]
 
 
@@ -21,22 +21,22 @@ def given(monkeypatch):
     """Let these be the outcomes, and the only table."""
 
     def given(outcomes):
-        monkeypatch.setattr(report.mutation, "outcomes", lambda faults: outcomes)
-        monkeypatch.setattr(report, "TABLES", [report.seeded_faults])
+        monkeypatch.setattr(report.mutation, "run_mutants", lambda mutants: outcomes)
+        monkeypatch.setattr(report, "TABLES", [report.mutants])
 
     return given
 
 
-def test_the_kill_table(given, capsys):
+def test_the_tables_of_mutants(given, capsys):
     given(OUTCOMES)
     assert report.main([]) == 1
     out = capsys.readouterr().out
     rows = [re.split(r" *(?<!\\)\| *", line)[1:-1] for line in out.splitlines()]
-    assert ["`a.py`", "1 of 2", "a sign; a \\| b"] in rows
-    assert ["a.py", "a sign", "caught", "`test_a.py::test_b`"] in rows
-    assert ["a.py", "a \\| b", "survived", "exit code 0"] in rows
-    assert ["c.cu", "a sign", "not tried", "needs CuPy"] in rows
-    assert "3 faults: 1 caught, 1 survived, 1 not tried; " in out
+    assert ["`minigpt/a`", "1 of 2"] in rows and ["`minigpt/c`", "0 of 1"] in rows
+    assert ["minigpt/a::f", "a sign", "caught", "`test_a.py::test_b`"] in rows
+    assert ["minigpt/a::f", "a \\| b", "survived", "exit code 0"] in rows
+    assert ["minigpt/c/d.cu::g", "a sign", "not tried", "needs CuPy"] in rows
+    assert "3 mutants: 1 caught, 1 survived, 1 not tried; " in out
 
 
 def test_what_is_not_tried_is_no_failure(given, capsys):
@@ -51,7 +51,7 @@ def test_the_fault_table(monkeypatch, capsys, failures):
         Row("disk", 0, "one line", [], "no mount"),
     ]
     monkeypatch.setattr(report.faults_table, "rows", lambda *args: rows)
-    monkeypatch.setattr(report, "TABLES", [report.what_goes_wrong])
+    monkeypatch.setattr(report, "TABLES", [report.injected_faults])
     assert report.main([]) == len(failures)
     out = capsys.readouterr().out
     outcome = "1 failed: trial 1: no end" if failures else "all held"

@@ -1,4 +1,7 @@
-"""Faults that a test of the suite must catch, by file of the source: see tests/mutation.py.
+"""Bugs that the test suite must catch, by folder of the source: see tests/tools/mutation.py.
 
-Each is (name, text in the file, what is put in its place, node id of the test below tests/).
+MUTANTS = {"PATH::FUNCTION": [(name, fragment, what replaces it, test below tests/)]}
+
+PATH is a file or a folder; in a folder the function is found in whatever file it is. The fragment
+must stand once in that function. It may be short: the least expression that makes it unique.
 """

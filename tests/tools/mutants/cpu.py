@@ -1,0 +1,321 @@
+"""Bugs in the overrides on NumPy."""
+
+PAIRINGS = "backend/test_overrides.py::test_all_pairings_of_the_passes"
+FORMULA = "optim/test_adamw.py::test_adamw_is_its_formula"
+FUTURE = "ops/test_attention.py::test_no_query_sees_the_future"
+
+MUTANTS = {
+    "minigpt/backend/cpu/add_norm.py::normalize": [
+        ("no eps", "rstd += eps", "", "ops/test_layernorm.py::test_eps_is_gpt2s"),
+        (
+            "the variance over C - 1",
+            "rstd *= 1 / max(C, 1)",
+            "rstd *= 1 / max(C - 1, 1)",
+            "ops/test_layernorm.py::test_mean_variance_and_gradient_are_as_they_must",
+        ),
+    ],
+    "minigpt/backend/cpu/cross_entropy.py::normalize": [
+        (
+            "an underflow of the softmax goes unnoticed",
+            "bad = ~((total > TINY) & (total < HUGE))",
+            "bad = ~(total < HUGE)",
+            "ops/test_cross_entropy.py::test_logits_of_any_size_are_finite",
+        ),
+        (
+            "an overflow of the softmax goes unnoticed",
+            "bad = ~((total > TINY) & (total < HUGE))",
+            "bad = ~(total > TINY)",
+            "ops/test_cross_entropy.py::test_logits_of_any_size_are_finite",
+        ),
+    ],
+    "minigpt/backend/cpu::IDLE": [
+        (
+            "memory is given out while a view looks at it",
+            "IDLE = next(n for n",
+            "IDLE = 1 + next(n for n",
+            "backend/test_overrides.py::test_calls_do_not_disturb_the_results_of_others",
+        ),
+    ],
+    "minigpt/backend/cpu::Tiles.__init__": [
+        (
+            "queries are the first ones, not the last",
+            "self.past = self.Tk - self.Tq",
+            "self.past = 0",
+            PAIRINGS,
+        ),
+    ],
+    "minigpt/backend/cpu::Tiles.drop": [
+        (
+            "a shard drops what the first rows drop",
+            "(sequence + self.rng.row) * self.H",
+            "sequence * self.H",
+            "ops/test_attention.py::test_shards_of_a_batch_drop_what_the_whole_drops",
+        ),
+        (
+            "a tile's bits begin at its row, not at its first key",
+            "place = row[..., None] * self.Tk + j.start",
+            "place = row[..., None] * self.Tk",
+            PAIRINGS,
+        ),
+    ],
+    "minigpt/backend/cpu::Tiles.keys": [
+        (
+            "the tile on the diagonal is left out",
+            "max(0, i.stop + self.past)) if self.causal",
+            "max(0, i.start + self.past)) if self.causal",
+            PAIRINGS,
+        ),
+    ],
+    "minigpt/backend/cpu::Tiles.mask": [
+        (
+            "mask of a tile off by one",
+            "diagonal = i.start + self.past - j.start",
+            "diagonal = i.start + self.past - j.start + 1",
+            FUTURE,
+        ),
+    ],
+    "minigpt/backend/cpu::activation_backward": [
+        (
+            "the bias's gradient of the last block only",
+            'grads["b"] += column_sums(dxr)',
+            'grads["b"] = column_sums(dxr)',
+            PAIRINGS,
+        ),
+    ],
+    "minigpt/backend/cpu::activation_forward": [
+        (
+            "the bias is lost for a single row",
+            "into(x if b is None else x + b,",
+            "into(x,",
+            PAIRINGS,
+        ),
+    ],
+    "minigpt/backend/cpu::adamw_step": [
+        ("eps beside a moment that is not corrected", "eps * root", "eps", FORMULA),
+        (
+            "gains decay too",
+            "pp[: decayed - start] *= 1 - lr * weight_decay",
+            "pp *= 1 - lr * weight_decay",
+            FORMULA,
+        ),
+    ],
+    "minigpt/backend/cpu::add_gradients": [
+        (
+            "the first column of a tile is nobody's target",
+            "(tr >= columns.start)",
+            "(tr > columns.start)",
+            "ops/test_cross_entropy.py::test_backward_is_the_gradient",
+        ),
+        (
+            "dw of the last rows only",
+            "if rows.start == 0:",
+            "if True:",
+            "ops/test_cross_entropy.py::test_gradients_made_by_the_forward_pass_are_those_of_the_backward_pass",
+        ),
+    ],
+    "minigpt/backend/cpu::add_norm_backward": [
+        (
+            "the stream's gradient replaces layernorm's",
+            "ds += dxr",
+            "ds[...] = dxr",
+            "ops/test_add_norm.py::test_backward_is_the_gradient",
+        ),
+        (
+            "the gain's gradient of the last block only",
+            'grads["w"] += normalize_backward(',
+            'grads["w"][...] = normalize_backward(',
+            PAIRINGS,
+        ),
+    ],
+    "minigpt/backend/cpu::add_norm_forward": [
+        (
+            "every block of rows drops alike",
+            "drop(added, place + start * C, dropout, rng, out=s)",
+            "drop(added, place, dropout, rng, out=s)",
+            PAIRINGS,
+        ),
+    ],
+    "minigpt/backend/cpu::attention_forward": [
+        (
+            "a query alone sees padding",
+            "if q.shape[2] == 1 and key_mask is None and",
+            "if q.shape[2] == 1 and",
+            PAIRINGS,
+        ),
+    ],
+    "minigpt/backend/cpu::backward": [
+        (
+            "softmax's denominator is taken for a constant, by tiles",
+            "ds -= delta[g][:, i]",
+            "ds -= 0",
+            PAIRINGS,
+        ),
+        ("dropout is not in dv, by tiles", "p *= mask", "p *= 1", PAIRINGS),
+        (
+            "dq of the last tile of keys only",
+            "put(ds, k[g][:, j], dq[g][:, i], j.start == 0, d_scratch)",
+            "put(ds, k[g][:, j], dq[g][:, i], True, d_scratch)",
+            PAIRINGS,
+        ),
+    ],
+    "minigpt/backend/cpu::constant": [
+        (
+            "vectors of one size and different values are mixed up",
+            "x = np.full(n, value, dtype)",
+            "x = np.full(n, 1, dtype)",
+            "ops/test_layernorm.py::test_mean_variance_and_gradient_are_as_they_must",
+        ),
+    ],
+    "minigpt/backend/cpu::embedding_backward": [
+        (
+            "many ids: a gradient that is given is overwritten",
+            "dwte[used] += np.add.reduceat",
+            "dwte[used] = np.add.reduceat",
+            "ops/test_embedding.py::test_backward_adds_to_a_gradient_that_is_given",
+        ),
+        (
+            "many ids: segments of unsorted rows",
+            "np.add.reduceat(dy.reshape(-1, C)[order], firsts, axis=0)",
+            "np.add.reduceat(dy.reshape(-1, C), firsts, axis=0)",
+            PAIRINGS,
+        ),
+    ],
+    "minigpt/backend/cpu::forward": [
+        (
+            "lse without the shift",
+            "np.log(total) if shift is None else np.log(total) + shift",
+            "np.log(total)",
+            PAIRINGS,
+        ),
+    ],
+    "minigpt/backend/cpu::future": [
+        (
+            "a finite mask",
+            "np.full((n, n), -math.inf, dtype)",
+            "np.full((n, n), -1e4, dtype)",
+            FUTURE,
+        ),
+    ],
+    "minigpt/backend/cpu::gather": [
+        (
+            "what was accumulated is overwritten",
+            "rest = [first, *rest]",
+            "out[...] = first",
+            "train/test_threads.py::test_sum_gradients_is_the_sum_in_order_and_its_norm",
+        ),
+        (
+            "the norm of the last block only",
+            "total += float(np.dot(out, out))",
+            "total = float(np.dot(out, out))",
+            "train/test_threads.py::test_sum_gradients_is_the_sum_in_order_and_its_norm",
+        ),
+    ],
+    "minigpt/backend/cpu::gelu": [
+        (
+            "GELU loses the sign of x",
+            "bits |= np.bitwise_and(x.view(np.uint32), SIGN, out=t.view(np.uint32))",
+            "bits |= 0",
+            PAIRINGS,
+        ),
+    ],
+    "minigpt/backend/cpu::gelu_tanh": [
+        (
+            "GELU by tanh: derivative of the cube without its 3",
+            "x2 *= 3 * 0.044715 * a",
+            "x2 *= 0.044715 * a",
+            "ops/test_activation.py::test_backward_is_the_gradient",
+        ),
+    ],
+    "minigpt/backend/cpu::linear_forward": [
+        (
+            "the bias is lost for a single row",
+            "return y if b is None else y + b, (x, w, b)",
+            "return y, (x, w, b)",
+            PAIRINGS,
+        ),
+    ],
+    "minigpt/backend/cpu::merge_heads": [
+        (
+            "heads of another array count as beside these",
+            "beside = address(x) == address(first) + i * H * D * size",
+            "beside = True",
+            "ops/test_attention.py::test_merging_does_not_mistake_what_lies_side_by_side",
+        ),
+    ],
+    "minigpt/backend/cpu::normalize_backward": [
+        (
+            "a sign in dx",
+            "dx -= shift[:, None]",
+            "dx += shift[:, None]",
+            "ops/test_layernorm.py::test_backward_is_the_gradient",
+        ),
+    ],
+    "minigpt/backend/cpu::normalize_row": [
+        (
+            "no eps for a single row",
+            "y.dot(y) / x.size + eps)",
+            "y.dot(y) / x.size)",
+            "ops/test_layernorm.py::test_eps_is_gpt2s",
+        ),
+    ],
+    "minigpt/backend/cpu::one_query": [
+        (
+            "no 1/sqrt(D) for a single query",
+            "w *= 1 / math.sqrt(q.shape[-1])",
+            "w *= 1.0",
+            PAIRINGS,
+        ),
+    ],
+    "minigpt/backend/cpu::rotary_backward": [
+        (
+            "the backward pass turns forward",
+            "turned(dy, n_head, cos, -sin)",
+            "turned(dy, n_head, cos, sin)",
+            "ops/test_rotary.py::test_backward_is_the_gradient",
+        ),
+    ],
+    "minigpt/backend/cpu::row_blocks": [
+        (
+            "the last block of rows is lost",
+            "for start in range(0, n, rows):",
+            "for start in range(0, max(n - rows, 1), rows):",
+            PAIRINGS,
+        ),
+    ],
+    "minigpt/backend/cpu::shifts": [
+        (
+            "the shift is by a bound that sees the future",
+            "np.maximum.accumulate(k_norm, axis=-1)[..., np.maximum(last, 0)]",
+            "k_norm.max(axis=-1, keepdims=True)",
+            "ops/test_attention.py::test_no_query_of_a_long_sequence_sees_the_future",
+        ),
+        (
+            "no shift where exp overflows",
+            "if q_norm.max() * k_norm.max() < limit:",
+            "if True:",
+            "ops/test_attention.py::test_scores_of_any_size_are_finite",
+        ),
+    ],
+    "minigpt/backend/cpu::short_backward": [
+        (
+            "softmax's denominator is taken for a constant, short",
+            "ds -= delta[b]",
+            "ds -= 0",
+            "ops/test_attention.py::test_backward_is_the_gradient",
+        ),
+    ],
+    "minigpt/backend/cpu::turned": [
+        (
+            "keys stand for values",
+            "y[..., 2 * C :] = x[..., 2 * C :]",
+            "y[..., 2 * C :] = y[..., C : 2 * C]",
+            PAIRINGS,
+        ),
+        (
+            "heads are turned by angles of others",
+            "np.tile(cos + 1j * sin, 2 * n_head)",
+            "np.repeat(cos + 1j * sin, 2 * n_head, axis=-1)",
+            PAIRINGS,
+        ),
+    ],
+}

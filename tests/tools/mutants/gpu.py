@@ -1,0 +1,298 @@
+"""Bugs in the kernels and overrides on CuPy, each caught by a test that runs on CuPy."""
+
+VALUES = "backend/test_kernels_cupy.py::test_values"
+ATTENTION = "backend/test_attention_cupy.py::test_values"
+HEAD = "backend/test_vocabulary_cupy.py::test_errors_are_those_of_rounding"
+BITS = "backend/test_kernels_cupy.py::test_dropout_has_the_bits_of_numpy"
+EMBEDDING = "backend/test_kernels_cupy.py::test_embedding_backward_with_repeated_and_unused_ids"
+GATHER = "backend/test_optimizer_cupy.py::test_gather"
+
+MUTANTS = {
+    "minigpt/backend/gpu/adamw.cu::adamw_step": [
+        (
+            "no bias correction of the first moment",
+            "float(lr) * root / debias(log_beta1, *step)",
+            "float(lr) * root",
+            "backend/test_optimizer_cupy.py::test_adamw_is_near_its_definition_in_float64",
+        ),
+        (
+            "a step that overflowed is taken",
+            "if (!isfinite(s)) return;",
+            "",
+            "backend/test_optimizer_cupy.py::test_an_overflow_leaves_every_bit",
+        ),
+    ],
+    "minigpt/backend/gpu/add_norm.cu::add_norm_backward": [
+        ("layernorm: no gain in dx", "d[i] *= gain[i];", "", VALUES),
+        (
+            "layernorm: the mean does not move with x",
+            "r * (d[i] - sum - xhat[i] * along)",
+            "r * (d[i] - xhat[i] * along)",
+            VALUES,
+        ),
+    ],
+    "minigpt/backend/gpu/add_norm.cu::add_norm_forward": [
+        (
+            "the layernorm is not that of the stream as it is kept",
+            "sum += v[i] = (float)(T)v[i];",
+            "sum += v[i];",
+            "train/test_precision.py::test_the_layernorm_is_that_of_the_stream_as_it_is_kept",
+        ),
+        ("layernorm: no eps", "/ C + (float)eps)", "/ C)", VALUES),
+        (
+            "the variance counts what lies beyond the row",
+            "squares += i < n ? (v[i] - mean) * (v[i] - mean) : 0.0f;",
+            "squares += (v[i] - mean) * (v[i] - mean);",
+            VALUES,
+        ),
+    ],
+    "minigpt/backend/gpu/attention.cu::forward": [
+        (
+            "no barrier between keys and values",
+            "__syncthreads(); put<ACROSS>",
+            "put<ACROSS>",
+            ATTENTION,
+        ),
+        (
+            "tiles on the diagonal are left out",
+            "last + at.past + 1",
+            "max(start + at.past, 1)",
+            "backend/test_attention_cupy.py::test_values_where_tiles_end",
+        ),
+    ],
+    "minigpt/backend/gpu/attention.cu::sees": [
+        (
+            "mask off by one",
+            "j <= i + past",
+            "j <= i + past + 1",
+            "backend/test_attention_cupy.py::test_the_future_changes_no_bit_of_the_past",
+        ),
+    ],
+    "minigpt/backend/gpu/clipping.cu::clip": [
+        (
+            "clipping makes short gradients longer",
+            "fminf(1.0f, float(max_norm) / (norm + 1e-6f))",
+            "(float(max_norm) / (norm + 1e-6f))",
+            "optim/test_adamw.py::test_clipping_brings_the_norm_to_its_limit_and_never_up",
+        ),
+        (
+            "a step whose loss is not finite is taken",
+            "+ (loss ? 0.0f * *loss : 0.0f)",
+            "",
+            "optim/test_adamw.py::test_a_step_whose_loss_is_not_finite_is_skipped",
+        ),
+    ],
+    "minigpt/backend/gpu/common.cu::const": [
+        (
+            "what stays is not scaled",
+            ">= limit ? v[i] * scale : 0.0f",
+            ">= limit ? v[i] : 0.0f",
+            BITS,
+        ),
+    ],
+    "minigpt/backend/gpu/embedding.cu::embedding_backward": [
+        (
+            "positions begin at 0 in the backward pass",
+            "t = position - start;",
+            "t = position;",
+            EMBEDDING,
+        ),
+        (
+            "a gradient that is given is overwritten",
+            "(T)((float)dwte[id * C + c] + sum)",
+            "(T)sum",
+            EMBEDDING,
+        ),
+        (
+            "every token with an id adds all of them",
+            "if (!by_id && stands_before(ids, blockIdx.x)) return;",
+            "",
+            EMBEDDING,
+        ),
+    ],
+    "minigpt/backend/gpu/embedding.cu::embedding_forward": [
+        (
+            "positions begin at 0 in the forward pass",
+            "if (wpe) wpe += (start + row % length) * C;",
+            "if (wpe) wpe += (row % length) * C;",
+            VALUES,
+        ),
+    ],
+    "minigpt/backend/gpu/gradients.py::gather": [
+        ("later launches begin at the first element", 'table["start"] -= start', "pass", GATHER),
+    ],
+    "minigpt/backend/gpu/gradients.cu::gather": [
+        (
+            "what was accumulated is overwritten",
+            "add ? flat[i] + float(x[i - start])",
+            "add ? float(x[i - start])",
+            GATHER,
+        ),
+    ],
+    "minigpt/backend/gpu/launch.py::supported": [
+        (
+            "kernels take views with gaps",
+            "and x.size and x.flags.c_contiguous",
+            "and x.size",
+            "backend/test_kernels_cupy.py::test_views_with_gaps_go_to_the_definition",
+        ),
+    ],
+    "minigpt/backend/gpu/linear.cu::column_sums": [
+        (
+            "column sums: every part's second half is lost",
+            "for (int i = 1; i < 16; ++i) sum += sums",
+            "for (int i = 1; i < 8; ++i) sum += sums",
+            VALUES,
+        ),
+    ],
+    "minigpt/backend/gpu/softmax.cu::softmax_backward": [
+        (
+            "softmax: its denominator is taken for a constant",
+            "((float)dy[c] - along)",
+            "((float)dy[c])",
+            VALUES,
+        ),
+    ],
+    "minigpt/backend/gpu::Head": [
+        ("no 1/sqrt(D)", "scale(1.0f / sqrtf((float)p.width))", "scale(1.0f)", ATTENTION),
+    ],
+    "minigpt/backend/gpu::OPTIONS": [
+        (
+            "float16 is read as float32",
+            '"e": ("-std=c++17", "-DHALF")',
+            '"e": ("-std=c++17",)',
+            VALUES,
+        ),
+    ],
+    "minigpt/backend/gpu::activation": [
+        (
+            "GELU by tanh: derivative of the cube without its 3",
+            "(1.0f + 3.0f * cubic * x * x)",
+            "(1.0f + cubic * x * x)",
+            VALUES,
+        ),
+    ],
+    "minigpt/backend/gpu::backward_keys": [
+        (
+            "the first queries that see a key are left out",
+            "max(0, start - at.past)",
+            "max(0, start - at.past + 1)",
+            "backend/test_attention_cupy.py::test_values_where_tiles_end",
+        ),
+    ],
+    "minigpt/backend/gpu::block_reduce": [
+        (
+            "a block's result is that of its first warp",
+            "i < (int)blockDim.x / warpSize; ++i) v = Op",
+            "i < 1; ++i) v = Op",
+            VALUES,
+        ),
+        (
+            "no barrier between two reductions",
+            "__syncthreads();\n  if",
+            "if",
+            "backend/test_kernels_cupy.py::test_rows_too_wide_for_a_block",
+        ),
+    ],
+    "minigpt/backend/gpu::cross_entropy": [
+        (
+            "the bias is not in the gradient",
+            "const float p = expf(float(x[i]) + (b ? float(b[i]) : 0.0f) - all);",
+            "const float p = expf(float(x[i]) - all);",
+            HEAD,
+        ),
+        (
+            "ignored targets have a gradient",
+            "const float factor = target < 0 ? 0.0f : (",
+            "const float factor = (",
+            HEAD,
+        ),
+        (
+            "a larger maximum does not shrink the sum so far",
+            "total *= expf(top - highest);",
+            "",
+            HEAD,
+        ),
+    ],
+    "minigpt/backend/gpu::cross_entropy_forward": [
+        (
+            "dw of the last chunk of rows only",
+            "dw = plus(dw, logits.T @ x2[rows])",
+            "dw = logits.T @ x2[rows]",
+            HEAD,
+        ),
+    ],
+    "minigpt/backend/gpu::mask_of": [
+        (
+            "a shard drops what the first rows drop",
+            "return rng.row * math.prod(shape[1:]), np.uint64(rng.key)",
+            "return 0, np.uint64(rng.key)",
+            BITS,
+        ),
+    ],
+    "minigpt/backend/gpu::online_softmax": [
+        (
+            "a finite mask",
+            "? s[c] * at.scale : minus_infinity();",
+            "? s[c] * at.scale : -1e4f;",
+            "backend/test_attention_cupy.py::test_queries_that_see_nothing_give_and_get_nothing",
+        ),
+        ("a larger maximum does not shrink the sum", "total *= fade;", "", ATTENTION),
+    ],
+    "minigpt/backend/gpu::problem": [
+        (
+            "a shard drops what the first rows drop",
+            'p["key"], p["first_sequence"] = rng',
+            'p["key"] = rng[0]',
+            ATTENTION,
+        ),
+    ],
+    "minigpt/backend/gpu::random_word": [
+        (
+            "words of random bits off by one",
+            "(word + 1) * 0x9E3779B97F4A7C15ull",
+            "word * 0x9E3779B97F4A7C15ull",
+            BITS,
+        ),
+    ],
+    "minigpt/backend/gpu::rotary": [
+        ("values are turned, too", "i < 4 && c < 2 * C; i += 2", "i < 4; i += 2", VALUES),
+        (
+            "the backward pass turns forward",
+            "(float)sign * (float)sin[angle]",
+            "(float)sin[angle]",
+            VALUES,
+        ),
+        (
+            "a position is the number of the sequence",
+            "blockIdx.x % length * (D / 2)",
+            "blockIdx.x / length % length * (D / 2)",
+            VALUES,
+        ),
+    ],
+    "minigpt/backend/gpu/softmax.py::softmax_backward": [
+        (
+            "float64 goes on to the kernel",
+            "return NotImplemented",
+            "pass",
+            "backend/test_kernels_cupy.py::test_float64_goes_to_the_definition",
+        ),
+    ],
+    "minigpt/backend/gpu::weigh": [
+        (
+            "softmax's denominator is taken for a constant",
+            "ds = w * (ds * factor - delta);",
+            "ds = w * ds * factor;",
+            ATTENTION,
+        ),
+        ("dropout is not in dv", "s = w * factor;", "s = w;", ATTENTION),
+    ],
+    "minigpt/train::Trainer.evaluate": [
+        (
+            "an evaluation is of the copy in half precision",
+            "loss_forward(x, y, self.params.tree,",
+            "loss_forward(x, y, self.tree,",
+            "train/test_precision.py::test_an_evaluation_is_in_single_precision",
+        ),
+    ],
+}

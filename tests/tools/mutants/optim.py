@@ -1,0 +1,119 @@
+"""Bugs in optimizers and schedule."""
+
+FORMULA = "optim/test_adamw.py::test_adamw_is_its_formula"
+MUON = "optim/test_muon.py::test_steps_are_those_of_the_formulas"
+COSINE = "optim/test_schedule.py::test_a_cosine_is_that_of_nanogpt"
+
+MUTANTS = {
+    "minigpt/optim::AdamW.update": [
+        (
+            "each part decays as if it were the first",
+            "min(max(self.params.decayed - start, 0), stop - start)",
+            "min(self.params.decayed, stop - start)",
+            "optim/test_adamw.py::test_parts_in_any_order_make_the_same_step",
+        ),
+    ],
+    "minigpt/optim::Muon._step_layers": [
+        (
+            "steps of tall and wide matrices are not alike",
+            "0.2 * math.sqrt(max(kind.rows, kind.columns))",
+            "0.2 * math.sqrt(min(kind.rows, kind.columns))",
+            MUON,
+        ),
+        ("momentum without a look ahead", "g += self.momentum * m", "g = 1 * m", MUON),
+    ],
+    "minigpt/optim::adamw_step": [
+        (
+            "no bias correction of the second moment",
+            "m_new / debias(beta1, step), v_new / debias(beta2, step)",
+            "m_new / debias(beta1, step), v_new",
+            FORMULA,
+        ),
+        (
+            "gains decay too",
+            "p_new[:decayed] *= 1 - lr * weight_decay",
+            "p_new *= 1 - lr * weight_decay",
+            FORMULA,
+        ),
+        (
+            "decay added to the gradient's moment",
+            "m_new = beta1 * m + (1 - beta1) * g",
+            "m_new = beta1 * m + (1 - beta1) * (g + weight_decay * p)",
+            FORMULA,
+        ),
+        (
+            "a step that overflowed is taken",
+            "x[...] = xp.where(taken, new, x)",
+            "x[...] = new",
+            "optim/test_adamw.py::test_a_scale_that_is_not_finite_changes_no_bit",
+        ),
+    ],
+    "minigpt/optim::clip": [
+        (
+            "the scale of a step is that of the next one",
+            "state[SCALE] = xp.where(taken, least / loss_scale, math.nan)",
+            "state[SCALE] = xp.where(taken, least, math.nan)",
+            "optim/test_adamw.py::test_mixed_precision_skips_what_overflowed_and_goes_on",
+        ),
+        (
+            "a step whose loss is not finite is taken",
+            "norm = norm + 0.0 * loss",
+            "norm = norm + 0.0",
+            "optim/test_adamw.py::test_a_step_whose_loss_is_not_finite_is_skipped",
+        ),
+        (
+            "clipping makes short gradients longer",
+            "xp.minimum(1.0, max_norm / (norm + 1e-6))",
+            "(max_norm / (norm + 1e-6))",
+            "optim/test_adamw.py::test_clipping_brings_the_norm_to_its_limit_and_never_up",
+        ),
+        (
+            "the norm of the scaled gradient",
+            "xp.sqrt(squares.sum()) / loss_scale",
+            "xp.sqrt(squares.sum())",
+            "optim/test_adamw.py::test_clipping_brings_the_norm_to_its_limit_and_never_up",
+        ),
+        (
+            "the loss scale doubles a step late",
+            "doubled = good == growth",
+            "doubled = good > growth",
+            "optim/test_adamw.py::test_the_loss_scale_halves_on_overflow_and_doubles_after_good_steps",
+        ),
+    ],
+    "minigpt/optim::kinds": [
+        (
+            "q, k and v as one matrix",
+            '{"c_attn": 3, "c_kv": 2}.get(name.split(".")[-2], 1)',
+            "1",
+            MUON,
+        ),
+    ],
+    "minigpt/optim::learning_rate": [
+        (
+            "warm-up counts as a part of the fall",
+            "progress = (step - warmup) / (last - warmup) if",
+            "progress = step / last if",
+            COSINE,
+        ),
+        (
+            "the warm-up begins a step late",
+            "up = lr * (step + 1) / (warmup + 1)",
+            "up = lr * step / (warmup + 1)",
+            COSINE,
+        ),
+        (
+            "the fall ends at 0, not at min_lr",
+            "down = config.min_lr + share * (lr - config.min_lr)",
+            "down = share * lr",
+            COSINE,
+        ),
+    ],
+    "minigpt/optim::progress": [
+        (
+            "a run by the clock leaves no time for its end",
+            "available = max_seconds - reserve",
+            "available = max_seconds",
+            "optim/test_schedule.py::test_progress_leaves_time_for_what_comes_after_the_last_step",
+        ),
+    ],
+}

@@ -1,0 +1,88 @@
+"""Bugs in sampling, the KV cache and beam search."""
+
+CACHED = "sample/test_generate.py::test_cached_decoding_is_the_full_forward"
+
+MUTANTS = {
+    "minigpt/sample::DecoderCache.take": [
+        (
+            "rows that change places leave their last token behind",
+            "self.previous = self.previous[rows]",
+            "pass",
+            "sample/test_beam.py::test_a_row_that_is_taken_goes_on_as_the_other_did",
+        ),
+        (
+            "the cache stays with its row when hypotheses move",
+            "self.store[:, :, rows, :, :n]",
+            "self.store[..., :n, :]",
+            "sample/test_beam.py::test_cached_decoding_is_the_full_forward",
+        ),
+    ],
+    "minigpt/sample::KVCache.advance": [
+        (
+            "the first token of a part is remembered, not the last",
+            "self.previous = ids[:, -1]",
+            "self.previous = ids[:, 0]",
+            CACHED,
+        ),
+    ],
+    "minigpt/sample::KVCache.reset": [
+        (
+            "a cache that is emptied remembers its last token",
+            "self.length, self.previous = 0, None",
+            'self.length, self.previous = 0, getattr(self, "previous", None)',
+            CACHED,
+        ),
+    ],
+    "minigpt/sample::Slot.append": [
+        (
+            "a token's values replace those before it",
+            "self.v[:, :, self.length : end] = v",
+            "self.v[:, :, max(self.length - 1, 0) : end] = v[:, :, -1:]",
+            CACHED,
+        ),
+    ],
+    "minigpt/sample::draw": [
+        (
+            "what has no probability is drawn",
+            "(mass <= uniforms[:, None]",
+            "(mass < uniforms[:, None]",
+            "sample/test_generate.py::test_what_has_no_probability_is_never_drawn",
+        ),
+    ],
+    "minigpt/sample::generate": [
+        (
+            "all rows have one stream of random numbers",
+            "np.array([seed, r], np.uint64)",
+            "np.array([seed, 0], np.uint64)",
+            "sample/test_generate.py::test_a_row_does_not_depend_on_the_others",
+        ),
+        (
+            "ids that a padded model has and the text has not are drawn",
+            "[:, :vocab_size]",
+            "",
+            "train/test_train.py::test_a_vocabulary_that_is_larger_than_the_texts",
+        ),
+        (
+            "a full context goes on from its stale half",
+            "context[:, :n] = context[:, config.block_size - n :]",
+            "context[:, :n] = context[:, :n].copy()",
+            CACHED,
+        ),
+    ],
+    "minigpt/sample::next_probabilities": [
+        (
+            "top-p is a token short",
+            "(mass < top_p).sum(axis=-1, keepdims=True) + 1",
+            "(mass < top_p).sum(axis=-1, keepdims=True)",
+            "sample/test_generate.py::test_probabilities_are_those_of_the_naive_rules",
+        ),
+    ],
+    "minigpt/sample::search": [
+        (
+            "what has ended grows longer",
+            "length + ~done",
+            "length + 1",
+            "sample/test_beam.py::test_a_wide_beam_finds_the_best_of_all",
+        ),
+    ],
+}

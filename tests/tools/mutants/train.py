@@ -1,0 +1,202 @@
+"""Bugs in a training step, a run and what it does when things go wrong."""
+
+UNINTERRUPTED = "train/test_resume.py::test_interrupted_and_resumed_is_uninterrupted"
+
+MUTANTS = {
+    "minigpt/train::Run.evaluate": [
+        (
+            "the best checkpoint is the last one",
+            "if self.best_loss is None or self.val_loss < self.best_loss:",
+            "if True:",
+            "train/test_run.py::test_the_best_checkpoint_is_not_the_last_where_the_loss_has_risen",
+        ),
+    ],
+    "minigpt/train::Run.read": [
+        (
+            "a loss that is not finite is in the mean",
+            "self.loss_sum, self.loss_count = self.known",
+            "self.loss_sum = loss",
+            "train/test_nonfinite.py::test_a_bad_loss_is_left_out_of_the_mean_and_of_all_files",
+        ),
+    ],
+    "minigpt/train::Run.start": [
+        (
+            "the optimizer's moments are not taken up again",
+            "getattr(optimizer, name).flat[...] = to_device(moment.flat, xp)",
+            "pass",
+            UNINTERRUPTED,
+        ),
+        (
+            "bias correction begins anew",
+            "optimizer.restore(optimizer_state(checkpoint.state, self.train))",
+            "optimizer.restore({})",
+            UNINTERRUPTED,
+        ),
+    ],
+    "minigpt/train::Skips.count": [
+        (
+            "bad steps are never counted",
+            "self.bad + new if self.taken == taken else 0",
+            "0",
+            "train/test_nonfinite.py::test_what_counts_as_in_a_row",
+        ),
+        (
+            "a good step does not end a row of bad ones",
+            "self.bad + new if self.taken == taken else 0",
+            "self.bad + new",
+            "train/test_nonfinite.py::test_what_counts_as_in_a_row",
+        ),
+        (
+            "a loss scale that is too high counts as a fault",
+            "self.skipped - skipped - halvings",
+            "self.skipped - skipped",
+            "train/test_nonfinite.py::test_in_float16_only_what_no_smaller_loss_scale_would_save_counts",
+        ),
+    ],
+    "minigpt/train::Trainer.evaluate": [
+        (
+            "a mean of means, though the last window is shorter",
+            "return sum(losses) / sum(counts)",
+            "return sum(x / n for x, n in zip(losses, counts, strict=True)) / len(counts)",
+            "train/test_step.py::test_an_evaluation_counts_every_prediction_of_the_split_once",
+        ),
+    ],
+    "minigpt/train::Trainer.gradients": [
+        (
+            "the gradient of the last shard is lost",
+            "[grads for _, grads in done]",
+            "[grads for _, grads in (done[:-1] or done)]",
+            "train/test_step.py::test_gradients_are_those_of_the_whole_batch",
+        ),
+        (
+            "every shard drops what the first one drops",
+            "rng._replace(row=rows.start),",
+            "rng,",
+            "train/test_step.py::test_gradients_are_those_of_the_whole_batch",
+        ),
+    ],
+    "minigpt/train::Trainer.step": [
+        (
+            "the optimizer does not hear of the loss",
+            "self.optimizer.step(self.grads.flat, lr, squares, parts, loss)",
+            "self.optimizer.step(self.grads.flat, lr, squares, parts)",
+            "train/test_nonfinite.py::test_a_step_that_is_not_finite_is_skipped_and_told",
+        ),
+        (
+            "what was accumulated is overwritten",
+            "add=i > 0",
+            "add=False",
+            "train/test_step.py::test_accumulated_batches_are_the_mean_of_them",
+        ),
+        (
+            "accumulated batches are summed, not averaged",
+            "self.gradients(*batch, rng, self.count, add=",
+            "self.gradients(*batch, rng, None, add=",
+            "train/test_step.py::test_accumulated_batches_are_the_mean_of_them",
+        ),
+        (
+            "every step draws the same dropout",
+            "Rng.of(train.seed, step, i)",
+            "Rng.of(train.seed, i)",
+            "train/test_step.py::test_each_batch_of_a_step_has_its_own_dropout_and_so_has_each_step",
+        ),
+    ],
+    "minigpt/train::Workers.map": [
+        (
+            "what goes wrong in a shard is passed over",
+            "if errors:",
+            "if False:",
+            "train/test_threads.py::test_an_exception_reaches_the_caller_and_the_workers_live_on",
+        ),
+    ],
+    "minigpt/train::advance_all": [
+        (
+            "an interrupt amid the update is saved",
+            "if run.trainer.optimizer.step_count != run.step or run.over:",
+            "if run.over:",
+            "train/test_resume.py::test_an_interrupt_amid_the_update_keeps_the_old_checkpoint",
+        ),
+    ],
+    "minigpt/train::alone": [
+        (
+            "the lock is not taken",
+            "lock = acquire(folder / LOCK)",
+            "lock = None",
+            "train/test_run.py::test_a_folder_is_for_one_run_at_a_time",
+        ),
+    ],
+    "minigpt/train::backward_order": [
+        (
+            "gradients are looked at in the order of the forward pass",
+            "sorted(reversed(list(names)), key=",
+            "sorted(list(names), key=",
+            "train/test_nonfinite.py::test_the_first_gradient_that_went_bad",
+        ),
+    ],
+    "minigpt/train::check_state": [
+        (
+            "what a state holds is not checked",
+            "if wrong:",
+            "if False:",
+            "train/test_resume.py::test_a_checkpoint_whose_state_is_damaged_is_refused",
+        ),
+    ],
+    "minigpt/train::cut_metrics": [
+        (
+            "a resumed run loses a line of its metrics",
+            'json.loads(line)["step"] <= step',
+            'json.loads(line)["step"] < step',
+            "train/test_run.py::test_cut_metrics_keeps_whole_lines_up_to_the_step",
+        ),
+    ],
+    "minigpt/train::resumed": [
+        (
+            "losses of two texts are compared",
+            "run.best_loss = run.best_step = None",
+            "pass",
+            "train/test_resume.py::test_another_text_has_a_best_loss_of_its_own",
+        ),
+        (
+            "a resumed run skips a step",
+            "setattr(run, key, state[key])",
+            'setattr(run, key, state[key] + 1 if key == "step" else state[key])',
+            UNINTERRUPTED,
+        ),
+        (
+            "bad steps in a row are forgotten",
+            'checkpoint, run.step, state.get("bad", 0)',
+            "checkpoint, run.step, 0",
+            "train/test_nonfinite.py::test_a_few_in_a_row_end_the_run_with_the_last_checkpoint",
+        ),
+        (
+            "an evaluation that was interrupted is left out",
+            'run.due = state.get("due")',
+            "run.due = None",
+            "train/test_resume.py::test_an_evaluation_that_was_interrupted_is_made_up_for",
+        ),
+    ],
+    "minigpt/train::shard_slices": [
+        (
+            "the last rows of a batch belong to no shard",
+            "for a, b in zip(edges, edges[1:], strict=False)]",
+            "for a, b in zip(edges, edges[1:-1] + [n - (n > 1)], strict=False)]",
+            "train/test_threads.py::test_shards_cover_all_rows_once_in_order_and_evenly",
+        ),
+    ],
+    "minigpt/train::train": [
+        (
+            "an evaluation that is made up for has two lines",
+            "run.step - bool(run.due))",
+            "run.step)",
+            "train/test_resume.py::test_an_evaluation_that_was_interrupted_is_made_up_for",
+        ),
+    ],
+    "minigpt/train::watched": [
+        (
+            "what a block makes is not looked at",
+            'check(f"{prefix}h.{i}", x, h)',
+            "pass",
+            "train/test_nonfinite.py::test_the_first_layer_that_went_bad",
+        ),
+    ],
+}
