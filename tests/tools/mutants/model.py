@@ -208,8 +208,23 @@ MUTANTS = {
         ),
     ],
     "minigpt/model::bigrams": [
-        ('the token before is the one behind', 'pairs[:, 1:] = ids[:, :-1]', 'pairs[:, :-1] = ids[:, 1:]', 'model/test_gpt.py::test_no_token_sees_the_future'),
-        ('before a part of a text there is nothing', 'V if previous is None else previous[:, None]', 'V', 'model/test_bigram.py::test_bigrams_in_parts_are_those_of_the_whole'),
-        ('nothing before the first token is token 0', 'V if previous is None', '0 if previous is None', 'model/test_bigram.py::test_no_two_pairs_have_one_number'),
+        (
+            "the token before is the one behind",
+            "pairs[:, 1:] = ids[:, :-1]",
+            "pairs[:, :-1] = ids[:, 1:]",
+            "model/test_gpt.py::test_no_token_sees_the_future",
+        ),
+        (
+            "before a part of a text there is nothing",
+            "V if previous is None else previous[:, None]",
+            "V",
+            "model/test_bigram.py::test_bigrams_in_parts_are_those_of_the_whole",
+        ),
+        (
+            "nothing before the first token is token 0",
+            "V if previous is None",
+            "0 if previous is None",
+            "model/test_bigram.py::test_no_two_pairs_have_one_number",
+        ),
     ],
 }
