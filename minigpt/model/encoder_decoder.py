@@ -19,6 +19,7 @@ from minigpt.errors import UserError
 from minigpt.model.blocks import at, block_forward, cross_block_backward, cross_block_forward
 from minigpt.model.gpt import (
     GPTConfig,
+    below_head,
     block_shapes,
     check_pairs,
     draw_params,
@@ -31,7 +32,11 @@ from minigpt.model.gpt import (
     qkv_bias,
 )
 from minigpt.model.gpt import shapes as gpt_shapes
-from minigpt.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward
+from minigpt.ops.cross_entropy import (
+    cross_entropy_backward,
+    cross_entropy_both,
+    cross_entropy_forward,
+)
 
 
 @dataclass(frozen=True)
@@ -193,7 +198,7 @@ def seq2seq_backward(dx, cache, dwte=None):
     return {**grads, "encoder": encoder}
 
 
-def loss_forward(source, targets, p, config, rng=None, count=None, dloss=None):
+def loss_forward(source, targets, p, config, rng=None, count=None):
     """Cross-entropy of the targets, in nats per token; arguments as in gpt.loss_forward.
 
     Parameters
@@ -202,14 +207,18 @@ def loss_forward(source, targets, p, config, rng=None, count=None, dloss=None):
         -1 is padding, at the end of a row; a target ends with END.
     """
     x, cache = seq2seq_forward(source, targets, p, config, rng)
-    loss, loss_cache = cross_entropy_forward(x, targets, **head_params(p), count=count, dloss=dloss)
+    loss, loss_cache = cross_entropy_forward(x, targets, **head_params(p), count=count)
     return loss, (cache, loss_cache, "lm_head" in p)
 
 
 def loss_backward(dloss, cache):
     """Return the tree of gradients of loss_forward, nested as the parameters."""
     cache, loss_cache, untied = cache
-    dx, grads = cross_entropy_backward(dloss, loss_cache)
-    if untied:
-        return {**seq2seq_backward(dx, cache), "lm_head": grads}
-    return seq2seq_backward(dx, cache, dwte=grads["w"])
+    return below_head(seq2seq_backward, cache, untied, *cross_entropy_backward(dloss, loss_cache))
+
+
+def loss_and_gradients(source, targets, p, config, rng=None, count=None, dloss=1.0):
+    """Both passes of the loss, as training takes them; see gpt.loss_and_gradients."""
+    x, cache = seq2seq_forward(source, targets, p, config, rng)
+    loss, *of_head = cross_entropy_both(x, targets, **head_params(p), count=count, dloss=dloss)
+    return loss, below_head(seq2seq_backward, cache, "lm_head" in p, *of_head)

@@ -13,7 +13,12 @@ from minigpt.errors import UserError
 from minigpt.model.blocks import at, block_backward, block_forward
 from minigpt.ops.activation import KINDS
 from minigpt.ops.add_norm import add_norm_backward, add_norm_forward
-from minigpt.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward, head
+from minigpt.ops.cross_entropy import (
+    cross_entropy_backward,
+    cross_entropy_both,
+    cross_entropy_forward,
+    head,
+)
 from minigpt.ops.embedding import embedding_backward, embedding_forward
 from minigpt.params import Params
 
@@ -271,14 +276,15 @@ def logits(x, p):
     return head(x, **head_params(p))
 
 
-def loss_forward(ids, targets, p, config, rng=None, count=None, dloss=None):
+def loss_forward(ids, targets, p, config, rng=None, count=None):
     """Cross-entropy of the next tokens, in nats per token.
 
     Parameters
     ----------
     ids, targets : (B, T) int
         targets[b, t] follows ids[b, t]; -1 is ignored.
-    count, dloss : optional
+    p, config, rng : as in gpt_forward
+    count : int, optional
         As in cross_entropy_forward.
 
     Returns
@@ -287,14 +293,46 @@ def loss_forward(ids, targets, p, config, rng=None, count=None, dloss=None):
     cache : tuple
     """
     x, cache = gpt_forward(ids, p, config, rng)
-    loss, loss_cache = cross_entropy_forward(x, targets, **head_params(p), count=count, dloss=dloss)
+    loss, loss_cache = cross_entropy_forward(x, targets, **head_params(p), count=count)
     return loss, (cache, loss_cache, "lm_head" in p)
 
 
 def loss_backward(dloss, cache):
     """Return the tree of gradients of loss_forward, nested as the parameters."""
     cache, loss_cache, untied = cache
-    dx, grads = cross_entropy_backward(dloss, loss_cache)
+    return below_head(gpt_backward, cache, untied, *cross_entropy_backward(dloss, loss_cache))
+
+
+def loss_and_gradients(ids, targets, p, config, rng=None, count=None, dloss=1.0):
+    """Both passes of the loss, as training takes them: the head's two passes are one op.
+
+    Returns
+    -------
+    loss : () float
+    grads : tree
+        dloss times the gradient of the loss, nested as the parameters.
+    """
+    x, cache = gpt_forward(ids, p, config, rng)
+    loss, *of_head = cross_entropy_both(x, targets, **head_params(p), count=count, dloss=dloss)
+    return loss, below_head(gpt_backward, cache, "lm_head" in p, *of_head)
+
+
+def below_head(backward, cache, untied, dx, head_grads):
+    """Go on from the LM head: return all gradients of a model.
+
+    A tied head is a second use of wte, hence dwte = (as head) + (as embedding).
+
+    Parameters
+    ----------
+    backward : callable
+        gpt_backward or seq2seq_backward.
+    cache : tuple
+        Its own.
+    untied : bool
+        Whether the head has parameters of its own.
+    dx, head_grads
+        As from cross_entropy_backward.
+    """
     if untied:
-        return {**gpt_backward(dx, cache), "lm_head": grads}
-    return gpt_backward(dx, cache, dwte=grads["w"])
+        return {**backward(dx, cache), "lm_head": head_grads}
+    return backward(dx, cache, dwte=head_grads["w"])

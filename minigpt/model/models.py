@@ -29,6 +29,7 @@ class Model(NamedTuple):
     init_params: Callable
     loss_forward: Callable
     loss_backward: Callable
+    loss_and_gradients: Callable
     random_batch: Callable
     windows: Callable
     counted: Callable
@@ -42,6 +43,7 @@ GPT = Model(
     gpt.init_params,
     gpt.loss_forward,
     gpt.loss_backward,
+    gpt.loss_and_gradients,
     data.random_batch,
     data.windows,
     data.counted,
@@ -54,6 +56,7 @@ SEQ2SEQ = Model(
     seq2seq.init_params,
     seq2seq.loss_forward,
     seq2seq.loss_backward,
+    seq2seq.loss_and_gradients,
     pairs.random_pairs,
     pairs.all_pairs,
     pairs.counted,

@@ -73,7 +73,7 @@ class Trainer:
         count, scale = count or self.model.counted(targets), self.optimizer.loss_scale
 
         def shard(rows):
-            loss, cache = self.model.loss_forward(
+            return self.model.loss_and_gradients(
                 to_device(ids[rows], self.xp),
                 to_device(targets[rows], self.xp),
                 self.tree,
@@ -82,7 +82,6 @@ class Trainer:
                 count,
                 scale,
             )
-            return loss, self.model.loss_backward(scale, cache)
 
         done = self.workers.map(shard, shard_slices(len(ids), self.workers.n))
         squares = sum_gradients(self.workers, [grads for _, grads in done], self.grads, add)

@@ -156,7 +156,7 @@ CASES = {
 }
 ELSEWHERE = {"adamw_step": "optim.test_adamw", "clip": "optim.test_adamw"}
 ELSEWHERE |= {"gather": "test_params", "sum_of_squares": "test_params"}
-ELSEWHERE["merge_heads"] = "ops.test_attention"
+ELSEWHERE |= {"merge_heads": "ops.test_attention", "cross_entropy_both": "ops.test_cross_entropy"}
 
 
 def overridable_ops():

@@ -194,6 +194,16 @@ def test_scores_of_any_size_are_finite(rng):
         assert all(np.isfinite(d).all() for d in attention_backward(y, cache))
 
 
+@pytest.mark.parametrize("T", [4, 131])
+def test_scores_whose_bound_overflows_are_finite(rng, T):
+    """|q|^2 |k|^2 is beyond float32; the scores themselves are not."""
+    q, k, v = (x.astype(np.float32) for x in inputs(rng, Tq=T, Tk=T))
+    for causal in (False, True):
+        y, cache = attention_forward(1e15 * q, 1e15 * k, v, causal)
+        assert np.isfinite(y).all()
+        assert all(np.isfinite(d).all() for d in attention_backward(y, cache))
+
+
 def test_shards_of_a_batch_drop_what_the_whole_drops(rng):
     q, k, v = inputs(rng, B=4)
     y, cache = attention_forward(q, k, v, True, None, 0.5, RNG)

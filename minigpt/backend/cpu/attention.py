@@ -41,7 +41,7 @@ def shifts(q, k, kt, tiles):
     """
     q_norm, k_norm = (np.einsum("bhtd,bhtd->bht", x, x) for x in (q, k))
     limit = (SAFE * math.sqrt(tiles.D)) ** 2
-    if q_norm.max() * k_norm.max() < limit:
+    if is_below(limit, q_norm.max(), k_norm.max()):
         return None
     if tiles.key_mask is not None:
         k_norm = np.where(tiles.key_mask[:, None], k_norm, 0)
@@ -57,8 +57,14 @@ def shifts(q, k, kt, tiles):
             for j in tiles.keys(i):
                 s = tiles.scores(q, kt, g, i, j, scratch)
                 np.maximum(top[g][:, i], s.max(axis=-1), out=top[g][:, i])
-    top[(q_norm * k_norm < limit) | (top == -math.inf)] = 0
+    top[is_below(limit, q_norm, k_norm) | (top == -math.inf)] = 0
     return top[..., None]
+
+
+def is_below(limit, a, b):
+    """Tell where a * b is below a limit; where the product overflows or is a nan, it is not."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return a * b < limit
 
 
 def forward(q, k, v, causal, key_mask, dropout, rng):

@@ -14,38 +14,52 @@ TINY, HUGE = 1e-20, 1e30  # of a sum of exponentials that lost nothing worth to 
 ONE_HOT = 2**20  # elements up to which a product with one-hot rows beats sorting
 
 
-def cross_entropy_forward(x, targets, w, b=None, count=None, dloss=None):
+def cross_entropy_forward(x, targets, w, b=None, count=None):
     """As the op; by tiles of rows and vocabulary."""
+    if x.size == 0:
+        return NotImplemented
+    loss, _, cache = run(x, targets, w, b, count)
+    return loss, cache
+
+
+def cross_entropy_backward(dloss, cache):
+    """As the op; the logits and their lse are computed again, for both come in one pass."""
+    x, targets, w, b, _, count = cache
+    if x.size == 0:
+        return NotImplemented
+    return run(x, targets, w, b, count, dloss)[1]
+
+
+def cross_entropy_both(x, targets, w, b=None, count=None, dloss=1.0):
+    """As the op; the logits of some rows are computed once, for loss and gradients."""
+    if x.size == 0:
+        return NotImplemented
+    loss, gradients, _ = run(x, targets, w, b, count, dloss)
+    return loss, *gradients
+
+
+def run(x, targets, w, b, count, dloss=None):
+    """Return the loss, (dx, grads) or, without `dloss`, None, and the cache."""
     V, C = w.shape
     x2, t = x.reshape(-1, C), targets.reshape(-1)
-    if x2.size == 0:
-        return NotImplemented
     if count is None:
         count = max(int((t >= 0).sum()), 1)
     lse = np.empty((len(x2), 1), x.dtype)
-    ready = None
+    gradients = None
     if dloss is not None:
         factor = ((t >= 0) * (dloss / count)).astype(x.dtype)[:, None]
-        ready = zero_gradients(x, w, b)
-    size = (1, ROWS) if ready is None else (V, KEPT)
+        gradients = zero_gradients(x, w, b)
+    size = (1, ROWS) if gradients is None else (V, KEPT)
     for rows in cross_entropy.row_chunks(len(x2), *size):
-        lse[rows], total, tiles = normalize(x2[rows], w, b, keep=ready is not None)
-        if ready is not None:
-            add_gradients(ready, x2, w, t, factor, total, rows, tiles)
+        lse[rows], total, tiles = normalize(x2[rows], w, b, keep=gradients is not None)
+        if gradients is not None:
+            add_gradients(gradients, x2, w, t, factor, total, rows, tiles)
         del tiles  # so that the next rows use its memory
     right = np.vecdot(x2, w[t])  # a target of -1 picks some logit: unused
     if b is not None:
         right += b[t]
     loss = np.where(t >= 0, lse[:, 0] - right, 0).sum(dtype=x.dtype)
-    return loss / count, (x, targets, w, b, lse, count, ready)
-
-
-def cross_entropy_backward(dloss, cache):
-    """As the op: what the forward pass made ready, or a forward pass that does."""
-    *inputs, _, count, ready = cache
-    if cache[0].size == 0:
-        return NotImplemented
-    return ready or cross_entropy_forward(*inputs, count, dloss)[1][-1]
+    return loss / count, gradients, cross_entropy.CrossEntropyCache(x, targets, w, b, lse, count)
 
 
 def zero_gradients(x, w, b):
@@ -56,9 +70,9 @@ def zero_gradients(x, w, b):
     return zeros(x.shape, x.dtype), grads
 
 
-def add_gradients(ready, x, w, t, factor, total, rows, tiles):
-    """Put in the gradients of some rows, of whose logits there are exp(logits - top) by tiles."""
-    dx, grads = ready
+def add_gradients(gradients, x, w, t, factor, total, rows, tiles):
+    """Add what some rows contribute, from exp(logits - top) by tiles; dlogits takes their place."""
+    dx, grads = gradients
     dx = dx.reshape(x.shape)[rows]
     xr, tr, factor = x[rows], t[rows], factor[rows]
     scale = factor / total
@@ -77,9 +91,10 @@ def add_gradients(ready, x, w, t, factor, total, rows, tiles):
 
 def normalize(x, w, b, keep):
     """Return lse (n, 1) of the logits of x, and the results of `exponentials`."""
-    with np.errstate(over="ignore"):
+    # Nearly always the softmax needs no shift: only where exp has left the range of floats. The
+    # sum is then infinite, or, with the BLAS kernels of some CPUs, a nan: both compare as bad.
+    with np.errstate(over="ignore", invalid="ignore"):
         total, tiles = exponentials(x, w, b, keep)
-    # Nearly always the softmax needs no shift: only where exp has left the range of floats.
     bad = ~((total > TINY) & (total < HUGE))
     if not bad.any():
         return np.log(total), total, tiles
@@ -98,10 +113,15 @@ def exponentials(x, w, b, keep, top=None):
         if top is not None:
             logits -= top
         np.exp(logits, out=logits)
-        total[:, 0] += logits @ ones[columns]
+        total[:, 0] += sum_rows(logits, ones[columns])
         if keep:
             tiles.append((columns, logits))
     return total, tiles
+
+
+def sum_rows(x, ones):
+    """Return the sum of each row of x (n, m): a product with ones, which is faster than sum."""
+    return x @ ones
 
 
 def logit_tiles(x, w, b, keep=False):

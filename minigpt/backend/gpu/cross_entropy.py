@@ -9,16 +9,41 @@ from minigpt.ops import cross_entropy
 LOGITS = 2**27  # that exist at one time: 512 MB in float32
 
 
-def cross_entropy_forward(x, targets, w, b=None, count=None, dloss=None):
+def cross_entropy_forward(x, targets, w, b=None, count=None):
     """As the op; the loss of 16-bit arrays, and lse, are float32."""
     if not supported(x, w, b):
         return NotImplemented
+    loss, _, cache = run(x, targets, w, b, count)
+    return loss, cache
+
+
+def cross_entropy_backward(dloss, cache):
+    """As the op; the logits and their lse are computed again, for both come in one pass."""
+    x, targets, w, b, _, count = cache
+    if not supported(x, w, b):
+        return NotImplemented
+    return run(x, targets, w, b, count, dloss)[1]
+
+
+def cross_entropy_both(x, targets, w, b=None, count=None, dloss=1.0):
+    """As the op; the logits of some rows are computed once, for loss and gradients.
+
+    dloss may be a number, or an array () float32 on the GPU.
+    """
+    if not supported(x, w, b):
+        return NotImplemented
+    loss, gradients, _ = run(x, targets, w, b, count, dloss)
+    return loss, *gradients
+
+
+def run(x, targets, w, b, count, dloss=None):
+    """Return the loss, (dx, grads) or, without `dloss`, None, and the cache."""
     V, C = w.shape
     x2, t = x.reshape(-1, C), cupy.ascontiguousarray(targets.reshape(-1), np.int32)
     if count is None:
         count = max(int((t >= 0).sum()), 1)
     lse, losses = cupy.empty((len(x2), 1), np.float32), cupy.empty(len(x2), np.float32)
-    dx, dw, db = cupy.empty_like(x2), None, None
+    dx, dw, db = None if dloss is None else cupy.empty_like(x2), None, None
     for rows in cross_entropy.row_chunks(len(x2), V, LOGITS):
         logits = x2[rows] @ w.T
         softmax(logits, b, t[rows], lse[rows], losses[rows], count, dloss)
@@ -28,22 +53,13 @@ def cross_entropy_forward(x, targets, w, b=None, count=None, dloss=None):
             if b is not None:
                 db = plus(db, cupy.ones(len(logits), b.dtype) @ logits)
     grads = {"w": dw} if b is None else {"w": dw, "b": db}
-    ready = None if dloss is None else (dx.reshape(x.shape), grads)
-    return losses.sum(), (x, targets, w, b, lse, count, ready)
-
-
-def cross_entropy_backward(dloss, cache):
-    """As the op; what the forward pass has not made is made by it again."""
-    x, targets, w, b, _, count, ready = cache
-    if ready is None and not supported(x, w, b):
-        return NotImplemented
-    if ready is None:
-        _, (*_, ready) = cross_entropy_forward(x, targets, w, b, count, dloss)
-    return ready
+    gradients = None if dloss is None else (dx.reshape(x.shape), grads)
+    cache = cross_entropy.CrossEntropyCache(x, targets, w, b, lse, count)
+    return losses.sum(), gradients, cache
 
 
 def softmax(logits, b, targets, lse, losses, count, dloss):
-    """Put lse and the parts of the loss into their arrays; with dloss, dlogits into logits."""
+    """Write lse and the loss of each row; with dloss, replace the logits by their gradient."""
     n, V = logits.shape
     at, number = (dloss, 0.0) if isinstance(dloss, cupy.ndarray) else (None, float(dloss or 0))
     launch(
