@@ -1,4 +1,4 @@
-"""What all tests share: the random numbers, the backend that they run on, the corpus."""
+"""What all tests share: random numbers, the backend that they run on, the corpus; the rings."""
 
 import hashlib
 import importlib
@@ -18,8 +18,10 @@ SHARED = Path(__file__).parents[2] / "shared" / "data" / "tinyshakespeare.txt"
 # A shell that starts pytest in the background makes it, and all that it starts, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-settings.register_profile("minigpt", deadline=None)  # a busy machine is no failure
-settings.load_profile("minigpt")
+# No deadline: a busy machine is no failure.
+settings.register_profile("few", deadline=None, max_examples=10)
+settings.register_profile("many", deadline=None, max_examples=100)
+settings.load_profile("few")
 
 
 def pytest_addoption(parser):
@@ -30,17 +32,37 @@ def pytest_addoption(parser):
         help="arrays that the tests with the fixture xp run on",
     )
     parser.addoption(
+        "--slow",
+        action="store_true",
+        help="run the slow tests, too, and hypothesis with many examples",
+    )
+    parser.addoption(
         "--no-pool",
         action="store_true",
         help="each array of CuPy in memory of its own, so that what guards memory guards it",
     )
 
 
+def slow_ring(config):
+    """Tell whether tests marked slow run: with --slow, with -m slow, or named one by one."""
+    named = any("::" in arg for arg in config.args)
+    return config.getoption("--slow") or "slow" in config.getoption("-m") or named
+
+
 def pytest_configure(config):
+    if config.getoption("--slow"):
+        settings.load_profile("many")
     if config.getoption("--no-pool"):
         if config.getoption("--backend") != "cupy":
             raise pytest.UsageError("--no-pool is for --backend cupy")
         importlib.import_module("cupy").cuda.set_allocator(None)
+
+
+def pytest_collection_modifyitems(config, items):
+    if not slow_ring(config):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
 
 
 @pytest.fixture

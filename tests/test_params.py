@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.backend import to_host
@@ -55,7 +55,6 @@ def test_matrices_come_first_and_only_they_decay():
         assert (view == (view.ndim >= 2)).all(), name
 
 
-@settings(deadline=None, max_examples=30)
 @given(shape_trees)
 def test_any_tree_is_laid_out_without_gap_or_overlap(shapes):
     params = Params(shapes, np, "float64")
@@ -67,7 +66,6 @@ def test_any_tree_is_laid_out_without_gap_or_overlap(shapes):
     np.testing.assert_array_equal(np.sort(params.flat), expected)
 
 
-@settings(deadline=None, max_examples=30)
 @given(shape_trees)
 def test_ordered_leaves_are_end_to_end_as_the_buffer(shapes):
     params = Params(shapes, np, "float64", None)

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.ops.attention import attention_backward, attention_forward, merge_heads, split_heads
@@ -135,7 +135,6 @@ def test_backends_agree(rng, xp, options):
     check_backends(*OP, *inputs(rng, Tq=3), rng=rng, xp=xp, options=options)
 
 
-@settings(deadline=None, max_examples=30)
 @given(*[st.integers(1, n) for n in (3, 3, 5, 5, 4)], st.booleans(), st.booleans(), st.booleans())
 def test_is_its_formula(B, H, Tq, Tk, D, causal, masked, dropped):
     rng = np.random.default_rng(0)

@@ -3,7 +3,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.backend.cpu import cross_entropy as cpu_cross_entropy
@@ -147,7 +147,6 @@ def test_backends_agree(rng, xp, bias):
     check_backends(forward, cross_entropy_backward, x, **p, rng=rng, xp=xp, options=options)
 
 
-@settings(deadline=None, max_examples=20)
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 6), st.integers(0, 99))
 def test_is_its_formula(B, T, V, seed):
     rng = np.random.default_rng(seed)

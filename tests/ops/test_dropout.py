@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.backend import to_host
@@ -69,7 +69,6 @@ def test_the_generator_is_splitmix64(xp):
     assert to_host(random_words(1234567, 0, 5, xp)).tolist() == published
 
 
-@settings(deadline=None, max_examples=20)
 @given(st.integers(0, U64 - 1), st.integers(0, 100), st.integers(0, 20))
 def test_words_are_those_of_the_definition(key, start, n):
     stream = SplitMix64(key)
@@ -78,7 +77,6 @@ def test_words_are_those_of_the_definition(key, start, n):
     assert words.dtype == np.uint64 and words.tolist() == expected
 
 
-@settings(deadline=None, max_examples=20)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 9), st.floats(0.01, 0.9))
 def test_the_mask_is_that_of_the_definition(shape, row, p):
     rng = Rng.of(2, 3)._replace(row=row)
@@ -96,7 +94,6 @@ def test_keys_are_words_of_the_definition():
     assert len(keys) == 9**3
 
 
-@settings(deadline=None, max_examples=20)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.integers(1, 7))
 def test_shards_get_their_part_of_the_whole_mask(sizes, columns):
     x = np.ones((sum(sizes), columns, 3))

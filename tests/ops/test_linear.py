@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.ops.linear import linear_backward, linear_forward
@@ -36,7 +36,6 @@ def test_backends_agree(rng, xp):
     check_backends(*OP, x, **p, rng=rng, xp=xp)
 
 
-@settings(deadline=None, max_examples=20)
 @given(st.lists(st.integers(0, 4), max_size=3), st.integers(1, 5), st.integers(1, 5))
 def test_is_the_sum_over_the_last_axis(lead, n_in, n_out):
     x, p = inputs(np.random.default_rng(0), (*lead, n_in), n_out)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.ops.softmax import softmax_backward, softmax_forward
@@ -36,7 +36,6 @@ def test_backends_agree(rng, xp, shape):
     check_backends(*OP, x, rng=rng, xp=xp)
 
 
-@settings(deadline=None, max_examples=20)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 99))
 def test_is_a_distribution_and_blind_to_a_shift(shape, seed):
     x = np.random.default_rng(seed).standard_normal(shape)

@@ -57,16 +57,14 @@ def python_spans(node, prefix=""):
             yield from ((prefix + name, child.lineno, child.end_lineno) for name in names)
 
 
-def find_python(source, name):
-    """Return [(start, end)] of the definitions of a function, Class.method, class or value."""
+@functools.lru_cache(1000)
+def python_definitions(source):
+    """Return [(name, start, end)] of the functions, methods, classes and values of a module."""
     starts = [0]
     for line in source.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
-    return [
-        (starts[first - 1], starts[last])
-        for found, first, last in python_spans(ast.parse(source))
-        if found == name
-    ]
+    spans = python_spans(ast.parse(source))
+    return [(name, starts[first - 1], starts[last]) for name, first, last in spans]
 
 
 def closing(code, i):
@@ -93,10 +91,11 @@ def find_cuda(source, name):
     return spans
 
 
-@functools.lru_cache(1000)
 def find_function(source, name, suffix):
     """Return [(start, end)] of the definitions of that name in a source text."""
-    return find_cuda(source, name) if suffix == ".cu" else find_python(source, name)
+    if suffix == ".cu":
+        return find_cuda(source, name)
+    return [(start, end) for found, start, end in python_definitions(source) if found == name]
 
 
 def find_fragment(text, fragment, suffix):

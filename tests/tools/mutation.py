@@ -172,7 +172,7 @@ def run_tests(tests, folder, front, limit_s, *flags):
     lines : {"PASSED" or "FAILED" or "ERROR": list of lines}
     """
     backend = [] if front is None else ["--backend=cupy", "-m", "cupy"]
-    command = [*(front or []), sys.executable, "-m", "pytest", "-q", "-rpfE", "--tb=no"]
+    command = [*(front or []), sys.executable, "-m", "pytest", "-q", "--slow", "-rpfE", "--tb=no"]
     # Files of bytecode tell their source by its size and second: a mutant may change neither.
     own = {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "500"}
     process = subprocess.Popen(

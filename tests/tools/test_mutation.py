@@ -23,6 +23,8 @@ def test_every_mutant_fits_source_and_suite():
 @pytest.fixture
 def small(tmp_path):
     """A package with one function and its tests."""
+    option = 'parser.addoption("--slow", action="store_true")'
+    (tmp_path / "conftest.py").write_text(f"def pytest_addoption(parser):\n    {option}\n")
     (tmp_path / "f.py").write_text("def f(x):\n    return x + 1\n")
     (tmp_path / "test_f.py").write_text(
         "import pytest\nfrom f import f\n\n"
