@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +42,11 @@ WRONG_LOGITS = """
 import timing, minigpt.decoding as decoding
 right = decoding.next_logits
 decoding.next_logits = lambda *args: right(*args) * 1.001
+"""
+OTHER_LEARNING_RATE = """
+right = learning_rate
+def learning_rate(*args):
+    return 1.001 * right(*args)
 """
 ONE_THREAD = ("--threads", "1")  # more of torch's wait for each other on a busy machine
 ATTENTION = ("attention.py", "--shapes", "3,2,9,4", "1,1,300,4", "1,3,5,7,4", "--seconds", "0.01")
@@ -256,6 +263,24 @@ def test_time_to_loss_beside_torch(tmp_path):
     argv = ("--runs", "torch", "--seeds", "1", f"--torch-flags={flags}")
     (entry,) = records(tmp_path, "time_to_loss.py", *argv)
     assert [step for _, step, _ in entry["curves"][0]] == [1, 2]
+
+
+def test_same_bits_tells_a_checkout_from_one_with_another_learning_rate(tmp_path):
+    root, changed = BENCH.parent, tmp_path / "changed"
+    shutil.copytree(root / "minigpt", changed / "minigpt")
+    with open(changed / "minigpt" / "optim" / "schedule.py", "a", encoding="utf-8") as file:
+        file.write(OTHER_LEARNING_RATE)
+    for new, code, verdict in ((root, 0, "the same, "), (changed, 1, "NOT the same, ")):
+        done = run("same_bits.py", root, new, "--steps", 2, "--only", "nanogpt-baby, no clip")
+        assert (done.returncode, done.stderr) == (code, "")
+        assert done.stdout.splitlines()[-1].startswith(verdict)
+        loss, *_, weights = re.split("  +", done.stdout.splitlines()[2].strip())[1:]
+        if new is root:
+            assert loss == weights == "equal"
+        else:
+            assert loss.endswith("from 2") and float(weights) > 1e-6
+    done = run("same_bits.py", root, "--only", "nothing")
+    assert done.returncode == 1 and "no run begins with 'nothing'" in done.stderr
 
 
 @pytest.mark.torch
