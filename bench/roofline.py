@@ -18,7 +18,7 @@ the bounds of these ops could need less.
 
 from typing import NamedTuple
 
-from minigpt.model.models import count_parameters
+from minigpt.model import count_parameters
 
 WORD = 4  # bytes of a float32 and of a token's id
 

@@ -1,7 +1,16 @@
-"""Locks between processes. The operating system ends one with its process, however that ends."""
+"""Files: their names in the folder of a run, and locks between processes.
+
+The operating system ends a lock with its process, however that ends.
+"""
 
 import contextlib
 from pathlib import Path
+
+from minigpt.errors import UserError
+
+METRICS, PICTURE = "metrics.jsonl", "loss.png"
+BEST, LAST = "best.safetensors", "last.safetensors"
+RUN_FILES = METRICS, BEST, LAST, PICTURE
 
 
 class Taken(Exception):
@@ -40,3 +49,12 @@ def release(lock):
     with contextlib.suppress(OSError):  # Windows removes no file that is open
         Path(lock.lock_file).unlink()  # who waits for it sees that it is gone, and makes it anew
     lock.release()
+
+
+@contextlib.contextmanager
+def writing(path):
+    """Make a UserError of what goes wrong while `path` is written."""
+    try:
+        yield path
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None

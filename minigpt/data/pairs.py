@@ -1,65 +1,14 @@
 """Pairs of texts, source and target: from a TSV file or the built-in task to batches of ids."""
 
 import hashlib
-import json
 from typing import NamedTuple
 
 import numpy as np
 
 from minigpt.data.corpus import load_text
-from minigpt.data.tokenizers import CharTokenizer
 from minigpt.errors import UserError
 
 BUCKET = 8  # characters: sources in a batch differ in length by less, and so do targets
-
-
-class PairTokenizer(NamedTuple):
-    """The two vocabularies of an encoder-decoder; where they are one, both are that one.
-
-    The last id of the target, END, stands for no character.
-    """
-
-    source: CharTokenizer
-    target: CharTokenizer
-
-    @classmethod
-    def from_pairs(cls, pairs, shared=False):
-        """Make the vocabularies of a list of (source, target); shared is one for both."""
-        texts = ["".join(side) for side in zip(*pairs, strict=True)]
-        if shared:
-            texts = ["".join(texts)] * 2
-        return cls(*map(CharTokenizer.from_text, texts))
-
-    @classmethod
-    def from_json(cls, table):
-        """Read back what `to_json` wrote.
-
-        Raises
-        ------
-        UserError
-            If `table` is anything else.
-        """
-        try:
-            fields = json.loads(table)
-            if fields.keys() == {"kind", "source", "target"} and fields["kind"] == "pair":
-                sides = (json.dumps(fields[side]) for side in cls._fields)
-                return cls(*map(CharTokenizer.from_json, sides))
-        except (ValueError, TypeError, AttributeError):
-            pass  # the same message for all that is wrong with it
-        raise UserError(
-            f"not the tables of a pair of tokenizers: {str(table)[:60]!r}; "
-            'it should be {"kind": "pair", "source": {...}, "target": {...}}'
-        )
-
-    def to_json(self):
-        """Return the tables as text, for a checkpoint."""
-        tables = (json.loads(side.to_json()) for side in self)
-        return json.dumps({"kind": "pair", **dict(zip(self._fields, tables, strict=True))})
-
-    @property
-    def vocab_size(self):
-        """Number of tokens of the target, END included."""
-        return self.target.vocab_size + 1
 
 
 def read_pairs(path):
@@ -160,7 +109,7 @@ class Pairs:
         return self.source.rows(which), self.target.rows(which)
 
 
-def random_pairs(pairs, seed, step, batch_size, block_size=None, places="random"):
+def random_pairs(pairs, seed, step, batch_size):
     """Draw the batch of a training step, as data.random_batch: a function of its arguments.
 
     The bucket is that of a pair drawn from all, and the batch is drawn from the bucket: every
@@ -170,8 +119,6 @@ def random_pairs(pairs, seed, step, batch_size, block_size=None, places="random"
     ----------
     pairs : Pairs
     seed, step, batch_size : int, not negative
-    block_size, places : optional
-        Not needed: pairs are of their own lengths, and always drawn.
 
     Returns
     -------
@@ -183,7 +130,7 @@ def random_pairs(pairs, seed, step, batch_size, block_size=None, places="random"
     return pairs.rows(pairs.order[first + (bits[1:] % np.uint64(last - first)).astype(np.int64)])
 
 
-def all_pairs(pairs, block_size, batch_size):
+def all_pairs(pairs, batch_size):
     """Iterate over batches (source, targets) of all pairs, short ones first; see random_pairs."""
     for start in range(0, len(pairs), batch_size):
         yield pairs.rows(pairs.order[start : start + batch_size])

@@ -2,6 +2,7 @@
 
 import json
 import unicodedata
+from typing import NamedTuple
 
 import numpy as np
 
@@ -61,6 +62,10 @@ class CharTokenizer:
         """Number of tokens; ids run from 0 to one less."""
         return len(self.chars)
 
+    def fits(self, config):
+        """Tell whether a model of this config has these tokens; it may have more, as padding."""
+        return self.vocab_size <= config.vocab_size and not hasattr(config, "source_vocab_size")
+
     def encode(self, text):
         """Return the ids of `text` as a list of int; see `encode_array`."""
         return self.encode_array(text).tolist()
@@ -110,6 +115,81 @@ class CharTokenizer:
             f"{f' and {rest} more' if rest > 0 else ''}; "
             "leave it out, or train on a text that has it"
         )
+
+
+class PairTokenizer(NamedTuple):
+    """The two vocabularies of an encoder-decoder; where they are one, both are that one.
+
+    The last id of the target, END, stands for no character.
+    """
+
+    source: CharTokenizer
+    target: CharTokenizer
+
+    @classmethod
+    def from_pairs(cls, pairs, shared=False):
+        """Make the vocabularies of a list of (source, target); shared is one for both."""
+        texts = ["".join(side) for side in zip(*pairs, strict=True)]
+        if shared:
+            texts = ["".join(texts)] * 2
+        return cls(*map(CharTokenizer.from_text, texts))
+
+    @classmethod
+    def from_json(cls, table):
+        """Read back what `to_json` wrote.
+
+        Raises
+        ------
+        UserError
+            If `table` is anything else.
+        """
+        try:
+            fields = json.loads(table)
+            if fields.keys() == {"kind", "source", "target"} and fields["kind"] == "pair":
+                sides = (json.dumps(fields[side]) for side in cls._fields)
+                return cls(*map(CharTokenizer.from_json, sides))
+        except (ValueError, TypeError, AttributeError):
+            pass  # the same message for all that is wrong with it
+        raise UserError(
+            f"not the tables of a pair of tokenizers: {str(table)[:60]!r}; "
+            'it should be {"kind": "pair", "source": {...}, "target": {...}}'
+        )
+
+    def to_json(self):
+        """Return the tables as text, for a checkpoint."""
+        tables = (json.loads(side.to_json()) for side in self)
+        return json.dumps({"kind": "pair", **dict(zip(self._fields, tables, strict=True))})
+
+    @property
+    def vocab_size(self):
+        """Number of tokens of the target, END included."""
+        return self.target.vocab_size + 1
+
+    def fits(self, config):
+        """Tell whether a model of this config has exactly these tokens."""
+        return (self.vocab_size, self.source.vocab_size) == (
+            config.vocab_size,
+            getattr(config, "source_vocab_size", None),
+        )
+
+
+KINDS = {"char": CharTokenizer, "pair": PairTokenizer}
+
+
+def tokenizer_from_json(table):
+    """Return the tokenizer that some `to_json` wrote.
+
+    Raises
+    ------
+    UserError
+        If `table` is anything else.
+    """
+    try:
+        kind = json.loads(table)["kind"]
+        cls = KINDS[kind]
+    except (ValueError, TypeError, KeyError):
+        cls = CharTokenizer
+    return cls.from_json(table)
 
 
 def _code_points(text):

@@ -26,12 +26,15 @@ import safetensors
 
 from minigpt import cli
 from minigpt.backend import to_device, to_host
+from minigpt.data.tokenizers import tokenizer_from_json
 from minigpt.errors import UserError
-from minigpt.model.models import GPT, MODELS, model_of
+from minigpt.files import BEST, LAST
+from minigpt.model.encoder_decoder import Seq2SeqConfig
+from minigpt.model.gpt import GPTConfig
 from minigpt.params import Params, leaves
 
 FORMAT = "minigpt 1"
-BEST, LAST = "best.safetensors", "last.safetensors"  # in the folder of a run
+CONFIGS = {"gpt": GPTConfig, "seq2seq": Seq2SeqConfig}  # by their names in the file
 MOMENTS = ("m", "v")
 ELSE = "take another checkpoint, or train one with `python -m minigpt.train`"
 
@@ -92,7 +95,7 @@ def save(path, params, config, *, tokenizer, state, optimizer=None):
         )
     metadata = {
         "format": FORMAT,
-        "model": model_of(config).name,
+        "model": next(name for name, cls in CONFIGS.items() if cls is type(config)),
         "config": json.dumps(dataclasses.asdict(config)),
         "tokenizer": tokenizer.to_json(),
         "state": json.dumps(state, allow_nan=False),
@@ -197,7 +200,7 @@ def read(file, xp, with_optimizer):
         raise UserError(f"its format is {found!r}, but this version reads {FORMAT!r} only; {ELSE}")
     names = set(file.keys())
     config, tokenizer, state = read_metadata(metadata, len(names))
-    shape_tree = model_of(config).shapes(config)
+    shape_tree = config.shapes()
     weights = dict(leaves(shape_tree))
     moments = {f"optimizer.{moment}.{name}": s for moment in MOMENTS for name, s in weights.items()}
     has_moments = any(name.startswith("optimizer.") for name in names)
@@ -218,16 +221,15 @@ def read_metadata(metadata, n_tensors):
             fields[key] = None
         if not isinstance(fields[key], dict):
             raise UserError(f"damaged: its metadata {key!r} is missing or no JSON object; {ELSE}")
-    model = cli.choose(metadata.get("model", GPT.name), MODELS, "model")
-    config = cli.build(model.config, fields["config"])
+    cls = cli.choose(metadata.get("model", "gpt"), CONFIGS, "model")
+    config = cli.build(cls, fields["config"])
     if config.n_layer > n_tensors:
         raise UserError(f"damaged: {config.n_layer} layers, but {n_tensors} tensors; {ELSE}")
     try:
-        tokenizer = model.tokenizer.from_json(metadata.get("tokenizer", ""))
+        tokenizer = tokenizer_from_json(metadata.get("tokenizer", ""))
     except RecursionError:
         raise UserError(f"damaged: its tokenizer is no JSON that can be read; {ELSE}") from None
-    padded = model is GPT and tokenizer.vocab_size < config.vocab_size
-    if tokenizer.vocab_size != config.vocab_size and not padded:
+    if not tokenizer.fits(config):
         raise UserError(
             f"its tokenizer has {tokenizer.vocab_size} tokens, but its config has "
             f"vocab_size {config.vocab_size}; {ELSE}"
@@ -261,3 +263,17 @@ def read_params(file, shape_tree, xp, prefix=""):
             )
         view[...] = x
     return Params(shape_tree, xp, "float32", to_device(params.flat, xp))
+
+
+def find_checkpoint(options):
+    """Path of the checkpoint that --checkpoint or --out-dir stands for."""
+    if options.checkpoint is not None:
+        return Path(options.checkpoint)
+    for name in (BEST, LAST):
+        path = Path(options.out_dir, name)
+        if path.exists():
+            return path
+    raise UserError(
+        f"--out-dir {options.out_dir}: no {BEST} or {LAST} there; make them by "
+        f"`python -m minigpt.train --out-dir {options.out_dir}`, or name a file by --checkpoint"
+    )

@@ -58,6 +58,10 @@ class Seq2SeqConfig(GPTConfig):
                 f"must not exceed vocab_size, {self.vocab_size}"
             )
 
+    def shapes(self):
+        """Return the tree of parameter shapes; the encoder's stand under "encoder"."""
+        return shapes(self)
+
 
 def cross_block_shapes(config):
     """Return the tree of parameter shapes of a block with cross attention."""

@@ -73,6 +73,10 @@ class GPTConfig:
         if self.tie_head and self.head_bias:
             raise UserError("head_bias is on with a tied head, which has none; set tie_head off")
 
+    def shapes(self):
+        """Return the tree of parameter shapes, under GPT-2's names."""
+        return shapes(self)
+
 
 def check_pairs(V):
     """Raise a UserError if pairs of V tokens have no number."""

@@ -14,24 +14,16 @@ import sys
 import warnings
 from dataclasses import dataclass
 
-import numpy as np
-
 from minigpt import cli
-from minigpt.backend import BACKENDS, array_module, module, to_device, to_host
+from minigpt.backend import BACKENDS, module
 from minigpt.data.tokenizers import visible
 from minigpt.errors import UserError
-from minigpt.model.blocks import block_weights
-from minigpt.model.checkpoint import load
-from minigpt.model.encoder_decoder import seq2seq_forward
-from minigpt.model.gpt import gpt_forward
-from minigpt.model.models import SEQ2SEQ, model_of
-from minigpt.sample.__main__ import encode_line, find_checkpoint
-from minigpt.sample.beam import search
+from minigpt.model.checkpoint import find_checkpoint, load
+from minigpt.sample.answers import END, MAP_KINDS, START
+from minigpt.sample.tasks import task_of
 
-KINDS = ("cross", "encoder", "decoder")
 SHADES = " .:-=+*#%@"  # by the square root of the weight: a blank is below 0.01, @ from 0.81
 CELL, PANEL, FIGURE = 0.17, 2.0, 60.0  # inches: of a weight, at least a head, at most all
-START, END = "start", "end"  # of what an encoder-decoder writes
 
 
 @dataclass(frozen=True)
@@ -41,42 +33,11 @@ class AttentionConfig:
     out_dir: str = cli.option("out", "a run: its best, else its last checkpoint", None, "DIR")
     checkpoint: str | None = cli.option(None, "a checkpoint, instead of --out-dir", None, "FILE")
     prompt: str = cli.option("", "text that the model reads")
-    kind: str = cli.option("cross", "which attention of an encoder-decoder", KINDS)
+    kind: str = cli.option("cross", "which attention of an encoder-decoder", MAP_KINDS)
     layer: int | None = cli.option(None, "this layer only, counted from 0")
     head: int | None = cli.option(None, "this head only, counted from 0")
     picture: str = cli.option("attention.png", "file for the picture", None, "FILE")
     backend: str = cli.option("numpy", "where to compute", BACKENDS)
-
-
-def attention_maps(checkpoint, prompt, kind="cross"):
-    """Run the model on a prompt and take its attention weights.
-
-    Returns
-    -------
-    weights : list of n_layer arrays (H, Tq, Tk), NumPy
-    rows, columns : lists of str
-        The tokens: Tq queries and Tk keys. A row is named after the token that the query stands
-        at, and in a decoder after the token that it writes.
-    """
-    config, p, tokenizer = checkpoint.config, checkpoint.params.tree, checkpoint.tokenizer
-    xp = array_module(p["wte"])
-    if model_of(config) is not SEQ2SEQ:
-        ids = encode_line("--prompt", prompt, tokenizer, config.block_size)[None]
-        _, (*_, blocks, _) = gpt_forward(to_device(ids, xp), p, config)
-        which, rows, columns = "self", [*prompt], [*prompt]
-    else:
-        ids = encode_line("--prompt", prompt, tokenizer.source, config.block_size)[None]
-        ((best,),) = search(ids, p, config)
-        targets = np.array([[*best.ids, *[config.vocab_size - 1] * best.ended]], np.int32)
-        _, (encoder, decoder, _) = seq2seq_forward(
-            to_device(ids, xp), to_device(targets, xp), p, config
-        )
-        *_, blocks, _ = encoder if kind == "encoder" else decoder
-        which = "cross" if kind == "cross" else "self"
-        written = [*tokenizer.target.decode(best.ids), *[END] * best.ended]
-        rows = [*prompt] if kind == "encoder" else written
-        columns = [START, *written[:-1]] if kind == "decoder" else [*prompt]
-    return [to_host(block_weights(block)[which][0]) for block in blocks], rows, columns
 
 
 def as_text(weights, rows, columns, title, width):
@@ -170,11 +131,12 @@ def main(argv=None):
         parser.error("--checkpoint and --out-dir: give one of the two")
     options = cli.build(AttentionConfig, given)
     checkpoint = load(find_checkpoint(options), module(options.backend), with_optimizer=False)
-    if "kind" in given and model_of(checkpoint.config) is not SEQ2SEQ:
-        raise UserError("--kind is for an encoder-decoder, but this checkpoint is of a GPT")
+    task = task_of(checkpoint.config)
+    if "kind" in given and not task.map_kinds:
+        raise UserError(f"--kind is for an encoder-decoder, but this checkpoint is of {task.kind}")
     layers = chosen(options.layer, checkpoint.config.n_layer, "layer")
     heads = chosen(options.head, checkpoint.config.n_head, "head")
-    weights, rows, columns = attention_maps(checkpoint, options.prompt, options.kind)
+    weights, rows, columns = task.maps(checkpoint, options.prompt, options.kind)
     panels = [[(f"layer {i}, head {j}", weights[i][j]) for j in heads] for i in layers]
     width = shutil.get_terminal_size().columns
     for row in panels:

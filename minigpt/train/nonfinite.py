@@ -5,8 +5,7 @@ import math
 from minigpt.backend import array_module, to_device
 from minigpt.model.blocks import block_forward, cross_block_forward
 from minigpt.model.encoder_decoder import decoder_forward, decoder_ids, encoder_forward
-from minigpt.model.gpt import gpt_forward, logits
-from minigpt.model.models import GPT, model_of
+from minigpt.model.gpt import GPTConfig, gpt_forward, logits
 from minigpt.ops.dropout import Rng
 from minigpt.optim.gradients import sum_of_squares
 
@@ -31,8 +30,8 @@ class Skips:
         What the last reading found, for the user.
     """
 
-    def __init__(self):
-        self.taken, self.skipped, self.scale, self.bad, self.fault = 0, 0, 1.0, 0, None
+    def __init__(self, bad=0):
+        self.taken, self.skipped, self.scale, self.bad, self.fault = 0, 0, 1.0, bad, None
 
     def begin(self, progress):
         """Go on from (steps taken, steps skipped, loss scale)."""
@@ -94,13 +93,13 @@ def first_in_step(trainer, split, step):
         For example "the output of h.3".
     """
     batches = enumerate(trainer.batches(split, step))
-    keyed = ((batch, Rng.of(trainer.train.seed, step, i)) for i, batch in batches)
+    keyed = ((batch, Rng.of(trainer.train_config.seed, step, i)) for i, batch in batches)
     return first_forward(trainer, keyed, trainer.tree) or first_gradient(trainer)
 
 
 def first_in_evaluation(trainer, split):
     """Say what the first thing is that is not finite in the evaluation of a split."""
-    batches = trainer.model.windows(split, trainer.config.block_size, trainer.eval_rows())
+    batches = trainer.task.eval_batches(split, trainer.config, trainer.eval_rows())
     keyed = ((batch, None) for batch in batches)
     return first_forward(trainer, keyed, trainer.params.tree) or "the loss"
 
@@ -139,7 +138,7 @@ def finite(x):
 def first_layer(x, targets, p, config, rng):
     """Return the name of the first layer whose output is not finite, or None."""
     try:
-        if model_of(config) is GPT:
+        if type(config) is GPTConfig:
             y, _ = gpt_forward(x, p, config, rng, block=watched(block_forward, ""))
             check("ln_f", y)
         else:

@@ -1,82 +1,36 @@
-"""How a run is taken up again: from its last checkpoint, with the options given beside --resume."""
+"""How a run is resumed: from its last checkpoint, with the options given beside --resume."""
 
 import dataclasses
 from pathlib import Path
 
-from minigpt.cli import build, one_line
+from minigpt.cli import one_line
 from minigpt.errors import UserError
-from minigpt.model.checkpoint import ELSE, LAST, load
-from minigpt.optim.clipping import LARGEST, LOSS_SCALE, NORM, SCALE
+from minigpt.files import LAST, METRICS
+from minigpt.model.checkpoint import ELSE, load
+from minigpt.sample.tasks import TASKS
 from minigpt.train.config import TrainConfig, configs
 from minigpt.train.presets import put_together
-from minigpt.train.run import PROGRESS, Run, backend_of
-from minigpt.train.run_dir import METRICS
-from minigpt.train.tasks import TASKS
+from minigpt.train.run import Run, backend_of
+from minigpt.train.state import RunState
 
 
-def folder_of(values):
+def folder_of(options):
     """Return the path of the run that a dict of options is of."""
-    return Path(str(values.get("out_dir", TrainConfig.out_dir)))
+    return Path(str(options.get("out_dir", TrainConfig.out_dir)))
 
 
-def is_number(x):
-    """Tell whether a value of JSON is a number that can be reckoned with."""
-    return type(x) in (int, float) and abs(x) < 2.0**1000
-
-
-def is_measured(x):
-    """Tell whether a value of JSON is a number, or None in the place of one that is not finite."""
-    return x is None or is_number(x)
-
-
-def is_count(x):
-    """Tell whether a value of JSON is an int from 0 on."""
-    return type(x) is int and 0 <= x < 2**63
-
-
-def is_optimizer(x):
-    """Tell whether a value of JSON is the state of an optimizer."""
-    return (
-        isinstance(x, list)
-        and SCALE <= len(x) <= NORM + 1
-        and all(is_number(number) and number >= 0 for number in x[:SCALE])
-        and 1 <= x[LOSS_SCALE] <= LARGEST
-    )
-
-
-RULES = {  # of what `Run.save` writes beside the model
-    **dict.fromkeys(("step", "tokens", "loss_count", "bad"), is_count),
-    "seconds": lambda x: is_number(x) and x >= 0,
-    "loss_sum": is_number,
-    **dict.fromkeys(("val_loss", "best_loss"), is_measured),
-    "best_step": lambda x: x is None or is_count(x),
-    "measures": lambda x: isinstance(x, dict) and all(map(is_number, x.values())),
-    **dict.fromkeys(("text", "text_sha256"), lambda x: isinstance(x, str)),
-    "over": lambda x: isinstance(x, bool),
-    "due": lambda x: x is None or (x and isinstance(x, dict) and all(map(is_measured, x.values()))),
-    "optimizer": is_optimizer,
-    "train": lambda x: isinstance(x, dict),
-}
-
-
-def check_state(state, path):
-    """Raise a UserError if the state in a checkpoint is not that of a run."""
-    if not {*PROGRESS, "text", "text_sha256", "train"} <= state.keys():
+def read_state(checkpoint, path):
+    """Return the RunState in a checkpoint, or raise a UserError."""
+    if RunState.missing(checkpoint.state) or checkpoint.optimizer_arrays is None:
         raise UserError(f"--resume: {path} holds a model, but not the state of its training")
-    wrong = [name for name, rule in RULES.items() if name in state and not rule(state[name])]
-    if (state["best_loss"] is None) != (state["best_step"] is None):
-        wrong.append("best_step")
-    if wrong:
-        value = f"{state[wrong[0]]!r:.60}"
-        raise UserError(f"--resume: {path} is damaged: its {wrong[0]} is {value}; {ELSE}")
     try:
-        build(TrainConfig, state["train"])
+        return RunState.build(checkpoint.state)
     except UserError as error:
         raise UserError(f"--resume: {path} is damaged: {one_line(error)}; {ELSE}") from None
 
 
-def stored(given):
-    """Return (checkpoint, config of the model, TrainConfig) of the run in --out-dir.
+def stored_run(given):
+    """Return (checkpoint, RunState, model config, TrainConfig) of the run in --out-dir.
 
     Parameters
     ----------
@@ -86,70 +40,71 @@ def stored(given):
     Raises
     ------
     UserError
-        If there is nothing to go on from, or if one of them would make another model of it.
+        If there is nothing to resume, or if an option would make another model of it.
     """
     folder = folder_of(given)
     path = folder / LAST
     if not path.exists():
         begin = "give --overwrite" if (folder / METRICS).exists() else "leave out --resume"
-        raise UserError(f"--resume: there is no {path} to go on from; {begin} to begin")
+        raise UserError(f"--resume: there is no {path} to resume from; {begin} to begin")
     checkpoint = load(path)
-    model, state = dataclasses.asdict(checkpoint.config), checkpoint.state
-    check_state(state, path)
-    if checkpoint.optimizer_arrays is None:
-        raise UserError(f"--resume: {path} holds a model, but not the state of its training")
-    model["task"] = state["train"].get("task", TrainConfig.task)
+    state = read_state(checkpoint, path)
+    model = dataclasses.asdict(checkpoint.config)
+    model["task"] = state.train.get("task", TrainConfig.task)
     for name, value in given.items():
         if name in model and name != "dropout" and value != model[name]:
             raise UserError(
                 f"--resume: {name} is {model[name]} in {folder}; it is part of the model and "
                 f"cannot become {value}: leave it out"
             )
-    used = state["train"].get("optimizer", "adamw")
+    used = state.train.get("optimizer", "adamw")
     if given.get("optimizer", used) != used:
         raise UserError(
-            f"--resume: optimizer is {used} in {folder}; its state is of no use to another"
+            f"--resume: optimizer is {used} in {folder}; its state cannot be converted to "
+            f"{given['optimizer']}: leave it out"
         )
-    values = put_together({**state["train"], **model}, given) | {"out_dir": str(folder)}
-    return checkpoint, *configs(values, model["vocab_size"], model.get("source_vocab_size"))
+    options = put_together({**state.train, **model}, given) | {"out_dir": str(folder)}
+    sizes = model["vocab_size"], model.get("source_vocab_size")
+    return checkpoint, state, *configs(options, *sizes)
 
 
-def check_incomplete(state, train):
+def check_incomplete(state, train_config):
     """Raise a UserError if there is nothing left to do in a run."""
-    if train.max_seconds:
-        of, more = f"{train.max_seconds:g} seconds", "--max-seconds"
-        before = state["train"].get("max_seconds")
-        complete = before and state.get("over", False) and train.max_seconds <= before
+    limit = train_config.max_seconds
+    if limit:
+        before = state.train.get("max_seconds")
+        done, more = f"has used {state.seconds:.1f} s of its {limit:g} s", "--max-seconds"
+        complete = before and state.over and limit <= before
     else:
-        of, more = f"{state['step']} of {train.max_iters} steps", "--max-iters"
-        complete = state["step"] >= train.max_iters
+        done = f"is at step {state.step} of {train_config.max_iters}"
+        more, complete = "--max-iters", state.step >= train_config.max_iters
     if complete:
         raise UserError(
-            f"--resume: the run in {train.out_dir} is complete, with {of}; give a larger {more} "
-            "to go on"
+            f"--resume: the run in {train_config.out_dir} is complete: it {done}; give a larger "
+            f"{more} to train on"
         )
 
 
-def resumed(given):
+def resume_run(given):
     """Return the Run in --out-dir as it was saved, with the options given beside --resume."""
-    checkpoint, config, train = stored(given)
-    state = checkpoint.state
-    check_incomplete(state, train)
-    backend_of(train)
+    checkpoint, state, config, train_config = stored_run(given)
+    check_incomplete(state, train_config)
+    backend_of(train_config)
+    trained_on, sha256 = state.data_name, state.data_sha256
     try:
-        task = TASKS[train.task](train, tokenizer=checkpoint.tokenizer, name=state["text"])
-        run = Run(config, train, task)
+        options = dataclasses.asdict(train_config)
+        task = TASKS[train_config.task]
+        data = task.open_data(options, tokenizer=checkpoint.tokenizer, name=trained_on)
+        run = Run(config, train_config, data, state, checkpoint)
     except UserError as error:
-        raise UserError(f"--resume: the run was trained on {state['text']}, but {error}") from None
-    for key in PROGRESS:
-        setattr(run, key, state[key])
-    run.checkpoint, run.saved, run.skips.bad = checkpoint, run.step, state.get("bad", 0)
-    run.due = state.get("due")
-    if task.sha256 != state["text_sha256"]:
+        raise UserError(f"--resume: the run was trained on {trained_on}, but {error}") from None
+    state.train, state.over = dataclasses.asdict(train_config), False
+    if data.sha256 != sha256:
         if "data" not in given:
             raise UserError(
-                f"--resume: the run was trained on {state['text']}, but the text is now another "
-                f"({task.name}); bring the old one back, or name the new one by --data"
+                f"--resume: the run was trained on {trained_on}, but the text is now another "
+                f"({data.name}); bring the old one back, or name the new one by --data"
             )
-        run.best_loss = run.best_step = None  # losses of two texts do not compare
+        state.data_name, state.data_sha256 = data.name, data.sha256
+        state.best_loss = state.best_step = None  # losses of two texts do not compare
     return run

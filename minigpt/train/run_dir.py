@@ -5,21 +5,9 @@ import json
 import os
 
 from minigpt.errors import UserError
-from minigpt.files import Taken, acquire, release
-from minigpt.model.checkpoint import BEST, LAST
+from minigpt.files import LAST, RUN_FILES, Taken, acquire, release, writing
 
-METRICS, PICTURE = "metrics.jsonl", "loss.png"
-FILES = (METRICS, BEST, LAST, PICTURE)
 LOCK = ".lock"  # there while a run is at work; of one that was killed it is left, and holds nothing
-
-
-@contextlib.contextmanager
-def writing(path):
-    """Make a UserError of what goes wrong while `path` is written."""
-    try:
-        yield path
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 @contextlib.contextmanager
@@ -65,7 +53,7 @@ def alone(folder, make):
 
 def check_folder(folder, overwrite):
     """Raise a UserError if a new run cannot have the folder."""
-    if any((folder / name).exists() for name in FILES) and not overwrite:
+    if any((folder / name).exists() for name in RUN_FILES) and not overwrite:
         resume = "go on with it by --resume, " if (folder / LAST).exists() else ""
         raise UserError(
             f"--out-dir {folder} holds another run: {resume}lose it by --overwrite, or name "
@@ -77,7 +65,7 @@ def clear_folder(folder):
     """Make the folder of a new run, or empty it of an old one."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
+        for name in RUN_FILES:
             (folder / name).unlink(missing_ok=True)
 
 

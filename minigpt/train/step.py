@@ -6,11 +6,11 @@ import operator
 
 from minigpt.backend import to_device, to_host
 from minigpt.backend.devices import on_device
-from minigpt.model.models import model_of
 from minigpt.ops.dropout import Rng
 from minigpt.optim.clipping import LOSS_SCALE, NORM, SKIPPED, TAKEN
 from minigpt.optim.schedule import learning_rate
 from minigpt.params import Params
+from minigpt.sample.tasks import task_of
 from minigpt.train.config import make_optimizer
 from minigpt.train.threads import shard_slices, sum_gradients
 
@@ -27,7 +27,7 @@ class Trainer:
     params : Params
         float32; with dtype float16 the passes of a step see a copy of them in that precision.
     config : GPTConfig or Seq2SeqConfig
-    train : TrainConfig
+    train_config : TrainConfig
     xp : module
         numpy or cupy, where `params` are.
     workers : Workers
@@ -41,15 +41,15 @@ class Trainer:
         Targets in the last step, without those that are ignored.
     """
 
-    def __init__(self, params, config, train, xp, workers):
-        if train.lr_decay_iters is None:
-            train = dataclasses.replace(train, lr_decay_iters=train.max_iters)
-        self.params, self.config, self.train, self.xp = params, config, train, xp
-        self.model, self.workers, self.count = model_of(config), workers, 0
+    def __init__(self, params, config, train_config, xp, workers):
+        if train_config.lr_decay_iters is None:
+            train_config = dataclasses.replace(train_config, lr_decay_iters=train_config.max_iters)
+        self.params, self.config, self.train_config, self.xp = params, config, train_config, xp
+        self.task, self.workers, self.count = task_of(config), workers, 0
         self.grads = params.zeros_like()
-        low = Params(params.shapes, xp, "float16") if train.dtype == "float16" else None
+        low = Params(params.shapes, xp, "float16") if train_config.dtype == "float16" else None
         self.tree = (low or params).tree
-        self.optimizer = make_optimizer(params, train, low)
+        self.optimizer = make_optimizer(params, train_config, low)
 
     def gradients(self, ids, targets, rng, count=None, add=False):
         """Return (loss, squares) of a batch; its gradients go, or are added, to `grads`.
@@ -70,10 +70,10 @@ class Trainer:
         squares : (n,)
             As from sum_gradients.
         """
-        count, scale = count or self.model.counted(targets), self.optimizer.loss_scale
+        count, scale = count or self.task.count_targets(targets), self.optimizer.loss_scale
 
         def shard(rows):
-            return self.model.loss_and_gradients(
+            return self.task.loss_and_gradients(
                 to_device(ids[rows], self.xp),
                 to_device(targets[rows], self.xp),
                 self.tree,
@@ -85,13 +85,13 @@ class Trainer:
 
         done = self.workers.map(shard, shard_slices(len(ids), self.workers.n))
         squares = sum_gradients(self.workers, [grads for _, grads in done], self.grads, add)
-        return total(free(loss) for loss, _ in done), squares
+        return sum_losses(as_float(loss) for loss, _ in done), squares
 
     def batches(self, split, step):
         """Return the batches that belong to `step`, as `step` takes them."""
-        train, n = self.train, self.train.gradient_accumulation_steps
-        how = train.batch_size, self.config.block_size, train.places
-        return [self.model.random_batch(split, train.seed, step * n + i, *how) for i in range(n)]
+        n = self.train_config.gradient_accumulation_steps
+        numbers = range(step * n, (step + 1) * n)
+        return [self.task.batch(split, self.config, self.train_config, i) for i in numbers]
 
     def step(self, split, step, progress=None):
         """Train on the batches that belong to `step`, 0 at the first.
@@ -112,17 +112,17 @@ class Trainer:
         lr : float
             The learning rate applied.
         """
-        train, batches = self.train, self.batches(split, step)
-        self.count = sum(self.model.counted(targets) for _, targets in batches)
+        train_config, batches = self.train_config, self.batches(split, step)
+        self.count = sum(self.task.count_targets(targets) for _, targets in batches)
         losses = []
         for i, batch in enumerate(batches):
-            rng = Rng.of(train.seed, step, i)
+            rng = Rng.of(train_config.seed, step, i)
             loss, squares = self.gradients(*batch, rng, self.count, add=i > 0)
             losses.append(loss)
-        loss, lr = total(losses), learning_rate(step, train, progress)
+        loss, lr = sum_losses(losses), learning_rate(step, train_config, progress)
         parts = self.workers.ranges if self.workers.n > 1 else None
         self.optimizer.step(self.grads.flat, lr, squares, parts, loss)
-        return loss, free(self.optimizer.state[NORM]), lr
+        return loss, as_float(self.optimizer.state[NORM]), lr
 
     def progress(self):
         """Read from the optimizer how many steps were taken and skipped, and the loss scale."""
@@ -137,13 +137,13 @@ class Trainer:
         """
 
         def summed(batch):
-            count = self.model.counted(batch[1])
+            count = self.task.count_targets(batch[1])
             x, y = (to_device(array, self.xp) for array in batch)
-            loss, _ = self.model.loss_forward(x, y, self.params.tree, self.config, count=count)
+            loss, _ = self.task.loss_forward(x, y, self.params.tree, self.config, count=count)
             return float(loss) * count, count
 
-        block_size = self.config.block_size
-        totals = self.workers.map(summed, self.model.windows(split, block_size, self.eval_rows()))
+        batches = self.task.eval_batches(split, self.config, self.eval_rows())
+        totals = self.workers.map(summed, batches)
         losses, counts = zip(*totals, strict=True)
         return sum(losses) / sum(counts)
 
@@ -154,14 +154,14 @@ class Trainer:
         """
         if not on_device(self.params.flat):
             return max(1, EVAL_TOKENS // self.config.block_size)
-        return max(1, self.train.batch_size // (1 if self.tree is self.params.tree else 2))
+        return max(1, self.train_config.batch_size // (1 if self.tree is self.params.tree else 2))
 
 
-def total(numbers):
+def sum_losses(numbers):
     """Return the sum of one number or more; of one on a device without a launch."""
     return functools.reduce(operator.add, numbers)
 
 
-def free(x):
+def as_float(x):
     """Return () x as a float where that is free; from a device, reading would wait for it."""
     return x if on_device(x) else float(x)

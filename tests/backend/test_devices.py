@@ -15,14 +15,16 @@ import pytest
 from minigpt.backend import to_device, to_host
 from minigpt.data.batches import random_batch, windows
 from minigpt.data.tokenizers import CharTokenizer
+from minigpt.files import LAST
 from minigpt.model import checkpoint
-from minigpt.model.checkpoint import LAST
 from minigpt.model.gpt import init_params
 from minigpt.optim.clipping import LOSS_SCALE, SKIPPED, TAKEN
 from minigpt.sample import __main__ as sample
+from minigpt.sample.generate import generate
 from minigpt.train.config import configs
 from minigpt.train.presets import PRESETS
-from minigpt.train.run import Run, begun
+from minigpt.train.run import Run
+from minigpt.train.run import new_run as begun
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
 from tests.tools.stepping import CONFIG, IDS, dates, losses, trainer
@@ -199,13 +201,13 @@ def test_a_token_is_read_back_once(cupy, monkeypatch):
     monkeypatch.setattr("minigpt.sample.generate.to_host", read)
     p, prompt = init_params(CONFIG, 1, cupy).tree, np.array([[1, 2, 3], [4, 5, 6]])
     settings = {"temperature": 0.8, "top_k": 5, "seed": 3}
-    list(sample.generate(p, CONFIG, prompt, 2, **settings))  # compiles
+    list(generate(p, CONFIG, prompt, 2, **settings))  # compiles
     reads.clear()
     with waiting(allowed=False):
-        came = list(sample.generate(p, CONFIG, prompt, 30, **settings))
+        came = list(generate(p, CONFIG, prompt, 30, **settings))
     assert reads == [(2, 65)] * 30
     p = init_params(CONFIG, 1, np).tree
-    np.testing.assert_array_equal(came, list(sample.generate(p, CONFIG, prompt, 30, **settings)))
+    np.testing.assert_array_equal(came, list(generate(p, CONFIG, prompt, 30, **settings)))
 
 
 def test_too_little_device_memory(tmp_path, cupy, capsys):

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from minigpt.data.pairs import (
     BUCKET,
     Pairs,
-    PairTokenizer,
     all_pairs,
     check_lengths,
     digest,
@@ -16,6 +15,7 @@ from minigpt.data.pairs import (
     read_pairs,
     split_pairs,
 )
+from minigpt.data.tokenizers import PairTokenizer
 from minigpt.errors import UserError
 
 PAIRS = [("ab", "x"), ("b", "yx"), ("abba", "xxyyx"), ("a" * 9, "y"), ("b" * 20, "x" * 30)]
@@ -57,7 +57,7 @@ def test_all_pairs_come_back_once(pairs, shared):
     tokenizer = PairTokenizer.from_pairs(pairs, shared)
     assert not shared or tokenizer.source.chars == tokenizer.target.chars
     found = []
-    for source, targets in all_pairs(Pairs(pairs, tokenizer), None, 7):
+    for source, targets in all_pairs(Pairs(pairs, tokenizer), 7):
         assert len(source) <= 7
         found += texts(tokenizer, source, targets)
     assert sorted(found) == sorted(pairs)
@@ -94,7 +94,7 @@ def test_lengths_in_a_batch_are_alike_and_pairs_equally_frequent(rng):
 def test_batches_for_evaluation_go_from_short_to_long(rng):
     pairs = many(rng)
     data = Pairs(pairs, PairTokenizer.from_pairs(pairs))
-    widths = [source.shape[1] for source, _ in all_pairs(data, None, 50)]
+    widths = [source.shape[1] for source, _ in all_pairs(data, 50)]
     assert widths == sorted(widths) and widths[0] < widths[-1]
 
 

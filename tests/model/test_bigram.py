@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from minigpt.errors import UserError
+from minigpt.model import count_parameters
 from minigpt.model.encoder_decoder import Seq2SeqConfig, encoder_forward, seq2seq_forward, shapes
 from minigpt.model.encoder_decoder import init_params as init_seq2seq
 from minigpt.model.gpt import GPTConfig, bigrams, gpt_backward, gpt_forward, init_params
-from minigpt.model.models import count_parameters
 from minigpt.train.config import check_size
 from tests.tools.gradcheck import map_tree
 

@@ -14,13 +14,19 @@ from minigpt.report.attention import (
     START,
     AttentionConfig,
     as_text,
-    attention_maps,
     main,
     side_by_side,
 )
+from minigpt.sample.tasks import task_of
 from tests.model.test_blocks import MASK, N_HEAD, C, cross_block
 from tests.sample.test_sample import write_checkpoint
 from tests.sample.test_sample_seq2seq import checkpoint as seq2seq_checkpoint  # noqa: F401
+
+
+def attention_maps(checkpoint, prompt, *kind):
+    """The maps of whichever task the checkpoint is of."""
+    return task_of(checkpoint.config).maps(checkpoint, prompt, *kind)
+
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -17,8 +17,10 @@ from minigpt.errors import UserError
 from minigpt.model.checkpoint import save
 from minigpt.model.gpt import GPTConfig, shapes
 from minigpt.params import Params
-from minigpt.sample import __main__ as sample
-from minigpt.sample.__main__ import SEPARATOR, SampleConfig, before, generate, main
+from minigpt.sample.__main__ import main
+from minigpt.sample.command import SampleConfig
+from minigpt.sample.generate import generate
+from minigpt.sample.text import SEPARATOR, before
 
 ROOT = Path(__file__).parents[2]
 TOKENIZER = CharTokenizer.from_text("\n abcdefgh")
@@ -103,7 +105,7 @@ def test_several_samples_are_those_that_come_alone(run, monkeypatch):
     assert len(set(texts)) == 3 and all(text.startswith("ab") for text in texts)
     assert texts[0] + "\n" == run("--prompt", "ab", "--max-new-tokens", 60)
     for fit in (1, 2):  # caches that fit in memory side by side
-        monkeypatch.setattr(sample, "CACHE_BYTES", fit * 2 * 2 * 8 * 8 * 4)
+        monkeypatch.setattr("minigpt.sample.text.CACHE_BYTES", fit * 2 * 2 * 8 * 8 * 4)
         assert run("--num-samples", 3, "--prompt", "ab", "--max-new-tokens", 60) == out
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minigpt.data.pairs import PairTokenizer
+from minigpt.data.tokenizers import PairTokenizer
 from minigpt.errors import UserError
 from minigpt.model.checkpoint import save
 from minigpt.model.encoder_decoder import Seq2SeqConfig, shapes
 from minigpt.params import Params
-from minigpt.sample import __main__ as sample
+from minigpt.sample import answers as answering
+from minigpt.sample import beam, prompt
 from minigpt.sample.__main__ import main
 from minigpt.sample.beam import search
 from tests.sample.test_sample import write_checkpoint
@@ -73,9 +74,11 @@ def test_forms_of_a_line(run, tmp_path):
 
 
 def test_many_lines_are_those_of_few(run, monkeypatch):
-    expected, search, sizes = run(stdin=LINES * 3), sample.search, []
-    monkeypatch.setattr(sample, "LINES", 5)
-    monkeypatch.setattr(sample, "search", lambda ids, *_: sizes.append(len(ids)) or search(ids, *_))
+    expected, search, sizes = run(stdin=LINES * 3), beam.search, []
+    monkeypatch.setattr(prompt, "LINES", 5)
+    monkeypatch.setattr(
+        answering, "search", lambda ids, *_: sizes.append(len(ids)) or search(ids, *_)
+    )
     assert run(stdin=LINES * 3) == run("--prompt", "\n".join(LINES * 3)) == expected
     assert sizes == [5, 5, 2] * 2
 

@@ -9,9 +9,8 @@ import time
 import pytest
 
 from minigpt.errors import UserError
-from minigpt.model.checkpoint import BEST, LAST
+from minigpt.files import BEST, LAST, METRICS
 from minigpt.train import __main__ as train
-from minigpt.train.run_dir import METRICS
 from tests.tools.faults import SEED, Row, command, corruption, damage, interruptions, numbers
 from tests.tools.faults.__main__ import main
 from tests.tools.faults.judge import MEMORY, Judge

@@ -4,8 +4,8 @@ import pytest
 
 from minigpt.cli import field_types
 from minigpt.errors import UserError
+from minigpt.model import count_parameters
 from minigpt.model.gpt import GPTConfig
-from minigpt.model.models import count_parameters
 from minigpt.train.config import FEW, NOT_NEGATIVE, POSITIVE, TrainConfig, configs
 from minigpt.train.cost import flops_per_step
 from minigpt.train.presets import DEFAULT, PRESETS

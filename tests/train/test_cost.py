@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from minigpt.backend.cpu import pool
+from minigpt.model import count_parameters
 from minigpt.model.gpt import init_params
-from minigpt.model.models import count_parameters
 from minigpt.train.config import configs
 from minigpt.train.cost import describe, flops_per_step, human, memory
 from minigpt.train.presets import PRESETS
@@ -98,6 +98,11 @@ def test_describe_says_what_a_run_costs():
         assert part in text
 
 
+def expected_parameters(n, without):
+    """What --dry-run says of n parameters; positions only where there are some."""
+    return f"{n:,} ({without:,} without positions)" if n != without else f"  {n:,}"
+
+
 def test_rotary_positions_have_no_parameters_and_pairs_have_a_table():
     values = PRESETS["nanogpt-cpu"] | {"threads": 2}
     n = count_parameters(configs(values, 65)[0])
@@ -107,7 +112,7 @@ def test_rotary_positions_have_no_parameters_and_pairs_have_a_table():
     ):
         config, train = configs(values | options, 65)
         text = "\n".join(describe(config, train))
-        assert "{:,} ({:,} without positions)".format(*expected) in text
+        assert expected_parameters(*expected) in text
         assert memory(config, train)["weights"] == 4 * expected[0]
 
 
@@ -120,4 +125,4 @@ def test_a_device_has_one_shard_and_half_precision_halves_what_the_passes_make()
     assert one["weights"] == 4 * n and other["weights"] == 6 * n
     assert one["optimizer (two moments)"] == other["optimizer (two moments)"] == 8 * n
     assert one["activations (about)"] == 2 * other["activations (about)"]
-    assert "of the device" in "\n".join(describe(config, half))
+    assert "on the GPU" in "\n".join(describe(config, half))

@@ -8,11 +8,10 @@ import pytest
 
 from minigpt import cli
 from minigpt.errors import UserError
+from minigpt.files import LAST, METRICS
 from minigpt.model import checkpoint
-from minigpt.model.checkpoint import LAST
 from minigpt.optim.clipping import TAKEN
 from minigpt.train.nonfinite import LIMIT, Skips, first_in_evaluation, first_in_step
-from minigpt.train.run_dir import METRICS
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
 from tests.tools.faults.numbers import not_json
@@ -74,7 +73,7 @@ def test_a_few_in_a_row_end_the_run_with_the_last_checkpoint(tmp_path, capsys, s
     error = refusal_after(capsys, LIMIT - 1, begin, tmp_path / "run")
     assert error == (
         "error: training has diverged: at step 10 the loss is nan, and 5 steps in a row were "
-        "skipped; the first that is not finite is the loss; go on from "
+        "skipped; first non-finite tensor: the loss; resume from "
         f"{tmp_path / 'run' / LAST} (step 8) by --resume with a lower --learning-rate"
     )
     state = checkpoint.load(tmp_path / "run" / LAST).state
@@ -219,7 +218,7 @@ def test_training_that_diverges_keeps_the_last_checkpoint(folder, tmp_path, caps
     flags = ("--learning-rate=1e18", "--min-lr=1e18", "--max-iters=40", "--eval-interval=100")
     error = refusal_after(capsys, LIMIT - 1, resume, folder, *flags)
     assert "diverged: at step 10 the loss is nan, and 5 steps in a row were skipped" in error
-    assert "; the first that is not finite is the output of h.0; go on from " in error
+    assert "; first non-finite tensor: the output of h.0; resume from " in error
     assert (folder / LAST).read_bytes() == before
     error = refusal_after(capsys, LIMIT - 1, begin, tmp_path / "other", *flags)
     assert error.endswith("; train again with a lower --learning-rate")
@@ -228,7 +227,7 @@ def test_training_that_diverges_keeps_the_last_checkpoint(folder, tmp_path, caps
 def test_a_validation_loss_that_is_not_finite_ends_the_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Trainer, "evaluate", lambda self, ids: NAN)
     error = refusal(capsys, begin, tmp_path / "run")
-    assert "the validation loss after step 4 is nan; the first that is not finite is" in error
+    assert "the validation loss after step 4 is nan; first non-finite tensor: " in error
 
 
 def test_metrics_are_json_that_everybody_reads(tmp_path, spoilt):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from minigpt.backend import devices, to_device, to_host
+from minigpt.files import LAST
 from minigpt.model import checkpoint
-from minigpt.model.checkpoint import LAST
 from minigpt.ops.add_norm import add_norm_forward
 from minigpt.ops.layernorm import layernorm_forward
 from minigpt.optim.clipping import LOSS_SCALE, SKIPPED, TAKEN

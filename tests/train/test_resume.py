@@ -7,11 +7,10 @@ import signal
 import numpy as np
 import pytest
 
+from minigpt.files import BEST, LAST, METRICS
 from minigpt.model import checkpoint
-from minigpt.model.checkpoint import BEST, LAST
 from minigpt.train import __main__ as train
 from minigpt.train.run import Run
-from minigpt.train.run_dir import METRICS
 from minigpt.train.step import Trainer
 from tests.tools.training import EXACT, TEXT, begin, metrics, refusal, resume, same
 
@@ -174,9 +173,9 @@ def test_a_flag_that_would_change_the_model_is_refused(folder, capsys, flag, tol
 
 def test_what_cannot_be_resumed(tmp_path, folder, capsys):
     error = refusal(capsys, resume, folder)
-    assert error.endswith("is complete, with 4 of 4 steps; give a larger --max-iters to go on")
+    assert error.endswith("complete: it is at step 4 of 4; give a larger --max-iters to train on")
     error = refusal(capsys, resume, tmp_path / "none")
-    assert f"there is no {tmp_path / 'none' / LAST} to go on from; leave out --resume" in error
+    assert f"there is no {tmp_path / 'none' / LAST} to resume from; leave out --resume" in error
     assert not (tmp_path / "none").exists()
     for flag in ("--preset=lecture", "--overwrite"):
         assert "--resume goes on with the run as it is: leave out" in refusal(
@@ -187,12 +186,12 @@ def test_what_cannot_be_resumed(tmp_path, folder, capsys):
     assert error.endswith("holds a model, but not the state of its training")
     (folder / LAST).unlink()
     error = refusal(capsys, resume, folder)
-    assert error.endswith("to go on from; give --overwrite to begin")
+    assert error.endswith("to resume from; give --overwrite to begin")
     (folder / LAST).write_bytes((folder / BEST).read_bytes()[:-1])
     assert "damaged" in refusal(capsys, resume, folder)
 
 
-@pytest.mark.parametrize("key", ["step", "loss_sum", "train", "text_sha256"])
+@pytest.mark.parametrize("key", ["step", "loss_sum", "train", "data_sha256"])
 def test_a_checkpoint_whose_state_lacks_something_is_refused(folder, capsys, key):
     c = checkpoint.load(folder / LAST)
     del c.state[key]
@@ -261,7 +260,7 @@ def test_another_text_has_a_best_loss_of_its_own(tmp_path, folder, monkeypatch):
     assert resume(folder, "--max-iters=8", f"--data={tmp_path / 'other.txt'}") == 0
     state = checkpoint.load(folder / BEST).state
     assert (state["step"], state["best_loss"]) == (8, 9.0)
-    assert state["text"] == str(tmp_path / "other.txt")
+    assert state["data_name"] == str(tmp_path / "other.txt")
     assert resume(folder, "--max-iters=9") == 0  # now its own
 
 

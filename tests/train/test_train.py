@@ -79,7 +79,7 @@ def test_a_dry_run_of_a_run_that_is_there(tmp_path, capsys):
     capsys.readouterr()
     resume(tmp_path / "run", "--dry-run", "--max-iters=9")
     out = capsys.readouterr().out
-    assert "1 layers, 2 heads, 8 channels, context 8" in out and "9 steps" in out
+    assert "1 layer, 2 heads, 8 channels, context 8" in out and "9 steps" in out
 
 
 def test_what_a_run_says(tmp_path, capsys):
@@ -91,8 +91,8 @@ def test_what_a_run_says(tmp_path, capsys):
     )
     for pattern in (
         rf"^{re.escape(str(tmp_path / 'text.txt'))}: 2,000 characters, \d+ different$",
-        r"^model: [\d,]+ parameters, 1 layers, 2 heads, 8 channels, context 8$",
-        r"^training: to step 12, of 3 x 8 tokens, on 2 threads, into .*my run$",
+        r"^model: [\d,]+ parameters, 1 layer, 2 heads, 8 channels, context 8$",
+        r"^training: to step 12, batches of 3 x 8 tokens, on 2 threads, into .*my run$",
         r"^loss of a uniform guess: 3\.\d{4} nats per token$",
         *(f"^{evaluation.format(step)}$" for step in (4, 8, 12)),
         r"^validation loss \d\.\d{4} \(last\), \d\.\d{4} \(best, step \d+\), \d+\.\d s$",
@@ -115,10 +115,10 @@ def test_a_vocabulary_that_is_larger_than_the_texts(tmp_path, capsys):
 
 @pytest.mark.parametrize("error", [UserError("no good"), MemoryError("no good")])
 def test_the_last_sample_cannot_fail_a_run(tmp_path, capsys, monkeypatch, error):
-    def fail(argv):
+    def fail(options, given):
         raise error
 
-    monkeypatch.setattr("minigpt.sample.__main__.main", fail)
+    monkeypatch.setattr("minigpt.train.__main__.print_samples", fail)
     assert begin(tmp_path / "run", "--max-iters=1") == 0
     assert re.search(r"^none: .*no good$", capsys.readouterr().out, re.MULTILINE)
 

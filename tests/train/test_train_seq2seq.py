@@ -9,21 +9,25 @@ import signal
 import numpy as np
 import pytest
 
+from minigpt.data import datasets
+from minigpt.data.datasets import PairData
 from minigpt.data.dates import date_pairs
-from minigpt.data.pairs import Pairs, PairTokenizer, padded, random_pairs
+from minigpt.data.pairs import Pairs, padded, random_pairs
+from minigpt.data.tokenizers import PairTokenizer
 from minigpt.errors import UserError
-from minigpt.model.checkpoint import BEST, LAST, load, save
+from minigpt.files import BEST, LAST
+from minigpt.model import count_parameters
+from minigpt.model.checkpoint import load, save
 from minigpt.model.encoder_decoder import Seq2SeqConfig, init_params, loss_backward, loss_forward
-from minigpt.model.models import MODELS, count_parameters, model_of
 from minigpt.ops.dropout import Rng
 from minigpt.params import leaves
 from minigpt.sample import __main__ as sample
+from minigpt.sample import answers
+from minigpt.sample.tasks import TASKS, task_of
 from minigpt.train import __main__ as train
-from minigpt.train import tasks
 from minigpt.train.config import TrainConfig, configs
 from minigpt.train.presets import DEFAULTS, PRESETS
 from minigpt.train.step import Trainer
-from minigpt.train.tasks import PairTask
 from minigpt.train.threads import Workers
 from tests.tools.training import metrics, refusal, resume
 
@@ -60,7 +64,7 @@ def test_a_run_in_all_its_parts(begin, tmp_path, tsv, capsys):
     assert begin(tmp_path / "run") == 0
     out = capsys.readouterr().out
     n = len(PAIRS)
-    assert f"{tsv}: {n - n // 10} pairs, {n // 10} more for validation, 3 characters" in out
+    assert f"{tsv}: {n - n // 10} pairs, {n // 10} more for validation, 3 different" in out
     assert out.count(", exact match ") == 3  # two evaluations and the end
     shown = out.split(f"{'-' * 15} a sample {'-' * 15}\n")[1].splitlines()
     assert [source for source, _ in PAIRS[9::10][:5]] == shown[:10:2]
@@ -100,7 +104,7 @@ def test_interrupted_and_resumed_is_uninterrupted(begin, tmp_path, monkeypatch, 
 
 def test_the_built_in_task(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        tasks, "date_pairs", lambda seed: [part[:150] for part in date_pairs(seed, 150, 1)]
+        datasets, "date_pairs", lambda seed: [part[:150] for part in date_pairs(seed, 150, 1)]
     )
     flags = [flag for flag in FLAGS if "block" not in flag and "accum" not in flag]
     folder = f"--out-dir={tmp_path / 'run'}"
@@ -219,32 +223,32 @@ def test_the_validation_loss_is_the_mean_over_all_targets():
 
 
 def test_exact_match_counts_what_is_right_from_the_first_character_to_the_end(tsv, monkeypatch):
-    task = PairTask(dataclasses.replace(TRAIN, data=str(tsv)))
+    data = PairData(str(tsv))
     right = dict(PAIRS)
 
     class Best:
         def __init__(self, text, ended):
-            self.ids, self.ended = task.tokenizer.target.encode(text), ended
+            self.ids, self.ended = data.tokenizer.target.encode(text), ended
 
     def search(source, p, config):
         for row in source:
-            text = task.tokenizer.source.decode(row[row >= 0])
+            text = data.tokenizer.source.decode(row[row >= 0])
             answers = {1: ("", True), 2: (right[text], False), 3: (right[text] + "a", True)}
             yield [Best(*answers.get(len(text), (right[text], True)))]
 
-    monkeypatch.setattr(tasks, "search", search)
+    monkeypatch.setattr(answers, "search", search)
     with Workers(2) as workers:
-        trainer = Trainer(init_params(CONFIG, 0, np), CONFIG, TRAIN, np, workers)
-        measured = task.measures(trainer)
+        params = init_params(CONFIG, 0, np)
+        measured = TASKS["seq2seq"].measure(data, params, CONFIG, workers.map)
     val = PAIRS[9::10]
     assert {len(source) for source, _ in val} == {1, 2, 3, 7}
     expected = sum(len(source) == 7 for source, _ in val) / len(val)
     assert measured == {"exact_match": expected}
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", TASKS)
 def test_both_kinds_of_models_come_back_from_a_checkpoint(tmp_path, kind):
-    model = MODELS[kind]
+    model = TASKS[kind]
     tokenizer = PairTokenizer.from_pairs(PAIRS)
     tokenizer = tokenizer if kind == "seq2seq" else tokenizer.source
     config = model.config(tokenizer.vocab_size, 4, 1, 1, 4)
@@ -253,7 +257,7 @@ def test_both_kinds_of_models_come_back_from_a_checkpoint(tmp_path, kind):
     params = model.init_params(config, 0, np)
     save(tmp_path / "a", params, config, tokenizer=tokenizer, state={})
     found = load(tmp_path / "a")
-    assert found.config == config and model_of(found.config) is model
+    assert found.config == config and task_of(found.config) is model
     assert found.tokenizer.to_json() == tokenizer.to_json()
     np.testing.assert_array_equal(found.params.flat, params.flat)
     ids = padded([[0, 1, 2], [2]])
@@ -267,8 +271,7 @@ def test_a_checkpoint_of_an_unknown_kind(tmp_path, monkeypatch):
     params = init_params(CONFIG, 0, np)
     tokenizer = PairTokenizer.from_pairs(PAIRS)
     with monkeypatch.context() as patch:
-        other = MODELS["seq2seq"]._replace(name="seq2sec")
-        patch.setattr(checkpoint, "model_of", lambda config: other)
+        patch.setattr(checkpoint, "CONFIGS", {"seq2sec": type(CONFIG)})
         save(tmp_path / "a", params, CONFIG, tokenizer=tokenizer, state={})
     with pytest.raises(UserError, match="unknown model 'seq2sec', .*; did you mean 'seq2seq'?"):
         load(tmp_path / "a")

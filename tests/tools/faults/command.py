@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from minigpt import cli
+from minigpt.files import BEST, LAST, METRICS
+from minigpt.files import RUN_FILES as FILES
 from minigpt.model import checkpoint
-from minigpt.model.checkpoint import BEST, LAST
 from minigpt.train import __main__ as train
-from minigpt.train.run_dir import FILES, METRICS
 
 ROOT = Path(__file__).parents[3]
 STEPS = 60

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from minigpt.model.checkpoint import BEST, LAST
+from minigpt.files import BEST, LAST
 from minigpt.sample import __main__ as sample
 from minigpt.train import __main__ as train
 from tests.tools.faults import Row, damage, inputs

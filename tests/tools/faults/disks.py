@@ -6,8 +6,8 @@ import random
 import resource
 import subprocess
 
-from minigpt.model.checkpoint import LAST
-from minigpt.train.run_dir import FILES, METRICS
+from minigpt.files import LAST, METRICS
+from minigpt.files import RUN_FILES as FILES
 from tests.tools.faults import Row
 from tests.tools.faults.command import begin, contents, ended, gone_on, start
 

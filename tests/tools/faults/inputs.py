@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from minigpt.data import batches as data
 from minigpt.data.__main__ import WalkConfig
-from minigpt.model.checkpoint import BEST
+from minigpt.files import BEST
 from minigpt.model.encoder_decoder import Seq2SeqConfig
 from minigpt.sample import __main__ as sample
-from minigpt.sample.__main__ import SampleConfig
+from minigpt.sample.command import SampleConfig
 from minigpt.train import __main__ as train
 from minigpt.train.config import TrainConfig
 

@@ -4,7 +4,7 @@ import random
 import signal
 import time
 
-from minigpt.train.run_dir import FILES
+from minigpt.files import RUN_FILES as FILES
 from tests.tools.faults import Row
 from tests.tools.faults.command import STEPS, begin, contents, ended, gone_on, start, wait_for
 

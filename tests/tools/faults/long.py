@@ -8,7 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from minigpt.model.checkpoint import LAST, load
+from minigpt.files import LAST
+from minigpt.model.checkpoint import load
 from tests.tools.faults import Row
 from tests.tools.faults.command import begin, ended, lines_of, wait_for
 from tests.tools.serving import served, side_by_side
@@ -87,7 +88,7 @@ def trained(folder, n=8):
     if list(kept.parent.iterdir()) != [kept] or kept.read_bytes() != RAW:
         return f"the cache holds {sorted(kept.parent.iterdir())}"
     states = [load(folder / str(i) / LAST).state for i in range(n)]
-    if any((s["step"], s["text_sha256"]) != (2, sha256) for s in states):
+    if any((s["step"], s["data_sha256"]) != (2, sha256) for s in states):
         return "one has not trained on the corpus"
     return None
 

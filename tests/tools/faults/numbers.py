@@ -5,10 +5,9 @@ import math
 import random
 from unittest import mock
 
+from minigpt.files import BEST, LAST, METRICS
 from minigpt.model import checkpoint
-from minigpt.model.checkpoint import BEST, LAST
 from minigpt.optim.clipping import SKIPPED, TAKEN
-from minigpt.train.run_dir import METRICS
 from minigpt.train.step import Trainer
 from tests.tools.faults import Row
 from tests.tools.faults.command import FLAGS, STEPS, TEXT, quietly, whole
@@ -74,7 +73,7 @@ def all_steps(base, i, rng):
     with spoilt(dict.fromkeys(range(first, STEPS), kind)):
         code, err = quietly(f"--out-dir={folder}", f"--data={base / 'text.txt'}", *FLAGS)
     last = err.strip().splitlines()[-1]
-    told = f"at step {first + 5} the " in last and "the first that is not finite is " in last
+    told = f"at step {first + 5} the " in last and "first non-finite tensor: " in last
     if code != 2 or not told or "lower --learning-rate" not in last:
         return f"exit code {code}: {last}"
     return not_json(folder)

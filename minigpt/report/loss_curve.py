@@ -1,0 +1,29 @@
+"""The picture of a run: training and validation loss over the steps."""
+
+import json
+
+from minigpt.files import METRICS, PICTURE
+
+EARLY, MARGIN = 0.1, 0.05  # share of the steps that set no limit, room above the rest
+
+
+def draw_losses(folder):
+    """Draw loss.png from the metrics; return its path, or None without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    lines = [json.loads(line) for line in (folder / METRICS).read_text("utf-8").splitlines()]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    later = []
+    for key, label in (("train_loss", "training"), ("val_loss", "validation")):
+        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+        axes.plot(*zip(*points, strict=True), label=label, marker="o" * (key == "val_loss"))
+        later += [loss for step, loss in points if step > EARLY * lines[-1]["step"]]
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.set_ylim(top=max(later) + MARGIN * (max(later) - min(later)))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(folder / PICTURE, dpi=120)
+    return folder / PICTURE

@@ -1,0 +1,197 @@
+"""The tasks, in one table: what training, sampling and reports need to know of each.
+
+    text      a GPT continues a text
+    seq2seq   an encoder-decoder turns one text into another: pairs from a TSV file, or dates
+
+Nothing else asks which task it is.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from minigpt.data import pairs
+from minigpt.data.batches import random_batch, windows
+from minigpt.data.datasets import PairData, TextData
+from minigpt.model import encoder_decoder, gpt
+from minigpt.sample import answers, text
+
+MEASURED = 2000  # validation pairs that are answered at an evaluation
+SHOWN = 5  # answers at the end of a run
+SAMPLE = 300  # tokens of a text at the end of a run
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Attributes
+    ----------
+    name : str
+        Of --task.
+    config : class
+        Of its models.
+    init_params, loss_forward, loss_and_gradients : callable
+        As in model/gpt.py.
+    open_data : callable
+        (options, tokenizer=None, name=None) -> data set. Of options it reads data, seed and
+        share_embedding; tokenizer and name are those of a run that is resumed.
+    batch : callable
+        (split, config, train_config, number) -> (ids, targets): the batch of that number.
+    eval_batches : callable
+        (split, config, rows) -> iterator over (ids, targets) of a whole split.
+    count_targets : callable
+        targets -> how many of them count; no GPU has to be asked.
+    measure : callable
+        (data, params, config, map) -> {name: number}, what is measured beside the loss.
+    batch_unit : str
+        What a batch has batch_size of, {T} standing for the block size.
+    sides : str
+        Which tokens a step has at most; "" if it always has them all.
+    decode : callable
+        (checkpoint, options, given): what `minigpt sample` prints.
+    foreign_flags : frozenset of str
+        Options of `minigpt sample` that have no meaning here.
+    kind : str
+        Of its models, in words.
+    show : callable
+        data -> options of `minigpt sample` for what is shown at the end of a run.
+    maps : callable
+        (checkpoint, prompt, kind) -> (weights by layer, rows, columns): attention, with names.
+    map_kinds : tuple of str
+        Which attentions there are to choose from; none where there is one.
+    """
+
+    name: str
+    config: type
+    init_params: Callable
+    loss_forward: Callable
+    loss_and_gradients: Callable
+    open_data: Callable
+    batch: Callable
+    eval_batches: Callable
+    count_targets: Callable
+    measure: Callable
+    batch_unit: str
+    sides: str
+    decode: Callable
+    foreign_flags: frozenset
+    kind: str
+    show: Callable
+    maps: Callable
+    map_kinds: tuple
+
+
+def open_text(options, tokenizer=None, name=None):
+    """Return the TextData of a dict of options."""
+    return TextData(options.get("data"), tokenizer, name)
+
+
+def text_batch(ids, config, train_config, number):
+    """Return a batch of windows of a text."""
+    return random_batch(
+        ids,
+        train_config.seed,
+        number,
+        train_config.batch_size,
+        config.block_size,
+        train_config.places,
+    )
+
+
+def text_windows(ids, config, rows):
+    """Iterate over consecutive windows of a text."""
+    return windows(ids, config.block_size, rows)
+
+
+def open_pairs(options, tokenizer=None, name=None):
+    """Return the PairData of a dict of options; the name of a run's pairs tells nothing more."""
+    shared = options.get("share_embedding", False)
+    return PairData(options.get("data"), options.get("seed", 0), shared, tokenizer)
+
+
+def pair_batch(split, config, train_config, number):
+    """Return a batch of pairs, which are of their own lengths."""
+    return pairs.random_pairs(split, train_config.seed, number, train_config.batch_size)
+
+
+def pair_windows(split, config, rows):
+    """Iterate over all pairs, short ones first."""
+    return pairs.all_pairs(split, rows)
+
+
+def exact_match(data, params, config, map):
+    """Return the share of validation pairs, the first MEASURED of them, that greedy search solves.
+
+    Parameters
+    ----------
+    map : callable
+        As the built-in one; may work on several items at the same time.
+    """
+    measured = pairs.Pairs(data.val_pairs[:MEASURED], data.tokenizer)
+    solved = map(
+        lambda batch: answers.count_solved(*batch, params, config),
+        pairs.all_pairs(measured, answers.BATCH),
+    )
+    return {"exact_match": sum(solved) / len(measured)}
+
+
+def text_sample(data):
+    """Return the options for a text of SAMPLE tokens."""
+    return {"max_new_tokens": SAMPLE}
+
+
+def pair_sample(data):
+    """Return the options for the answers to the first SHOWN validation sources."""
+    prompt = "\n".join(source for source, _ in data.val_pairs[:SHOWN])
+    return {"prompt": prompt, "verbose": True}
+
+
+TASKS = {
+    "text": Task(
+        name="text",
+        config=gpt.GPTConfig,
+        init_params=gpt.init_params,
+        loss_forward=gpt.loss_forward,
+        loss_and_gradients=gpt.loss_and_gradients,
+        open_data=open_text,
+        batch=text_batch,
+        eval_batches=text_windows,
+        count_targets=lambda targets: targets.size,
+        measure=lambda data, params, config, map: {},
+        batch_unit="x {T} tokens",
+        sides="",
+        decode=text.print_texts,
+        foreign_flags=frozenset({"beam", "verbose"}),
+        kind="a GPT",
+        show=text_sample,
+        maps=text.attention_maps,
+        map_kinds=(),
+    ),
+    "seq2seq": Task(
+        name="seq2seq",
+        config=encoder_decoder.Seq2SeqConfig,
+        init_params=encoder_decoder.init_params,
+        loss_forward=encoder_decoder.loss_forward,
+        loss_and_gradients=encoder_decoder.loss_and_gradients,
+        open_data=open_pairs,
+        batch=pair_batch,
+        eval_batches=pair_windows,
+        count_targets=pairs.counted,
+        measure=exact_match,
+        batch_unit="pairs",
+        sides=", of sources and of targets, at most",
+        decode=answers.print_answers,
+        foreign_flags=frozenset(
+            {"max_new_tokens", "temperature", "top_k", "top_p", "num_samples", "seed", "stop"}
+        ),
+        kind="an encoder-decoder",
+        show=pair_sample,
+        maps=answers.attention_maps,
+        map_kinds=answers.MAP_KINDS,
+    ),
+}
+
+
+def task_of(config):
+    """Return the Task that the models of a config are for."""
+    return next(task for task in TASKS.values() if task.config is type(config))

@@ -1,0 +1,121 @@
+"""The state of a run: what --resume needs beside the weights and the optimizer's moments."""
+
+import dataclasses
+
+from minigpt import cli
+from minigpt.errors import UserError
+from minigpt.optim.clipping import LARGEST, LOSS_SCALE, NORM, SCALE
+from minigpt.train.config import TrainConfig
+
+COUNTS = "step", "tokens", "loss_count", "best_step", "skips_in_a_row"
+NUMBERS = "seconds", "loss_sum", "val_loss", "best_loss"
+RENAMED = {"text": "data_name", "text_sha256": "data_sha256", "bad": "skips_in_a_row"}
+
+
+@dataclasses.dataclass
+class RunState:
+    """How far a run has come.
+
+    Attributes
+    ----------
+    step, tokens : int
+        Steps done, tokens seen.
+    seconds : float
+        Spent on them, evaluations included, over all resumptions.
+    loss_sum, loss_count : float, int
+        Of the training losses since the last multiple of log_interval.
+    val_loss, measures : float or None, dict
+        Of the last evaluation: nats per token, and what else the task measures.
+    best_loss, best_step : float or None, int or None
+        The lowest validation loss so far, and its step.
+    train : dict
+        The TrainConfig.
+    data_name, data_sha256 : str
+        What the run is trained on.
+    skips_in_a_row : int
+        Steps that were skipped since the last one that was taken.
+    optimizer : list of float
+        The first numbers of the optimizer's own state; see optim/clipping.py.
+    over : bool
+        Whether there is no further step.
+    due : dict or None
+        Between a step and its evaluation the numbers of that step, which the metrics still lack.
+    """
+
+    step: int
+    tokens: int
+    seconds: float
+    loss_sum: float
+    loss_count: int
+    val_loss: float | None
+    measures: dict
+    best_loss: float | None
+    best_step: int | None
+    train: dict
+    data_name: str
+    data_sha256: str
+    skips_in_a_row: int = 0
+    optimizer: list = dataclasses.field(default_factory=list)
+    over: bool = False
+    due: dict | None = None
+
+    def __post_init__(self):
+        checks = {
+            **{name: is_count(getattr(self, name)) for name in COUNTS},
+            **{name: is_number(getattr(self, name)) for name in NUMBERS},
+            "seconds": is_number(self.seconds) and self.seconds >= 0,
+            "measures": all(map(is_number, self.measures.values())),
+            "due": self.due is None or (self.due and all(map(is_number, self.due.values()))),
+            "optimizer": not self.optimizer or is_optimizer(self.optimizer),
+            "best_step": is_count(self.best_step)
+            and (self.best_loss is None) == (self.best_step is None),
+        }
+        for name, good in checks.items():
+            if not good:
+                raise UserError(f"its {name} is {getattr(self, name)!r:.60}")
+
+    @classmethod
+    def of(cls, train_config, data):
+        """Return the state of a run that has not begun."""
+        train = dataclasses.asdict(train_config)
+        return cls(0, 0, 0.0, 0.0, 0, None, {}, None, None, train, data.name, data.sha256)
+
+    @classmethod
+    def build(cls, fields):
+        """Return the state in a checkpoint, checked.
+
+        Raises
+        ------
+        UserError
+            If a field is missing, unknown, of another type or not possible.
+        """
+        fields = {RENAMED.get(name, name): value for name, value in fields.items()}
+        state = cli.build(cls, fields)
+        cli.build(TrainConfig, state.train)
+        return state
+
+    @classmethod
+    def missing(cls, fields):
+        """Return the names of required fields that a dict lacks."""
+        known = {RENAMED.get(name, name) for name in fields}
+        required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
+        return required - known - {"optimizer"}
+
+
+def is_number(x):
+    """Tell whether a value of JSON is a number that can be computed with, or None."""
+    return x is None or (type(x) in (int, float) and abs(x) < 2.0**1000)
+
+
+def is_count(x):
+    """Tell whether a value of JSON is an int from 0 on, or None."""
+    return x is None or (type(x) is int and 0 <= x < 2**63)
+
+
+def is_optimizer(x):
+    """Tell whether a list is the state of an optimizer."""
+    return (
+        SCALE <= len(x) <= NORM + 1
+        and all(number is not None and is_number(number) and number >= 0 for number in x[:SCALE])
+        and 1 <= x[LOSS_SCALE] <= LARGEST
+    )
