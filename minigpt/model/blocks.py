@@ -8,7 +8,6 @@ Each layer begins with a residual op: it adds h to x, and the layernorm of the s
 reads.
 """
 
-from minigpt.ops.activation import activation_backward, activation_forward
 from minigpt.ops.add_norm import add_norm_backward, add_norm_forward
 from minigpt.ops.attention import (
     attention_backward,
@@ -18,6 +17,7 @@ from minigpt.ops.attention import (
     split_heads,
 )
 from minigpt.ops.linear import linear_backward, linear_forward
+from minigpt.ops.linear_activation import linear_activation_backward, linear_activation_forward
 from minigpt.ops.rotary import rotary_backward, rotary_forward
 
 # The places of a block where dropout draws its own bits: the weights of its attention layers, and
@@ -132,7 +132,7 @@ def cross_attention_backward(dy, cache):
 
 
 def mlp_forward(x, p, activation):
-    """Two linear layers with an activation between them, which also adds the bias of the first.
+    """Two linear layers with an activation between them.
 
     Parameters
     ----------
@@ -146,19 +146,17 @@ def mlp_forward(x, p, activation):
     y : (B, T, C)
     cache : tuple
     """
-    h, fc_cache = linear_forward(x, p["c_fc"]["w"])
-    h, activation_cache = activation_forward(h, activation, p["c_fc"].get("b"))
+    h, fc_cache = linear_activation_forward(x, **p["c_fc"], kind=activation)
     y, proj_cache = linear_forward(h, **p["c_proj"])
-    return y, (fc_cache, activation_cache, proj_cache)
+    return y, (fc_cache, proj_cache)
 
 
 def mlp_backward(dy, cache):
     """Return dx (B, T, C) and grads."""
-    fc_cache, activation_cache, proj_cache = cache
+    fc_cache, proj_cache = cache
     dh, c_proj = linear_backward(dy, proj_cache)
-    dh, bias = activation_backward(dh, activation_cache)
-    dx, weight = linear_backward(dh, fc_cache)
-    return dx, {"c_fc": {**weight, **bias}, "c_proj": c_proj}
+    dx, c_fc = linear_activation_backward(dh, fc_cache)
+    return dx, {"c_fc": c_fc, "c_proj": c_proj}
 
 
 def block_forward(

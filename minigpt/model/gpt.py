@@ -19,7 +19,11 @@ from minigpt.ops.cross_entropy import (
     cross_entropy_forward,
     head,
 )
-from minigpt.ops.embedding import embedding_backward, embedding_forward
+from minigpt.ops.embedding import (
+    embedding_backward,
+    embedding_backward_tied,
+    embedding_forward,
+)
 from minigpt.params import Params
 
 STD = 0.02  # of every matrix and embedding at initialization, as in GPT-2
@@ -264,7 +268,10 @@ def gpt_backward(dy, cache, dwte=None, block=block_backward):
     for block_cache in reversed(block_caches):
         dx, dh, grads = block(dx, dh, block_cache)
         h.append(grads)
-    tables = embedding_backward(dh, embedding_cache, dwte)
+    if dwte is None:
+        tables = embedding_backward(dh, embedding_cache)
+    else:
+        tables = embedding_backward_tied(dh, embedding_cache, dwte)
     if bigram_cache is not None:
         tables["wbe"] = embedding_backward(dh, bigram_cache)["wte"]
     return {**tables, "h": h[::-1], "ln_f": ln_f}

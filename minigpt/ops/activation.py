@@ -1,7 +1,8 @@
 """Activations: GELU (Hendrycks & Gimpel 2016, arXiv:1606.08415), exact and by tanh, and ReLU.
 
-All are elementwise. Their slope dy/dx shares its costly part with y, so the forward pass makes both
-and keeps the slope: the backward pass is one product.
+y = act(x), element by element. `gelu`, `gelu_tanh` and `relu` return act(x) and the slope act'(x)
+together: the slope reuses the exp or tanh of y. So the forward pass keeps the slope, and the
+backward pass is one product.
 """
 
 import math
@@ -9,7 +10,9 @@ import math
 from minigpt.backend import array_module, overridable
 
 # erfc(z) = exp(-z^2) * Q(u): Chebyshev interpolation of Q on 0 <= z <= 6, where
-# t = 1 / (1 + 0.4 z) and u maps t to [-1, 1]; absolute error 8e-16. Powers of u, rising.
+# t = 1 / (1 + 0.4 z) and u maps t to [-1, 1]; absolute error 1e-15. Coefficients of rising powers
+# of u. NumPy has no erf, and math.erf takes neither arrays nor complex numbers: the check of the
+# slope by complex steps needs a formula that continues into the complex plane.
 T_SCALE, Z_MAX = 0.4, 6.0
 ERFC = (
     0.3454020476563214,
@@ -34,7 +37,9 @@ ERFC = (
 
 
 def gelu(x):
-    """y = x * Phi(x), with Phi the normal distribution function; dy/dx = Phi(x) + x * phi(x).
+    """y = x * Phi(x), with Phi the distribution function of the standard normal, phi its density.
+
+        act'(x) = Phi(x) + x * phi(x)    by the product rule, since Phi' = phi
 
     Phi(x) = 1 - erfc(x / sqrt 2) / 2, and phi(x) = exp(-x^2 / 2) / sqrt(2 pi) shares its exp.
     """
@@ -52,18 +57,18 @@ def gelu(x):
 
 
 def gelu_tanh(x):
-    """y = x/2 * (1 + tanh v), v = sqrt(2/pi) * (x + 0.044715 x^3): GPT-2's.
+    """y = x/2 * (1 + tanh v), v = sqrt(2/pi) * (x + 0.044715 x^3), as in GPT-2.
 
-    dy/dx = (1 + tanh v)/2 + x/2 * (1 - tanh^2 v) * dv/dx
+    act'(x) = (1 + tanh v)/2 + x/2 * (1 - tanh^2 v) * v'(x)
     """
     a = math.sqrt(2 / math.pi)
     th = array_module(x).tanh(a * x * (1 + 0.044715 * x * x))
-    dv = a * (1 + 3 * 0.044715 * x * x)
-    return 0.5 * x * (1 + th), 0.5 * (1 + th) + 0.5 * x * (1 - th * th) * dv
+    v_slope = a * (1 + 3 * 0.044715 * x * x)
+    return 0.5 * x * (1 + th), 0.5 * (1 + th) + 0.5 * x * (1 - th * th) * v_slope
 
 
 def relu(x):
-    """y = max(x, 0); dy/dx = 1 where x > 0, else 0, which at 0 is a convention."""
+    """y = max(x, 0); act'(x) = 1 where x > 0, else 0 (at 0 itself by convention)."""
     slope = (x > 0).astype(x.dtype)
     return x * slope, slope
 
@@ -71,57 +76,38 @@ def relu(x):
 KINDS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": relu}
 
 
-def check_bias(x, b):
-    """Raise a ValueError if b is neither None nor (C,): it would broadcast without a word."""
-    if b is not None and b.shape != x.shape[-1:]:
-        raise ValueError(
-            f"activation_forward: b is {b.shape}, but the last axis of x {x.shape} needs "
-            f"{x.shape[-1:]}"
-        )
-
-
 @overridable
-def activation_forward(x, kind, b=None):
-    """y = act(x + b), element by element; b is the bias of the linear layer that made x.
+def activation_forward(x, kind):
+    """y = act(x), element by element.
 
     Parameters
     ----------
     x : (..., C) float
     kind : str
         gelu, gelu_tanh or relu, a key of KINDS.
-    b : (C,), dtype of x, optional
 
     Returns
     -------
     y : as x
-    cache : (x, b, kind, slope)
-        The slope dy/dx is as x. One of x and slope is None: where the slope is not kept, the
-        backward pass makes it again from x.
-
-    Raises
-    ------
-    ValueError
-        If b is not (C,): other shapes would broadcast without a word.
+    cache : (x, kind, slope)
+        The slope act'(x) is as x. One of x and slope is None: where the slope is not kept, the
+        backward pass recomputes it from x.
     """
-    check_bias(x, b)
-    y, slope = KINDS[kind](x if b is None else x + b)
-    return y, (None, b, kind, slope)
+    y, slope = KINDS[kind](x)
+    return y, (None, kind, slope)
 
 
 @overridable
 def activation_backward(dy, cache):
-    """Gradients of x and b:
+    """dx = dy * act'(x).
 
-        dx = dy * dy/dx
-        db = sum(dx)     over all axes but the last
+    y_i depends on x_i alone: the Jacobian is diagonal.
 
     Returns
     -------
     dx : (..., C)
-    grads : {"b": db (C,)} if there is a b, else {}
     """
-    x, b, kind, slope = cache
+    x, kind, slope = cache
     if slope is None:
-        _, slope = KINDS[kind](x if b is None else x + b)
-    dx = dy * slope
-    return dx, {} if b is None else {"b": dx.reshape(-1, b.size).sum(axis=0)}
+        _, slope = KINDS[kind](x)
+    return dy * slope

@@ -1,18 +1,65 @@
-"""The residual connection and the layernorm behind it: what stands at the head of every sublayer.
+"""Add & Norm: the residual connection and the layernorm behind it.
 
-He et al. 2015, arXiv:1512.03385, eq. 1: a layer adds what it has found to a stream that runs past
-it. Pre-norm: the next layer reads the stream through a layernorm (Xiong et al. 2020,
-arXiv:2002.04745, figure 1b). One op, since dropout, sum and layernorm pass over the same array.
+The name is from Vaswani et al. 2017, arXiv:1706.03762, figure 1, where the normalized sum is itself
+the stream (post-norm). Here the sum goes on as it is, and the next layer reads its layernorm.
+
+A pre-norm block (GPT-2) is, in nanoGPT's two lines,
+
+    x = x + attn(ln_1(x))
+    x = x + mlp(ln_2(x))
+
+The stream x runs past every layer, and a layer adds its output to it: He et al. 2015,
+arXiv:1512.03385, eq. 1. The layer reads the stream through a layernorm: Xiong et al. 2020,
+arXiv:2002.04745, figure 1b. Each "+" is followed by the layernorm of the next layer, over the same
+array, so that the two lines can be cut behind each layer instead of behind each "+". With h the
+pending output of the last layer, not yet added to x:
+
+    x, y = add_norm(x, h, ln_1);  h = attn(y)
+    x, y = add_norm(x, h, ln_2);  h = mlp(y)
+
+and add_norm(x, h, ln_f) ends the model. Dropout, sum and layernorm are one op since all three pass
+over the same array.
 """
+
+from typing import Any, NamedTuple
 
 from minigpt.backend import overridable
 from minigpt.ops.dropout import dropout_backward, dropout_forward
-from minigpt.ops.layernorm import EPS, layernorm_backward, layernorm_forward
+from minigpt.ops.layernorm import EPS, LayerNormCache, layernorm_backward, layernorm_forward
+
+
+class AddNormCache(NamedTuple):
+    """What add_norm's backward pass needs.
+
+    Attributes
+    ----------
+    stream : (B, ..., C)
+        x' = x + dropout(h), of which y is the layernorm.
+    w, b : (C,)
+        Gain and bias of the layernorm; b may be None.
+    mu, rstd : (B, ..., 1)
+        Mean, and 1 / standard deviation, of each vector of the stream.
+    dropout : float
+        The probability with which an element of h was dropped.
+    rng : Rng or None
+        None is no dropout.
+    begins : bool
+        Whether the stream began here: there was no x.
+    """
+
+    stream: Any
+    w: Any
+    b: Any
+    mu: Any
+    rstd: Any
+    dropout: float
+    rng: Any
+    begins: bool
 
 
 @overridable
 def add_norm_forward(x, h, w, b=None, dropout=0.0, rng=None, eps=EPS):
-    """Add what a layer has found to the stream, and normalize the sum for the next layer.
+    """Add a layer's output h to the stream x; normalize the sum for the next layer.
 
         x' = x + dropout(h)
         y  = layernorm(x'; w, b)
@@ -22,10 +69,11 @@ def add_norm_forward(x, h, w, b=None, dropout=0.0, rng=None, eps=EPS):
     x : (B, ..., C) float or None
         The stream; None where it begins: x' = dropout(h), with h the embedding.
     h : (B, ..., C), dtype of x
+        The pending output of the last layer.
     w, b : (C,), dtype of x
         Gain and bias of the layernorm; b may be None.
     dropout : float
-        The share of h that is dropped.
+        The probability with which an element of h is dropped.
     rng : Rng, optional
         None is no dropout.
     eps : float
@@ -34,27 +82,34 @@ def add_norm_forward(x, h, w, b=None, dropout=0.0, rng=None, eps=EPS):
     Returns
     -------
     (x', y) : both as h
-    cache : (x', w, b, mu, rstd, dropout, rng, x is None)
-        x', w and b by reference; mu and rstd are (B, ..., 1).
+    cache : AddNormCache
+
+    Raises
+    ------
+    ValueError
+        If w or b is not (C,): other shapes would broadcast silently.
     """
     h, (dropout, rng) = dropout_forward(h, dropout, rng)
     stream = h if x is None else x + h
-    y, norm_cache = layernorm_forward(stream, w, b, eps)
-    return (stream, y), (*norm_cache, dropout, rng, x is None)
+    y, norm = layernorm_forward(stream, w, b, eps)
+    return (stream, y), AddNormCache(stream, w, b, norm.mu, norm.rstd, dropout, rng, x is None)
 
 
 @overridable
 def add_norm_backward(dx, dy, cache):
-    """Gradients of x, h, w and b. The stream divides behind the sum, into y and past it:
+    """Gradients of x, h, w and b. The stream branches behind the sum, into y and past it:
 
         dx' = dx + layernorm_backward(dy)
 
-    and a sum passes its gradient to both of its terms, x and dropout(h).
+    and a sum passes its gradient on to both of its terms, x and dropout(h). So dL/dx contains what
+    came back along the stream unchanged: a path on which gradients do not shrink, the lecture's
+    "gradient superhighway".
 
     Parameters
     ----------
     dx : (B, ..., C) or None
-        What comes back along the stream; None is 0: behind the last layernorm it ends.
+        What comes back along the stream, dL/dx' past y; None is 0: behind the last layernorm the
+        stream ends.
     dy : (B, ..., C)
 
     Returns
@@ -63,8 +118,8 @@ def add_norm_backward(dx, dy, cache):
     dh : (B, ..., C); without dropout it is the same array as dx
     grads : {"w": dw} and "b": db if there is a b, each (C,)
     """
-    *norm_cache, dropout, rng, begins = cache
-    dstream, grads = layernorm_backward(dy, norm_cache)
+    stream, w, b, mu, rstd, dropout, rng, begins = cache
+    dstream, grads = layernorm_backward(dy, LayerNormCache(stream, w, b, mu, rstd))
     if dx is not None:
         dstream = dx + dstream
     dh = dropout_backward(dstream, (dropout, rng))

@@ -1,9 +1,14 @@
-"""Dropout: Srivastava et al. 2014, JMLR 15, in the inverted form that needs no change at test time.
+"""Dropout: Srivastava et al. 2014, JMLR 15, in the inverted form (section 10), which scales in
+training and not at test time.
 
-The mask is a function of (seed, step, layer, place, position), not of a generator's state, so it
-is the same on every backend and for any number of threads, and the backward pass makes it again
-instead of keeping it. The bits are SplitMix64's: Steele, Lea & Flood 2014, "Fast splittable
-pseudorandom number generators", OOPSLA, figure 16.
+The mask is a function of (seed, step, batch of the step, layer, place in the layer, position), not
+of a generator's state. So it is the same on every backend and for any number of threads, and the
+backward pass recomputes it instead of keeping it. Word n of a stream is mix(key + (n + 1) GAMMA),
+computed alone, without words 0 .. n - 1: any shard, thread or pass can make its part.
+
+The bits are those of SplitMix64 as in Java 8 and Vigna's splitmix64.c, whose `mix` is
+mix64variant13 (Stafford) in Steele, Lea & Flood 2014, "Fast splittable pseudorandom number
+generators", OOPSLA, figure 16.
 """
 
 import math
@@ -12,7 +17,7 @@ from typing import NamedTuple
 from minigpt.backend import array_module, overridable
 
 GAMMA = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: the counter's stride
-LANES = 4  # 16-bit numbers in a word
+LANES = 4  # 16-bit numbers in a 64-bit word
 WORD = 2**64 - 1
 
 
@@ -28,14 +33,18 @@ def mix(z):
 
 
 class Rng(NamedTuple):
-    """A key of random bits, and the place of the first row of an array in the whole batch."""
+    """The key of a stream of random bits, and the first row of an array within the whole batch.
+
+    A key is made by folding in integers, one level at a time: seed, step, batch of the step, layer,
+    place in the layer.
+    """
 
     key: int
     row: int = 0
 
     @classmethod
     def of(cls, *ints):
-        """Return the key that belongs to these integers, (seed, step) say."""
+        """Return the key of these integers, for example (seed, step)."""
         return cls(0).fold(*ints)
 
     def fold(self, *ints):
@@ -53,15 +62,16 @@ def random_words(key, start, n, xp):
 
 
 def threshold(p):
-    """Return p in units of 2^-16, below 1, and 1 / (1 - p) for the p so rounded."""
+    """Return t and 1 / (1 - p), with p rounded to t / 65536 < 1."""
     t = min(round(p * 65536), 65535)
     return t, 65536 / (65536 - t)
 
 
 def keep_mask(shape, p, rng, xp):
-    """Return which elements stay, (shape) bool: 16 random bits each, held against p.
+    """Return which elements stay, (shape) bool: those whose 16 random bits are t or more.
 
-    Rows of axis 0 stand at rng.row of the whole batch: a shard gets its part of the whole mask.
+    So P(drop) = t / 65536, with t of `threshold`. Row 0 of axis 0 is row rng.row of the whole
+    batch: a shard gets its part of the whole mask.
     """
     n = math.prod(shape)
     start = rng.row * math.prod(shape[1:])
@@ -73,14 +83,17 @@ def keep_mask(shape, p, rng, xp):
 
 @overridable
 def dropout_forward(x, p, rng):
-    """y = x * mask / (1 - p): each element is 0 with probability p, and the mean stays.
+    """y = x * mask / (1 - p): each element is 0 with probability p.
+
+    The mean stays, since E[mask] = 1 - p.
 
     Parameters
     ----------
     x : (B, ...) float
-    p : float, 0 <= p < 1, rounded to a multiple of 2^-16
+    p : float
+        0 <= p < 1, rounded to a multiple of 2^-16.
     rng : Rng or None
-        None is no dropout: y is x.
+        None is no dropout: y is x itself.
 
     Returns
     -------
@@ -95,5 +108,12 @@ def dropout_forward(x, p, rng):
 
 @overridable
 def dropout_backward(dy, cache):
-    """dx = dy * mask / (1 - p), with the mask of the forward pass, made again."""
+    """dx = dy * mask / (1 - p): given the mask, y is linear in x, element by element.
+
+    The mask is that of the forward pass, recomputed.
+
+    Returns
+    -------
+    dx : as dy
+    """
     return dropout_forward(dy, *cache)[0]

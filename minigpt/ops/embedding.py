@@ -1,7 +1,7 @@
 """Token and position embedding: Radford et al. 2018 (GPT), eq. 2: h_0 = U W_e + W_p.
 
 A row looked up is a product with a one-hot row: embedding is a linear layer whose input is so
-sparse that only its backward pass is worth a thought.
+sparse that only its backward pass takes some thought.
 """
 
 from minigpt.backend import array_module, overridable
@@ -14,8 +14,8 @@ def embedding_forward(ids, wte, wpe=None, start=0):
     Parameters
     ----------
     ids : (B, T) int
-        In 0 .. V - 1. CuPy wraps what is out of range in silence, and both wrap negatives: ids
-        are checked where they enter the program.
+        In 0 .. V - 1. CuPy wraps out-of-range ids silently, and both libraries wrap negative ones:
+        ids are checked where they enter the program.
     wte : (V, C) float
         Token embedding.
     wpe : (block_size, C), dtype of wte, optional
@@ -45,36 +45,53 @@ def embedding_forward(ids, wte, wpe=None, start=0):
 
 
 @overridable
-def embedding_backward(dy, cache, dwte=None):
-    """Gradients of the two tables. A token's row was used wherever the token stands:
+def embedding_backward(dy, cache):
+    """Gradients of the two tables. A row was used wherever its token, or its position, stands:
 
         dwte[v] = sum over (b, t) with ids[b, t] = v of dy[b, t]    = onehot(ids)^T @ dy
-        dwpe[t] = sum over b of dy[b, t]
+        dwpe[start + t] = sum over b of dy[b, t]                    one row was broadcast over b
 
-    The sum is a product with the one-hot rows of the ids that occur: its order is fixed, whereas
-    scattered atomic additions differ from run to run on a GPU.
+    Rows that were not used get 0. An id that occurs twice needs the sum: `dwte[ids] += dy` would
+    keep only one of its terms. The sum is a product with the one-hot rows of the ids that occur:
+    its order is fixed, whereas scattered atomic additions differ from run to run on a GPU.
 
     Parameters
     ----------
     dy : (B, T, C)
-    dwte : (V, C), optional
-        A gradient of wte from elsewhere (the tied head) that the caller gives up: the sum is
-        added to it in place, and a second table of that size is never made.
 
     Returns
     -------
-    grads : {"wte": (V, C)} and "wpe": (block_size, C) if there is a wpe
+    grads : {"wte": dwte (V, C)} and "wpe": dwpe (block_size, C) if there is a wpe
     """
     ids, start, wte_shape, wpe_shape = cache
     xp = array_module(dy)
-    C = dy.shape[-1]
-    if dwte is None:
-        dwte = xp.zeros(wte_shape, dtype=dy.dtype)
-    used, which = xp.unique(ids, return_inverse=True)  # (U,), and for each id its place therein
-    onehot = which.reshape(-1, 1) == xp.arange(used.size)  # (B*T, U)
-    dwte[used] += onehot.astype(dy.dtype).T @ dy.reshape(-1, C)
+    dwte = xp.zeros(wte_shape, dtype=dy.dtype)
+    used, index = xp.unique(ids, return_inverse=True)  # (U,), and the index in it of each id
+    onehot = index.reshape(-1, 1) == xp.arange(used.size)  # (B*T, U)
+    dwte[used] = onehot.astype(dy.dtype).T @ dy.reshape(-1, dy.shape[-1])
     if wpe_shape is None:
         return {"wte": dwte}
     dwpe = xp.zeros(wpe_shape, dtype=dy.dtype)
     dwpe[start : start + dy.shape[1]] = dy.sum(axis=0)
     return {"wte": dwte, "wpe": dwpe}
+
+
+@overridable
+def embedding_backward_tied(dy, cache, dwte):
+    """As embedding_backward, where wte is used elsewhere too, as by a tied head: the sum of both.
+
+        dwte = dwte (of the other use) + dwte (as an embedding)
+
+    Parameters
+    ----------
+    dy : (B, T, C)
+    dwte : (V, C), dtype of dy
+        The gradient of wte from its other use. The caller gives it up: an override may add to it
+        in place, so that a second table of that size is never made.
+
+    Returns
+    -------
+    grads : as embedding_backward
+    """
+    grads = embedding_backward(dy, cache)
+    return {**grads, "wte": dwte + grads["wte"]}

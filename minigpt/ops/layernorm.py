@@ -1,15 +1,39 @@
-"""Layer normalization: Ba, Kiros & Hinton 2016, arXiv:1607.06450, eq. 4, with an eps as in GPT-2.
+"""Layer normalization: Ba, Kiros & Hinton 2016, arXiv:1607.06450, eq. 3 and 4.
 
-Departure from the paper: the bias may be left out, as in nanoGPT.
+Departures from the paper: an eps in the root, as in GPT-2, and the bias may be left out, as in
+nanoGPT.
 """
+
+from typing import Any, NamedTuple
 
 from minigpt.backend import overridable
 
 EPS = 1e-5  # GPT-2's
 
 
+class LayerNormCache(NamedTuple):
+    """What layernorm's backward pass needs.
+
+    Attributes
+    ----------
+    x : (..., C)
+    w : (C,)
+    b : (C,) or None
+    mu : (..., 1)
+        The mean of each vector of x.
+    rstd : (..., 1)
+        1 / its standard deviation.
+    """
+
+    x: Any
+    w: Any
+    b: Any
+    mu: Any
+    rstd: Any
+
+
 def check_vectors(x, w, b):
-    """Raise a ValueError if w or b is not (C,): it would broadcast without a word."""
+    """Raise a ValueError if w or b is not (C,): it would broadcast silently."""
     C = x.shape[-1]
     if w.shape != (C,) or (b is not None and b.shape != (C,)):
         raise ValueError(
@@ -37,13 +61,12 @@ def layernorm_forward(x, w, b=None, eps=EPS):
     Returns
     -------
     y : (..., C), dtype of x
-    cache : (x, w, b, mu, rstd)
-        x, w and b by reference; mu and rstd are (..., 1).
+    cache : LayerNormCache
 
     Raises
     ------
     ValueError
-        If w or b is not (C,): other shapes would broadcast without a word.
+        If w or b is not (C,): other shapes would broadcast silently.
     """
     check_vectors(x, w, b)
     mu = x.mean(axis=-1, keepdims=True)  # (..., 1)
@@ -51,7 +74,7 @@ def layernorm_forward(x, w, b=None, eps=EPS):
     # Two passes: in float32 mean(x^2) - mean(x)^2 can cancel to below zero.
     rstd = ((xc * xc).mean(axis=-1, keepdims=True) + eps) ** -0.5  # (..., 1)
     y = w * (xc * rstd)
-    return (y if b is None else y + b), (x, w, b, mu, rstd)
+    return (y if b is None else y + b), LayerNormCache(x, w, b, mu, rstd)
 
 
 @overridable
@@ -62,8 +85,15 @@ def layernorm_backward(dy, cache):
         dw = sum(dy * xhat)
         dx = rstd * (dxhat - mean(dxhat) - xhat * mean(xhat * dxhat))
 
-    The two means are there because mu and rstd move with x. They remove from dxhat its part
-    along (1, ..., 1) and, but for eps, along xhat: shifting or scaling x does not move xhat.
+    For dx, within one vector, mu and rstd move with every x_j:
+
+        partial mu     / partial x_j = 1 / C
+        partial rstd   / partial x_j = -rstd^2 * xhat_j / C
+        partial xhat_i / partial x_j = rstd * (1[i = j] - 1 / C - xhat_i * xhat_j / C)
+
+    The last is symmetric in i and j; the sum over i of dxhat_i times it is the line dx above.
+    The two means remove from dxhat its part along (1, ..., 1) and, but for eps, along xhat:
+    shifting or scaling x does not move xhat.
 
     Returns
     -------
@@ -72,7 +102,7 @@ def layernorm_backward(dy, cache):
     """
     x, w, b, mu, rstd = cache
     C = x.shape[-1]
-    xhat = (x - mu) * rstd  # made again, so that the forward keeps one (..., C) array less
+    xhat = (x - mu) * rstd  # recomputed: the cache then holds one (..., C) array less
     grads = {"w": (dy * xhat).reshape(-1, C).sum(axis=0)}
     if b is not None:
         grads["b"] = dy.reshape(-1, C).sum(axis=0)

@@ -1,6 +1,12 @@
-"""The linear layer, with w as GPT-2 stores it: (C_in, C_out)."""
+"""The linear layer: y = x @ w + b, with w as GPT-2 stores it, (C_in, C_out)."""
 
 from minigpt.backend import overridable
+
+
+def check_bias(w, b):
+    """Raise a ValueError if b is neither None nor (C_out,): it would broadcast silently."""
+    if b is not None and b.shape != w.shape[1:]:
+        raise ValueError(f"linear: b is {b.shape}, but w {w.shape} needs {w.shape[1:]}")
 
 
 @overridable
@@ -11,31 +17,30 @@ def linear_forward(x, w, b=None):
     ----------
     x : (..., C_in) float
     w : (C_in, C_out), dtype of x
-    b : (C_out,), optional
+    b : (C_out,), dtype of x, optional
 
     Returns
     -------
     y : (..., C_out), dtype of x
-    cache : (x, w, b), all by reference
+    cache : (x, w, b)
 
     Raises
     ------
     ValueError
-        If b is not (C_out,): other shapes would broadcast without a word.
+        If b is not (C_out,): other shapes would broadcast silently.
     """
-    if b is not None and b.shape != w.shape[1:]:
-        raise ValueError(f"linear_forward: b is {b.shape}, but w {w.shape} needs {w.shape[1:]}")
+    check_bias(w, b)
     y = x @ w
     return (y if b is None else y + b), (x, w, b)
 
 
 @overridable
 def linear_backward(dy, cache):
-    """Gradients of x, w and b. From y_ij = sum_k x_ik w_kj + b_j:
+    """Gradients of x, w and b. Over the rows i of x, y_ij = sum_k x_ik w_kj + b_j, and so
 
-        dx = dy @ w^T
-        dw = x^T @ dy    the sum runs over all rows of x: every position uses the same w
-        db = sum(dy)     over all axes but the last
+        dx_ik = sum_j dy_ij w_kj      dx = dy @ w^T
+        dw_kj = sum_i x_ik dy_ij      dw = x^T @ dy    every row uses the same w
+        db_j  = sum_i dy_ij                            b_j was added to every row i
 
     Returns
     -------

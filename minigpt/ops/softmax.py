@@ -9,8 +9,8 @@ from minigpt.backend import array_module, overridable
 def softmax_forward(x):
     """y_i = exp(x_i) / sum_j exp(x_j).
 
-    Subtracting max(x) from every x_i changes nothing in the quotient. An x_i of -inf is a
-    position that may not be seen: its y_i is exactly 0. A row of nothing but -inf gives zeros.
+    Subtracting max(x) from every x_i changes nothing in the quotient. An x_i of -inf is a masked
+    position: its y_i is exactly 0. A row of nothing but -inf gives zeros.
 
     Parameters
     ----------
@@ -35,8 +35,12 @@ def softmax_forward(x):
 def softmax_backward(dy, cache):
     """dx_i = y_i * (dy_i - sum_j y_j dy_j).
 
-    From dy_i/dx_j = y_i * (1[i = j] - y_j). The sum makes a constant dy count for nothing:
-    adding one number to every x_j does not move y.
+    With e_i = exp(x_i) and S = sum_j e_j, so that y_i = e_i / S, the quotient rule gives
+
+        partial y_i / partial x_j = (e_i 1[i = j] S - e_i e_j) / S^2 = y_i (1[i = j] - y_j)
+
+    This is the symmetric matrix diag(y) - y y^T, and dx = (diag(y) - y y^T) dy. A constant dy
+    gives dx = 0: adding one number to every x_j does not move y.
 
     Returns
     -------

@@ -11,12 +11,16 @@ import pytest
 
 from minigpt.backend import _override
 from minigpt.errors import UserError
-from minigpt.ops.activation import activation_backward, activation_forward
 from minigpt.ops.add_norm import add_norm_backward, add_norm_forward
 from minigpt.ops.dropout import Rng, dropout_forward, keep_mask, threshold
-from minigpt.ops.embedding import embedding_backward, embedding_forward
+from minigpt.ops.embedding import (
+    embedding_backward,
+    embedding_backward_tied,
+    embedding_forward,
+)
 from minigpt.ops.layernorm import layernorm_backward, layernorm_forward
 from minigpt.ops.linear import linear_backward, linear_forward
+from minigpt.ops.linear_activation import linear_activation_backward, linear_activation_forward
 from minigpt.ops.rotary import rotary_backward, rotary_forward
 from tests.backend.test_overrides import BIG, CASES, RNG, file_of, make, overridable_ops
 from tests.tools.gradcheck import assert_same, call, float_dtypes, leaves, map_tree
@@ -76,8 +80,9 @@ def to_host(x, dtype=None):
     """A tree with NumPy arrays for CuPy's, floats as `dtype` where one is given."""
     if isinstance(x, dict):
         return {key: to_host(value, dtype) for key, value in x.items()}
-    if type(x) is tuple:  # an Rng stays
-        return tuple(to_host(y, dtype) for y in x)
+    if isinstance(x, tuple):
+        values = [to_host(y, dtype) for y in x]
+        return type(x)(*values) if hasattr(x, "_fields") else tuple(values)
     x = x.get() if hasattr(x, "get") else x
     floats = dtype and isinstance(x, np.ndarray) and x.dtype.kind == "f"
     return x.astype(dtype) if floats else x
@@ -107,7 +112,7 @@ def converter(cupy, dtype, layout=lambda x: x):
 @pytest.mark.parametrize("dtype", RTOL)
 @pytest.mark.parametrize("pair, spec", OUR_PAIRS, ids=name_of)
 def test_values(cupy, rng, pair, spec, dtype):
-    """The backward pass is held against its definition with what the forward pass has kept."""
+    """The backward pass is checked against its definition on the forward pass's cache."""
     case = rounded(make(rng, spec), dtype)
     dy = random_dy(rng, pair, case).astype(dtype)
     y, cache, gradients = both_passes(pair, case, dy, converter(cupy, dtype))
@@ -127,7 +132,7 @@ def test_float64_goes_to_the_definition(cupy, no_kernels, rng, pair, spec):
 
 
 def test_every_override_is_tried_with_float64(cupy):
-    elsewhere = {"merge_heads", "adamw_step", "clip", "gather"}
+    elsewhere = {"merge_heads", "adamw_step", "clip", "gather", "embedding_backward_tied"}
     tried = {op.__name__ for pair in CASES for op in pair} | elsewhere
     ops = overridable_ops()
     assert {name for name, op in ops.items() if _override(cupy, file_of(op), name)} <= tried
@@ -196,19 +201,20 @@ def test_dropout_has_the_bits_of_numpy(cupy, rng, shape, row, dtype):
 
 
 @pytest.mark.parametrize("V, B, T, C", [(3, 4, 40, 6), (65, 9, 256, 130), (999, 3, 50, 520)])
-@pytest.mark.parametrize("given", [False, True])
-def test_embedding_backward_with_repeated_and_unused_ids(cupy, rng, V, B, T, C, given):
+@pytest.mark.parametrize("tied", [False, True], ids=["", "tied"])
+def test_embedding_backward_with_repeated_and_unused_ids(cupy, rng, V, B, T, C, tied):
     ids = rng.integers(0, V, (B, T)).astype(np.int32)
     ids[rng.random((B, T)) < 0.4] = V - 1
     ids[ids == 1] = 0  # 1 is unused
     dy = rng.integers(-3, 4, (B, T, C)).astype("f")  # whole numbers: sums are exact
-    dwte = rng.integers(-3, 4, (V, C)).astype("f") if given else None
+    dwte = [rng.integers(-3, 4, (V, C)).astype("f")] if tied else []
+    op = embedding_backward_tied if tied else embedding_backward
     cache = (ids, 2, (V, C), (T + 5, C))
-    expected = embedding_backward.reference(dy, cache, None if dwte is None else dwte.copy())
-    on_device = None if dwte is None else cupy.asarray(dwte)
+    expected = op.reference(dy, cache, *dwte)
+    on_device = [cupy.asarray(x) for x in dwte]
     cache = (cupy.asarray(ids), *cache[1:])
-    grads = embedding_backward(cupy.asarray(dy), cache, on_device)
-    assert on_device is None or grads["wte"] is on_device
+    grads = op(cupy.asarray(dy), cache, *on_device)
+    assert not tied or grads["wte"] is on_device[0]
     assert_same(grads, expected, 0)
 
 
@@ -244,10 +250,11 @@ def test_one_launch_where_the_op_has_a_dozen_steps(cupy, rng, launches):
     add_norm_backward(dy, dy, cache)
     assert launches[1:] == ["add_norm_backward", "column_sums"]
     launches.clear()
-    _, cache = activation_forward(y, "gelu")
-    activation_backward(dy, cache)
-    assert launches == ["activation_forward", "activation_backward"]
-    launches.clear()
+    for bias, sums in ((b, ["column_sums"]), (None, [])):
+        _, cache = linear_activation_forward(y, cupy.ones((8, 8), "f"), bias, kind="gelu")
+        linear_activation_backward(dy, cache)
+        assert launches == ["activation_forward", "activation_backward", *sums]
+        launches.clear()
     ids = cupy.zeros((2, 5), np.int32)
     for tables in ((x[0], h[0]), (x[0],)):
         _, cache = embedding_forward(ids, *tables)

@@ -1,4 +1,4 @@
-"""Every faster namesake against its definition: signature, values, memory; all pairings."""
+"""Every override against its definition: signature, values, memory; all pairings of the passes."""
 
 import ast
 import importlib
@@ -20,6 +20,7 @@ from minigpt.ops.dropout import Rng, dropout_backward, dropout_forward
 from minigpt.ops.embedding import embedding_backward, embedding_forward
 from minigpt.ops.layernorm import layernorm_backward, layernorm_forward
 from minigpt.ops.linear import linear_backward, linear_forward
+from minigpt.ops.linear_activation import linear_activation_backward, linear_activation_forward
 from minigpt.ops.rotary import rotary_backward, rotary_forward
 from minigpt.ops.softmax import softmax_backward, softmax_forward
 from tests.tools.gradcheck import (
@@ -51,14 +52,14 @@ def layernorm(numbers, shape, bias):
     return (1 + 2 * x,), {"w": w, "b": b} if bias else {"w": w}, {}
 
 
-def residual(numbers, shape, n, bias, **options):
+def linear_activation(numbers, shape, n_out, bias, kind):
+    xs, ws, _ = linear(numbers, shape, n_out, bias)
+    return xs, ws, {"kind": kind}
+
+
+def add_norm(numbers, shape, n, bias, **options):
     *xs, w, b = draw(numbers, *[shape] * n, shape[-1:], shape[-1:])
     return xs, {"w": w, "b": b} if bias else {"w": w}, options
-
-
-def activation(numbers, shape, bias, kind):
-    x, b = draw(numbers, shape, shape[-1:])
-    return (3 * x,), {"b": b} if bias else {}, {"kind": kind}
 
 
 def elementwise(numbers, shape, **options):
@@ -100,7 +101,7 @@ CASES = {
     ],
     **{
         joined(add_norm_forward, add_norm_backward, begins): [
-            (residual, shape, 2 - begins, bias, dropout)
+            (add_norm, shape, 2 - begins, bias, dropout)
             for dropout in ({}, {"dropout": 0.3})
             for shape, bias in (((4,), True), ((0, 4), True), ((2, 3, 1), False))
             + ((BIG, True), (BIG, False))
@@ -108,9 +109,14 @@ CASES = {
         for begins in (False, True)
     },
     (activation_forward, activation_backward): [
-        (activation, shape, bias, {"kind": kind})
+        (elementwise, shape, {"kind": kind})
         for kind in ("gelu", "gelu_tanh", "relu")
         for shape in ((5,), (0, 4), (1, 1), BIG)
+    ],
+    (linear_activation_forward, linear_activation_backward): [
+        (linear_activation, shape, n_out, bias, {"kind": kind})
+        for kind in ("relu", "gelu_tanh", "gelu")
+        for shape, n_out in (((5,), 3), ((0, 4), 3), ((1, 1), 1), (BIG, 65))
         for bias in (False, True)
     ],
     (dropout_forward, dropout_backward): [
@@ -157,6 +163,7 @@ CASES = {
 ELSEWHERE = {"adamw_step": "optim.test_adamw", "clip": "optim.test_adamw"}
 ELSEWHERE |= {"gather": "test_params", "sum_of_squares": "test_params"}
 ELSEWHERE |= {"merge_heads": "ops.test_attention", "cross_entropy_both": "ops.test_cross_entropy"}
+ELSEWHERE["embedding_backward_tied"] = "ops.test_embedding"
 
 
 def overridable_ops():

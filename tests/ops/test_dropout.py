@@ -13,7 +13,10 @@ U64 = 2**64
 
 
 class SplitMix64:
-    """Steele, Lea & Flood 2014, figure 16, in Python's own integers: the definition of the bits."""
+    """SplitMix64 as in Java 8 and in Vigna's splitmix64.c, in Python's own integers.
+
+    This is the definition of the bits.
+    """
 
     def __init__(self, seed):
         self.state = seed

@@ -3,8 +3,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.ops.embedding import embedding_backward, embedding_forward
-from tests.tools.gradcheck import check_backends, check_backward, check_float32, check_strided
+from minigpt.ops.embedding import (
+    embedding_backward,
+    embedding_backward_tied,
+    embedding_forward,
+)
+from tests.tools.gradcheck import (
+    assert_same,
+    check_backends,
+    check_backward,
+    check_float32,
+    check_strided,
+)
 
 OP = embedding_forward, embedding_backward
 IDS = np.array([[3, 0, 3, 3], [1, 3, 5, 0]], dtype=np.int32)  # 3 is repeated, 2 and 4 are unused
@@ -65,14 +75,34 @@ def test_is_the_one_hot_product(B, T, V, seed):
 
 
 @pytest.mark.parametrize("ids", [IDS, np.arange(1500)[None] % 900], ids=["few", "many"])
-def test_backward_adds_to_a_gradient_that_is_given(rng, ids):
-    p = tables(rng, V=901, block_size=1500)
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", ""])
+@positions
+def test_a_tied_backward_adds_to_the_gradient_from_the_other_use(rng, ids, positions, plain):
+    p = tables(rng, V=901, block_size=1500, positions=positions)
     x, cache = embedding_forward(ids, **p)
-    dy, given = rng.standard_normal(x.shape), rng.standard_normal(p["wte"].shape)
-    expected = given + embedding_backward(dy, cache)["wte"]
-    grads = embedding_backward(dy, cache, dwte=given)
-    assert grads["wte"] is given
-    np.testing.assert_allclose(given, expected, rtol=1e-14)
+    dy, other = rng.standard_normal(x.shape), rng.standard_normal(p["wte"].shape)
+    expected = embedding_backward.reference(dy, cache)
+    expected["wte"] = other + expected["wte"]
+    op, before = embedding_backward_tied, other.copy()
+    grads = (op.reference if plain else op)(dy, cache, other)
+    assert_same(grads, expected, 1e-14)
+    if plain:
+        np.testing.assert_array_equal(other, before)
+    else:
+        assert grads["wte"] is other  # no second table is made
+
+
+@pytest.mark.cupy
+@positions
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_backends_agree_on_a_tied_backward(rng, xp, dtype, positions):
+    p = tables(rng, positions=positions)
+    x, cache = embedding_forward(IDS, **p)
+    dy, other = rng.standard_normal(x.shape), rng.standard_normal(p["wte"].shape)
+    expected = embedding_backward_tied.reference(dy, cache, other)
+    cache = xp.asarray(cache[0]), *cache[1:]
+    found = embedding_backward_tied(xp.asarray(dy, dtype), cache, xp.asarray(other, dtype))
+    assert_same(found, expected, 1e-6 if dtype == "float32" else 1e-13)
 
 
 def test_repeats_to_the_bit(rng):

@@ -12,7 +12,7 @@ from minigpt.ops.activation import activation_backward, activation_forward
 from minigpt.ops.attention import attention_backward, attention_forward
 from minigpt.ops.dropout import Rng, dropout_backward, dropout_forward
 from minigpt.ops.embedding import embedding_backward, embedding_forward
-from minigpt.ops.layernorm import layernorm_backward, layernorm_forward
+from minigpt.ops.layernorm import LayerNormCache, layernorm_backward, layernorm_forward
 from minigpt.ops.linear import linear_backward, linear_forward
 from minigpt.ops.softmax import softmax_backward, softmax_forward
 from tests.ops.test_attention import check_causal
@@ -248,7 +248,7 @@ def test_a_variance_in_one_pass_is_found(rng):
     def forward(x, w):
         mu, eps = x.mean(axis=-1, keepdims=True), 1e-5
         rstd = (abs((x * x).mean(axis=-1, keepdims=True) - mu * mu) + eps) ** -0.5
-        return w * ((x - mu) * rstd), (x, w, None, mu, rstd)
+        return w * ((x - mu) * rstd), LayerNormCache(x, w, None, mu, rstd)
 
     x, w = arrays(rng, (3, 16), 16)
     test = lambda: check_float32(forward, layernorm_backward, 100 + 0.1 * x, w=w, rng=rng)  # noqa: E731

@@ -1,4 +1,4 @@
-"""Bias and activation on the CPU: y and its slope, block by block."""
+"""Activations on the CPU, with or without a bias before them: y and slope, block by block."""
 
 import math
 
@@ -6,11 +6,11 @@ import numpy as np
 
 from minigpt.backend.cpu.blocking import block_rows, column_sums, row_blocks, rows_of
 from minigpt.backend.cpu.pool import empty
-from minigpt.ops import activation
 
-# Hastings' erf: Abramowitz & Stegun 1964, formula 7.1.26; absolute error 1.5e-7, as float32's.
-# Halved, since 1 - Phi(x) = erfc(x / sqrt 2) / 2; and in powers of 1 / (|x| + 1 / s), which takes
-# one pass less than 1 / (1 + s |x|).
+# Hastings' erf: Abramowitz & Stegun 1964, formula 7.1.26. Its absolute error is 1.5e-7, that of Phi
+# half of it: about float32's spacing at 1, which is 1.2e-7. The coefficients are halved, since
+# 1 - Phi(x) = erfc(x / sqrt 2) / 2. And 1 / (1 + s |x|) = (1 / s) / (|x| + 1 / s): with the factors
+# 1 / s in the coefficients, the powers are those of 1 / (|x| + 1 / s), which saves a pass.
 T_SCALE = 0.3275911 * math.sqrt(0.5)
 HASTINGS = tuple(
     c / 2 / T_SCALE**k
@@ -20,7 +20,7 @@ SIGN = np.uint32(1 << 31)
 
 
 def gelu(x, y, slope, t, e):
-    """As ops.activation.gelu, for a block of float32, into y and slope; t and e are scratch."""
+    """Write ops.activation.gelu of a block x of float32 into y and slope; t and e are scratch."""
     np.abs(x, out=t)
     t += 1 / T_SCALE
     np.reciprocal(t, out=t)
@@ -33,7 +33,7 @@ def gelu(x, y, slope, t, e):
         y *= t
     y *= e  # 1 - Phi(|x|)
     np.subtract(0.5, y, out=y)
-    # copysign(y, x), several times faster by bits
+    # copysign(y, x), several times faster on the bits
     bits = y.view(np.uint32)
     bits |= np.bitwise_and(x.view(np.uint32), SIGN, out=t.view(np.uint32))
     np.add(y, 0.5, out=slope)  # Phi(x)
@@ -44,7 +44,7 @@ def gelu(x, y, slope, t, e):
 
 
 def gelu_tanh(x, y, slope, x2, th):
-    """As ops.activation.gelu_tanh, for a block, into y and slope; x2 and th are scratch."""
+    """Write ops.activation.gelu_tanh of a block x into y and slope; x2 and th are scratch."""
     a = math.sqrt(2 / math.pi)
     np.multiply(x, x, out=x2)
     np.multiply(x2, 0.044715 * a, out=th)
@@ -65,7 +65,7 @@ def gelu_tanh(x, y, slope, x2, th):
 
 
 def relu(x, y, slope, *_):
-    """As ops.activation.relu, into y and slope."""
+    """Write ops.activation.relu of a block x into y and slope."""
     np.greater(x, 0, out=slope, casting="unsafe")
     np.multiply(x, slope, out=y)
 
@@ -73,16 +73,18 @@ def relu(x, y, slope, *_):
 INTO = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": relu}
 
 
-def activation_forward(x, kind, b=None):
-    """As the op; y and slope of a block are made together, while it is in the cache."""
-    if kind == "gelu" and x.dtype != np.float32:
-        return NotImplemented
-    activation.check_bias(x, b)
+def takes(kind, dtype):
+    """Tell whether there is a version of this activation for this dtype."""
+    return kind != "gelu" or dtype == np.float32
+
+
+def activate(x, kind, b=None):
+    """Return y and slope of act(x + b); those of a block are computed while it is in the cache."""
     into = INTO[kind]
-    if x.size == x.shape[-1]:  # a single row, as in decoding: all else is overhead
+    if x.size == x.shape[-1]:  # single-token decode: call overhead dominates
         y, slope, *buffers = np.empty((4, *x.shape), x.dtype)
         into(x if b is None else x + b, y, slope, *buffers)
-        return y, (None, b, kind, slope)
+        return y, slope
     y, slope = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
     x2, y2, slope2 = (rows_of(a, x.shape[-1]) for a in (x, y, slope))
     scratch = empty((3, block_rows(*x2.shape), x.shape[-1]), x.dtype)
@@ -91,20 +93,32 @@ def activation_forward(x, kind, b=None):
         if b is not None:
             xr = np.add(xr, b, out=total)
         into(xr, yr, slope_r, *buffers)
-    return y, (None, b, kind, slope)
+    return y, slope
+
+
+def multiply_by_slope(dy, slope, db=None):
+    """Return dx = dy * slope; add its sums over the rows to db (C,), if there is one."""
+    C = slope.shape[-1]
+    dx = empty(slope.shape, slope.dtype)
+    dx2, dy2, slope2 = (rows_of(a, C) for a in (dx, dy, slope))
+    for _, dxr, dyr, slope_r in row_blocks(dx2, dy2, slope2):
+        np.multiply(dyr, slope_r, out=dxr)
+        if db is not None:
+            db += column_sums(dxr)
+    return dx
+
+
+def activation_forward(x, kind):
+    """As the op."""
+    if not takes(kind, x.dtype):
+        return NotImplemented
+    y, slope = activate(x, kind)
+    return y, (None, kind, slope)
 
 
 def activation_backward(dy, cache):
     """As the op."""
-    _, b, _, slope = cache
+    _, _, slope = cache
     if slope is None:
         return NotImplemented
-    C = slope.shape[-1]
-    dx = empty(slope.shape, slope.dtype)
-    dx2, dy2, slope2 = (rows_of(a, C) for a in (dx, dy, slope))
-    grads = {} if b is None else {"b": np.zeros(C, slope.dtype)}
-    for _, dxr, dyr, slope_r in row_blocks(dx2, dy2, slope2):
-        np.multiply(dyr, slope_r, out=dxr)
-        if b is not None:
-            grads["b"] += column_sums(dxr)
-    return dx, grads
+    return multiply_by_slope(dy, slope)

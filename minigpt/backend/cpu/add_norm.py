@@ -1,15 +1,16 @@
-"""Residual connection and layernorm on the CPU: a block of rows goes through both at once."""
+"""Residual connection and layernorm on the CPU: a block of rows goes through both in one pass."""
 
 import numpy as np
 
 from minigpt.backend.cpu.blocking import block_rows, column_sums, constant, row_blocks, rows_of
 from minigpt.backend.cpu.dropout import drop, first_place
 from minigpt.backend.cpu.pool import empty
+from minigpt.ops.add_norm import AddNormCache
 from minigpt.ops.layernorm import EPS, check_vectors
 
 
 def normalize(x, w, b, eps, y, mu, rstd):
-    """As ops.layernorm, for a block (n, C), into y, mu (n, 1) and rstd (n, 1)."""
+    """Write ops.layernorm of a block x (n, C) into y, mu (n, 1) and rstd (n, 1)."""
     C = x.shape[-1]
     np.matmul(x, constant(C, 1 / max(C, 1), x.dtype), out=mu[:, 0])
     np.subtract(x, mu, out=y)
@@ -25,7 +26,10 @@ def normalize(x, w, b, eps, y, mu, rstd):
 
 
 def normalize_row(x, w, b, eps):
-    """Return y, mu and rstd of ops.layernorm for one row (C,), as in decoding: all is overhead."""
+    """Return y, mu and rstd of ops.layernorm for one row (C,).
+
+    For single-token decode, where call overhead dominates.
+    """
     mu = x.dot(constant(x.size, 1 / x.size, x.dtype))
     y = x - mu
     rstd = 1 / np.sqrt(y.dot(y) / x.size + eps)
@@ -37,7 +41,7 @@ def normalize_row(x, w, b, eps):
 
 
 def normalize_backward(dy, x, w, mu, rstd, dx, xhat):
-    """Put the gradient of a block's x into dx; return that of w. xhat is scratch."""
+    """Write the gradient of a block's x into dx; return that of w. xhat is scratch."""
     wn = w * (1 / max(w.size, 1))
     np.subtract(x, mu, out=xhat)
     xhat *= rstd
@@ -76,16 +80,16 @@ def add_norm_forward(x, h, w, b=None, dropout=0.0, rng=None, eps=EPS):
                 np.add(xr, added, out=s)
             normalize(s, w, b, eps, yr, mu_r, rstd_r)
     kept = (*h.shape[:-1], 1)
-    cache = (stream, w, b, mu.reshape(kept), rstd.reshape(kept), dropout, rng, x is None)
-    return (stream, y), cache
+    mu, rstd = mu.reshape(kept), rstd.reshape(kept)
+    return (stream, y), AddNormCache(stream, w, b, mu, rstd, dropout, rng, x is None)
 
 
 def add_norm_backward(dx, dy, cache):
     """As the op."""
-    x, w, b, mu, rstd, dropout, rng, begins = cache
+    x, w, b, mu, rstd, dropout, rng, begins = cache  # x is the stream
     C, place = x.shape[-1], first_place(x, rng)
     dstream = empty(x.shape, x.dtype)
-    # where the stream begins, dh alone is asked for
+    # where the stream begins, only dh is returned
     dh = dstream if rng is None or begins else empty(x.shape, x.dtype)
     x2, dy2, ds2, dh2 = (rows_of(a, C) for a in (x, dy, dstream, dh))
     dx2 = None if dx is None else rows_of(dx, C)

@@ -1,20 +1,20 @@
-"""How the CPU goes through arrays: in blocks of rows that fit the L2 cache."""
+"""Walking through arrays in blocks of rows that fit the L2 cache."""
 
 import functools
 
 import numpy as np
 
-BLOCK = 2**16  # elements of a block: what Python needs for a call is small beside the work
+BLOCK = 2**16  # elements of a block: enough work to hide the overhead of a Python call
 
 
 def row_blocks(first, *others):
-    """Yield (start, *blocks): rows of each array from `start` on, some BLOCK elements of `first`.
+    """Yield (start, *blocks): rows of each array from `start` on, about BLOCK elements of `first`.
 
-    All arrays have as many rows; what is None stays None.
+    All arrays have the same number of rows; None stays None.
     """
     n = len(first)
     rows = block_rows(n, first.size // max(n, 1))
-    if 0 < n == rows:  # as in decoding, where slices would take longer than the work
+    if 0 < n == rows:  # as in decoding, where slicing would take longer than the work
         yield 0, first, *others
         return
     for start in range(0, n, rows):
@@ -23,23 +23,27 @@ def row_blocks(first, *others):
 
 
 def block_rows(n, width):
-    """Return how many of n rows the largest block has, at least one."""
+    """Return the number of rows of a full block, of n rows of that width: at least 1, at most n."""
     return max(1, min(n, BLOCK // max(width, 1)))
 
 
 def rows_of(x, width):
-    """Return x as (N, width): a view where it is contiguous, as nearly everything here is."""
+    """Return x as (N, width): a view where x is contiguous, as nearly all arrays here are."""
     return x.reshape(-1, width)
 
 
 @functools.lru_cache(64)
 def constant(n, value, dtype):
-    """Return a vector (n,) of one value, the same every time and not to be written to."""
+    """Return a vector (n,) filled with value: cached, hence read-only."""
     x = np.full(n, value, dtype)
     x.flags.writeable = False
     return x
 
 
 def column_sums(x):
-    """Return the sum over the rows of x (N, C): (C,)."""
+    """Return the sums over the rows of x (N, C): (C,), by BLAS.
+
+    Where x holds an infinity, the sum is not finite, but may be nan in place of inf (see this
+    folder's docstring).
+    """
     return constant(len(x), 1, x.dtype) @ x

@@ -1,4 +1,4 @@
-"""Dropout on the CPU: the bits of a block of elements at a time."""
+"""Dropout on the CPU: the random bits of one block of elements at a time."""
 
 import math
 
@@ -11,7 +11,19 @@ from minigpt.ops.dropout import LANES, threshold
 
 
 def drop(x, place, p, rng, out):
-    """Put x * mask / (1 - p) into out; x is a block whose first element is number `place`."""
+    """Write x * mask / (1 - p) into out.
+
+    Parameters
+    ----------
+    x : array
+        A block of elements.
+    place : int
+        The number of its first element in the whole batch.
+    p, rng
+        As in ops.dropout.dropout_forward.
+    out : as x
+        May be x itself.
+    """
     limit, scale = threshold(p)
     first, stop = place // LANES, -(-(place + x.size) // LANES)
     words = words_of(rng.key, np.arange(first + 1, stop + 1, dtype=np.uint64))
@@ -21,12 +33,12 @@ def drop(x, place, p, rng, out):
 
 
 def first_place(x, rng):
-    """Return the number of x's first element in the whole batch, as ops.dropout counts them."""
+    """Return the number of x's first element in the whole batch, counted as in ops.dropout."""
     return 0 if rng is None else rng.row * math.prod(x.shape[1:])
 
 
 def dropout_forward(x, p, rng):
-    """As the op."""
+    """As the op; dropout_backward, being dropout_forward of dy, runs it too."""
     if rng is None or p == 0:
         return x, (p, None)
     y = empty(x.shape, x.dtype)

@@ -1,4 +1,4 @@
-"""Embedding on the CPU: its backward pass, for a large vocabulary."""
+"""Embedding on the CPU: backward passes for large vocabularies, and into a gradient given up."""
 
 import numpy as np
 
@@ -7,17 +7,36 @@ from minigpt.backend.cpu.pool import zeros
 ONE_HOT = 2**20  # elements up to which a product with one-hot rows beats sorting
 
 
-def embedding_backward(dy, cache, dwte=None):
-    """As the op; for many ids, sorted and then summed by segments."""
-    ids, start, wte_shape, wpe_shape = cache
-    if ids.size * min(ids.size, wte_shape[0]) <= ONE_HOT:
+def is_small(cache):
+    """Tell whether a product with one-hot rows is the fastest way."""
+    ids, _, (V, _), _ = cache
+    return ids.size * min(ids.size, V) <= ONE_HOT
+
+
+def embedding_backward(dy, cache):
+    """As the op, for many ids."""
+    if is_small(cache):
         return NotImplemented
-    C = dy.shape[-1]
-    order = ids.reshape(-1).argsort(kind="stable")
-    used, firsts = np.unique(ids.reshape(-1)[order], return_index=True)
-    if dwte is None:
-        dwte = zeros(wte_shape, dy.dtype)
-    dwte[used] += np.add.reduceat(dy.reshape(-1, C)[order], firsts, axis=0)
+    return add_rows(dy, cache, zeros(cache[2], dy.dtype))
+
+
+def embedding_backward_tied(dy, cache, dwte):
+    """As the op, in place: dwte is written to."""
+    return add_rows(dy, cache, dwte)
+
+
+def add_rows(dy, cache, dwte):
+    """Add the rows of dy to the rows of dwte that their ids name; return the gradients."""
+    ids, start, _, wpe_shape = cache
+    rows = dy.reshape(-1, dy.shape[-1])
+    if is_small(cache):
+        used, index = np.unique(ids, return_inverse=True)
+        onehot = index.reshape(-1, 1) == np.arange(used.size)
+        dwte[used] += onehot.astype(dy.dtype).T @ rows
+    else:  # sort the rows by id, then sum each segment
+        order = ids.reshape(-1).argsort(kind="stable")
+        used, firsts = np.unique(ids.reshape(-1)[order], return_index=True)
+        dwte[used] += np.add.reduceat(rows[order], firsts, axis=0)
     if wpe_shape is None:
         return {"wte": dwte}
     dwpe = zeros(wpe_shape, dy.dtype)

@@ -1,15 +1,16 @@
-"""Linear layers on the CPU: one product into memory that is reused."""
+"""Linear layers on the CPU: products into memory that is reused."""
 
 import numpy as np
 
 from minigpt.backend.cpu.blocking import column_sums, row_blocks, rows_of
 from minigpt.backend.cpu.pool import empty
+from minigpt.ops.linear import check_bias
 
 
 def linear_forward(x, w, b=None):
-    if b is not None and b.shape != w.shape[1:]:
-        raise ValueError(f"linear_forward: b is {b.shape}, but w {w.shape} needs {w.shape[1:]}")
-    if x.size == w.shape[0]:  # a single row, as in decoding: all else is overhead
+    """As the op."""
+    check_bias(w, b)
+    if x.size == w.shape[0]:  # single-token decode: call overhead dominates
         y = x @ w
         return y if b is None else y + b, (x, w, b)
     y = empty((*x.shape[:-1], w.shape[1]), w.dtype)
@@ -22,6 +23,7 @@ def linear_forward(x, w, b=None):
 
 
 def linear_backward(dy, cache):
+    """As the op; db is a product with ones."""
     x, w, b = cache
     n_in, n_out = w.shape
     dy2 = rows_of(dy, n_out)

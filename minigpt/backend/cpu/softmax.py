@@ -9,6 +9,7 @@ from minigpt.backend.cpu.pool import empty
 
 
 def softmax_forward(x):
+    """As the op."""
     n = x.shape[-1]
     if x.size == 0:
         return NotImplemented
@@ -26,6 +27,7 @@ def softmax_forward(x):
 
 
 def softmax_backward(dy, cache):
+    """As the op."""
     (y,) = cache
     if y.size == 0:
         return NotImplemented

@@ -1,6 +1,6 @@
-// Activations: minigpt/ops/activation.py.
+// Activations, with or without a bias before them: minigpt/ops/activation.py, linear_activation.py.
 
-// y of an element and its slope dy/dx; kinds are 0 gelu, 1 gelu_tanh, 2 relu.
+// Returns act(x) and sets slope to act'(x); kinds are 0 gelu, 1 gelu_tanh, 2 relu.
 __device__ inline float activation(float x, int kind, float* slope) {
   if (kind == 0) {
     const float phi = 0.5f * (1.0f + erff(x * 0.70710678f));
@@ -17,7 +17,7 @@ __device__ inline float activation(float x, int kind, float* slope) {
   return x * *slope;
 }
 
-// A thread does four columns of every gridDim.y-th row. No b is 0.
+// y = act(x + b). A thread does four columns of every gridDim.y-th row. A null b is 0.
 extern "C" __global__ void activation_forward(const T* x, const T* b, T* __restrict__ y,
                                               long long N, long long C, long long kind) {
   const long long c = 4 * ((long long)blockIdx.x * blockDim.x + threadIdx.x), n = C - c;
@@ -31,7 +31,8 @@ extern "C" __global__ void activation_forward(const T* x, const T* b, T* __restr
   }
 }
 
-// Likewise; where there is a b, the sums of these rows of dx go into part (gridDim.y, C).
+// dx = dy * act'(x + b), by the same threads. If there is a b, the sums of dx over the rows of
+// blockIdx.y go into that row of part (gridDim.y, C).
 extern "C" __global__ void activation_backward(const T* dy, const T* x, const T* b,
                                                T* __restrict__ dx, float* __restrict__ part,
                                                long long N, long long C, long long kind) {

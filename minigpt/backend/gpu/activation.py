@@ -1,32 +1,43 @@
-"""Activations on a GPU: the slope is recomputed in the backward pass."""
+"""Activations on a GPU, with or without a bias before them; backward recomputes the slope."""
 
 import cupy
 
 from minigpt.backend.gpu.launch import launch, supported
 from minigpt.backend.gpu.linear import COLUMNS, column_sums, parts_of
-from minigpt.ops import activation
 
 KINDS = ("gelu", "gelu_tanh", "relu")  # numbered as in activation.cu
 
 
-def activation_forward(x, kind, b=None):
-    activation.check_bias(x, b)
-    if not supported(x, b):
-        return NotImplemented
+def activate(x, kind, b=None):
+    """Return act(x + b), in one launch; b (C,) may be None."""
     y = cupy.empty(x.shape, x.dtype)
     N, C, G = parts_of(x)
     args = (x, b, y, N, C, KINDS.index(kind))
     launch("activation_forward", x.dtype, (-(-C // COLUMNS), G), (COLUMNS // 4,), args)
-    return y, (x, b, kind, None)
+    return y
 
 
-def activation_backward(dy, cache):
-    x, b, kind, slope = cache
-    if slope is not None or dy.shape != x.shape or not supported(dy, x, b):
-        return NotImplemented
+def multiply_by_slope(dy, x, kind, b=None):
+    """Return dx = dy * act'(x + b) and db (C,), its sums over the rows; db is None without b."""
     dx = cupy.empty(x.shape, x.dtype)
     N, C, G = parts_of(x)
     parts = None if b is None else cupy.empty((G, C), "f")
     args = (dy, x, b, dx, parts, N, C, KINDS.index(kind))
     launch("activation_backward", x.dtype, (-(-C // COLUMNS), G), (COLUMNS // 4,), args)
-    return dx, {} if b is None else {"b": column_sums(parts, x.dtype)}
+    return dx, None if b is None else column_sums(parts, x.dtype)
+
+
+def activation_forward(x, kind):
+    """As the op; x is kept, not the slope."""
+    if not supported(x):
+        return NotImplemented
+    return activate(x, kind), (x, kind, None)
+
+
+def activation_backward(dy, cache):
+    """As the op."""
+    x, kind, slope = cache
+    if slope is not None or dy.shape != x.shape or not supported(dy, x):
+        return NotImplemented
+    dx, _ = multiply_by_slope(dy, x, kind)
+    return dx

@@ -1,6 +1,7 @@
 // Residual connection and layernorm: a block per row, four channels per thread.
 
-// stream = x + dropout(h), y = w * (stream - mu) * rstd + b. No x is 0; no stream is not wanted.
+// stream = x + dropout(h), y = w * (stream - mu) * rstd + b. A null x is 0; a null stream is not
+// written.
 extern "C" __global__ void __launch_bounds__(1024)
 add_norm_forward(const T* x, const T* h, const T* w, const T* b, T* __restrict__ stream,
                  T* __restrict__ y, T* __restrict__ mu, T* __restrict__ rstd, long long C,
@@ -16,7 +17,7 @@ add_norm_forward(const T* x, const T* h, const T* w, const T* b, T* __restrict__
     for (int i = 0; i < 4; ++i) v[i] += before[i];
   }
   if (stream) store4(stream + at, n, v);
-  // The layernorm is that of the stream as it is kept.
+  // The layernorm is that of the stream as it is stored, rounded to T.
   for (int i = 0; i < 4; ++i) sum += v[i] = (float)(T)v[i];
   const float mean = block_reduce<Sum>(sum) / C;
   for (int i = 0; i < 4; ++i) squares += i < n ? (v[i] - mean) * (v[i] - mean) : 0.0f;
@@ -31,9 +32,9 @@ add_norm_forward(const T* x, const T* h, const T* w, const T* b, T* __restrict__
   }
 }
 
-// total = dx + layernorm_backward(dy), dh = dropout(total). No dx is 0; no total or dh is not
-// wanted. A block takes every gridDim.x-th row, and writes its part of dw, and of db if width is
-// 2 C, into a row of part (gridDim.x, width).
+// total = dx + layernorm_backward(dy), dh = dropout(total). A null dx is 0; a null total or dh is
+// not written. A block takes every gridDim.x-th row, and writes its part of dw, and of db if width
+// is 2 C, into a row of part (gridDim.x, width).
 extern "C" __global__ void __launch_bounds__(1024)
 add_norm_backward(const T* dx, const T* dy, const T* x, const T* w, const T* mu, const T* rstd,
                   T* __restrict__ total, T* __restrict__ dh, float* __restrict__ part, long long N,
@@ -52,7 +53,7 @@ add_norm_backward(const T* dx, const T* dy, const T* x, const T* w, const T* mu,
       xhat[i] = (xhat[i] - mean) * r;
       dw[i] += d[i] * xhat[i];
       db[i] += d[i];
-      d[i] *= gain[i];  // beyond the row 0, as is d
+      d[i] *= gain[i];  // 0 beyond the end of the row, as is d
       sum += d[i];
       along += d[i] * xhat[i];
     }

@@ -5,13 +5,14 @@ import cupy
 from minigpt.backend.gpu.dropout import mask_of
 from minigpt.backend.gpu.launch import launch, supported, threads
 from minigpt.backend.gpu.linear import column_sums, parts_of
+from minigpt.ops.add_norm import AddNormCache
 from minigpt.ops.layernorm import EPS
 
-WIDEST = 4096  # channels of a row that one block normalizes, four per thread
+WIDEST = 4096  # channels of the widest row: one block normalizes it, four channels per thread
 
 
 def fits(x, w, b, *others):
-    """Tell whether the kernel of add_norm_forward takes x, a gain, a bias, and arrays like x."""
+    """Tell whether the kernels take x, a gain w, a bias b, and others of the shape of x."""
     C = x.shape[-1]
     shapes = {y.shape for y in others if y is not None} | {x.shape}
     biases = {y.shape for y in (w, b) if y is not None}
@@ -19,7 +20,7 @@ def fits(x, w, b, *others):
 
 
 def normalize(x, h, w, b, eps, mask, stream):
-    """Launch add_norm_forward; `stream` receives x + dropout(h). Return y, mu, rstd."""
+    """Launch add_norm_forward, which fills `stream` unless it is None. Return y, mu, rstd."""
     C = h.shape[-1]
     y = cupy.empty(h.shape, h.dtype)
     mu, rstd = (cupy.empty((*h.shape[:-1], 1), h.dtype) for _ in range(2))
@@ -29,7 +30,16 @@ def normalize(x, h, w, b, eps, mask, stream):
 
 
 def normalize_backward(dx, dy, cache, mask, total, dh):
-    """Launch add_norm_backward, which fills `total` and `dh`. Return the gradients of w and b."""
+    """Launch add_norm_backward, which fills `total` and `dh` unless None; return those of w, b.
+
+    Parameters
+    ----------
+    dx, dy : as in add_norm_backward
+    cache : (stream, w, b, mu, rstd)
+    mask : from mask_of
+    total, dh : as dy, or None
+        dx + layernorm_backward(dy), and dropout's gradient of it.
+    """
     x, w, b, mu, rstd = cache
     N, C, G = parts_of(x)
     parts = cupy.empty((G, C if b is None else 2 * C), "f")
@@ -40,6 +50,7 @@ def normalize_backward(dx, dy, cache, mask, total, dh):
 
 
 def add_norm_forward(x, h, w, b=None, dropout=0.0, rng=None, eps=EPS):
+    """As the op."""
     if not fits(h, w, b, x):
         return NotImplemented
     if dropout == 0:
@@ -48,11 +59,12 @@ def add_norm_forward(x, h, w, b=None, dropout=0.0, rng=None, eps=EPS):
     stream = None if same else cupy.empty(h.shape, h.dtype)
     y, mu, rstd = normalize(x, h, w, b, eps, mask_of(h.shape, dropout, rng), stream)
     stream = h if same else stream
-    return (stream, y), (stream, w, b, mu, rstd, dropout, rng, x is None)
+    return (stream, y), AddNormCache(stream, w, b, mu, rstd, dropout, rng, x is None)
 
 
 def add_norm_backward(dx, dy, cache):
-    x, w, b, mu, rstd, dropout, rng, begins = cache
+    """As the op."""
+    x, w, b, mu, rstd, dropout, rng, begins = cache  # x is the stream
     if not (fits(x, w, b, dx, dy) and supported(x, mu, rstd)):
         return NotImplemented
     total = None if begins and rng is not None else cupy.empty(x.shape, x.dtype)

@@ -1,13 +1,13 @@
-// What all kernels share.
+// Shared by all kernels.
 //
 // The text is compiled once per dtype, with T float or __half; all arithmetic is in float. Sums
-// are taken in a fixed order, without atomics: the same input gives the same bits. Nothing counts
-// on warps of 32 threads (warpSize is the device's); blocks have a multiple of 64 threads.
+// are taken in a fixed order, without atomics: the same input gives the same bits. No kernel
+// assumes warps of 32 threads (warpSize is the GPU's); block sizes are multiples of 64.
 //
-// Arrays are contiguous. N counts rows, C is the length of a row; a thread does four neighbours.
+// Arrays are contiguous, with N rows of length C; a thread does four adjacent elements.
 
 #ifdef HALF
-#ifndef __HIP__  // which has it built in
+#ifndef __HIP__  // built into HIP
 #include <cuda_fp16.h>
 #endif
 using T = __half;
@@ -17,9 +17,9 @@ using T = float;
 
 __device__ inline float minus_infinity() { return __int_as_float(0xff800000); }
 
-// ---- Warps and blocks (of one dimension). All their threads take part. ----
+// ---- Warps and blocks (one-dimensional). All their threads must call these. ----
 
-// The value of the lane whose number differs from this one's in the bits of mask.
+// The value v of the lane whose number is this lane's xor mask.
 __device__ inline float warp_xor(float v, int mask) {
 #ifdef __HIP__
   return __shfl_xor(v, mask);
@@ -47,19 +47,19 @@ struct Max {
   static __device__ float combine(float a, float b) { return fmaxf(a, b); }
 };
 
-// Every lane receives the result over its warp: all with the same bits, since a + b = b + a.
+// Every lane gets the result over its warp: all the same bits, since a + b = b + a.
 template <class Op>
 __device__ inline float warp_reduce(float v) {
   for (int mask = warpSize / 2; mask > 0; mask /= 2) v = Op::combine(v, warp_xor(v, mask));
   return v;
 }
 
-// Every thread receives the result over its block.
+// Every thread gets the result over its block.
 template <class Op>
 __device__ inline float block_reduce(float v) {
   __shared__ float part[32];  // 1024 threads are at most 32 warps
   v = warp_reduce<Op>(v);
-  __syncthreads();  // what an earlier call left has been read
+  __syncthreads();  // an earlier call's results have been read
   if (threadIdx.x % warpSize == 0) part[threadIdx.x / warpSize] = v;
   __syncthreads();
   v = Op::identity();
@@ -67,7 +67,7 @@ __device__ inline float block_reduce(float v) {
   return v;
 }
 
-// ---- Four neighbours at once ----
+// ---- Four adjacent elements at once ----
 
 struct alignas(4 * sizeof(T)) Quad {
   T v[4];
@@ -95,7 +95,7 @@ __device__ inline void store4(T* p, long long n, const float* v) {
 
 // ---- Dropout: the bits of minigpt/ops/dropout.py ----
 
-// SplitMix64's word of that number, in the stream of key.
+// Word number `word` of SplitMix64's stream of key.
 __device__ inline unsigned long long random_word(unsigned long long key, unsigned long long word) {
   unsigned long long z = (word + 1) * 0x9E3779B97F4A7C15ull + key;
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
@@ -103,13 +103,14 @@ __device__ inline unsigned long long random_word(unsigned long long key, unsigne
   return z ^ (z >> 31);
 }
 
-// An element stays where its 16 bits reach limit, and is then multiplied by scale; limit 0 is none.
+// An element whose 16 bits are at least limit stays, and is multiplied by scale; limit 0 is no
+// dropout.
 struct Dropout {
   unsigned long long key;
   long long limit;
   float scale;
 
-  // Apply it to v[0 .. 3], which stand at `place` of the whole batch.
+  // Apply it to v[0 .. 3]; v[0] is element number `place` of the whole batch.
   __device__ void apply(float* v, unsigned long long place) const {
     if (limit == 0) return;
     unsigned long long word = random_word(key, place / 4) >> (16 * (place % 4));

@@ -1,4 +1,4 @@
-// Dropout: minigpt/ops/dropout.py.
+// Dropout: minigpt/ops/dropout.py. A thread does four elements; the first is number `start`.
 
 extern "C" __global__ void dropout_forward(const T* x, T* __restrict__ y, long long size,
                                            long long start, unsigned long long key, long long limit,

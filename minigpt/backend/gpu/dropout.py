@@ -10,13 +10,17 @@ from minigpt.ops.dropout import threshold
 
 
 def mask_of(shape, p, rng):
-    """Return what the kernels need to make a dropout mask: (start, key, limit, scale)."""
+    """Return the arguments of a kernel that makes a dropout mask: (start, key, limit, scale).
+
+    start is the number of the first element in the whole batch; limit 0 is no dropout.
+    """
     if rng is None or p == 0:
         return 0, np.uint64(0), 0, 1.0
     return rng.row * math.prod(shape[1:]), np.uint64(rng.key), *threshold(p)
 
 
 def dropout_forward(x, p, rng):
+    """As the op."""
     if rng is None or p == 0 or not supported(x):
         return NotImplemented
     y = cupy.empty(x.shape, x.dtype)

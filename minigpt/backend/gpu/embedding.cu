@@ -1,6 +1,6 @@
 // Token and position embedding: minigpt/ops/embedding.py.
 
-// A block per token: x = wte[id] + wpe[start + t]. No wpe is 0.
+// x = wte[id] + wpe[start + t], one block of threads per token. A null wpe is 0.
 extern "C" __global__ void embedding_forward(const int* ids, const T* wte, const T* wpe,
                                              T* __restrict__ x, long long length, long long C,
                                              long long start) {
@@ -18,16 +18,16 @@ extern "C" __global__ void embedding_forward(const int* ids, const T* wte, const
 
 // ---- The backward pass: sums of rows of dy ----
 
-// A block of EMBEDDING_THREADS makes one row of a gradient, EMBEDDING_CHANNELS of it. Each warp
-// adds up its share of the rows; then a thread per channel adds up what the warps found.
+// A block of EMBEDDING_THREADS computes EMBEDDING_CHANNELS of one row of a gradient. Each warp sums
+// up its share of the rows of dy; then one thread per channel sums up the results of the warps.
 constexpr int EMBEDDING_THREADS = 512, EMBEDDING_CHANNELS = 512;
-constexpr int EMBEDDING_PARTS = EMBEDDING_CHANNELS / (4 * 32);  // quads of a lane: of 32 lanes, all
+constexpr int EMBEDDING_PARTS = EMBEDDING_CHANNELS / (4 * 32);  // quads per lane, for warps of 32
 
 struct RowSum {
   float sum[EMBEDDING_PARTS][4];
-  long long first, C;  // channel of this block, and how many there are
+  long long first, C;  // the first channel of this block, and their number
 
-  // The channel within the block that part k of this lane begins with.
+  // The first channel, within the block, of part k of this lane.
   __device__ static int channel(int k) {
     return 4 * (threadIdx.x % warpSize + k * warpSize);
   }
@@ -42,7 +42,7 @@ struct RowSum {
     }
   }
 
-  // The sum over the warps, in their order, for channel first + threadIdx.x.
+  // The sum over the warps, in order, for channel first + threadIdx.x.
   __device__ float total() const {
     __shared__ float sums[EMBEDDING_THREADS / 32][EMBEDDING_CHANNELS];
     for (int k = 0; k < EMBEDDING_PARTS && channel(k) < EMBEDDING_CHANNELS; ++k)
@@ -55,7 +55,7 @@ struct RowSum {
   }
 };
 
-// Tell whether the id of token n stands before it, too; the search goes backwards.
+// Tells whether the id of token n also occurs before it; searches backwards.
 __device__ inline bool stands_before(const int* ids, int n) {
   for (int last = n - 1; last >= 0; last -= blockDim.x) {
     const int m = last - (int)threadIdx.x;
@@ -64,11 +64,11 @@ __device__ inline bool stands_before(const int* ids, int n) {
   return false;
 }
 
-// dwte += onehot(ids)^T @ dy and dwpe = the sums of dy over the batch, 0 where no token stands.
+// dwte += onehot(ids)^T @ dy, and dwpe = the sums of dy over the batch, 0 at unused positions.
 //
-// The first `owners` blocks are for dwte: a block per id with by_id, where there are few of them;
-// else a block per token, of which those work that are the first with their id. The others are
-// for dwpe, one per position. The N tokens are rows of `length` that begin at position `start`.
+// The first `owners` blocks are for dwte: with by_id, one per id of the (small) vocabulary; else
+// one per token, which returns at once unless its token is the first with its id. The other blocks
+// are for dwpe, one per position. The N tokens are rows of `length` that begin at position `start`.
 extern "C" __global__ void __launch_bounds__(EMBEDDING_THREADS)
 embedding_backward(const T* dy, const int* ids, T* __restrict__ dwte, T* __restrict__ dwpe,
                    long long N, long long length, long long C, long long owners, long long by_id,

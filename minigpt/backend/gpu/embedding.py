@@ -6,10 +6,11 @@ import numpy as np
 from minigpt.backend.gpu.launch import launch, supported, threads
 
 EMBEDDING_THREADS, EMBEDDING_CHANNELS = 512, 512  # as in embedding.cu
-TOKENS_PER_ID = 16  # from here on, each id of the vocabulary gets a block of its own
+TOKENS_PER_ID = 16  # from this average on, each id of the vocabulary gets a block
 
 
 def embedding_forward(ids, wte, wpe=None, start=0):
+    """As the op."""
     T, C = ids.shape[1], wte.shape[1]
     odd = wpe is not None and (start + T > len(wpe) or wpe.shape[1] != C)
     if odd or ids.dtype != np.int32 or not ids.size or not supported(wte, wpe):
@@ -20,12 +21,24 @@ def embedding_forward(ids, wte, wpe=None, start=0):
     return x, (ids, start, wte.shape, None if wpe is None else wpe.shape)
 
 
-def embedding_backward(dy, cache, dwte=None):
-    ids, start, (V, C), wpe_shape = cache
-    if ids.dtype != np.int32 or not supported(dy, dwte):
+def embedding_backward(dy, cache):
+    """As the op."""
+    ids, _, wte_shape, _ = cache
+    if ids.dtype != np.int32 or not supported(dy):
         return NotImplemented
-    if dwte is None:
-        dwte = cupy.zeros((V, C), dy.dtype)
+    return add_rows(dy, cache, cupy.zeros(wte_shape, dy.dtype))
+
+
+def embedding_backward_tied(dy, cache, dwte):
+    """As the op, in place: dwte is written to."""
+    if cache[0].dtype != np.int32 or not supported(dy, dwte):
+        return NotImplemented
+    return add_rows(dy, cache, dwte)
+
+
+def add_rows(dy, cache, dwte):
+    """Add the rows of dy to the rows of dwte that their ids name; return the gradients."""
+    ids, start, (V, C), wpe_shape = cache
     dwpe = None if wpe_shape is None else cupy.empty(wpe_shape, dy.dtype)
     by_id = ids.size >= TOKENS_PER_ID * V
     owners = V if by_id else ids.size

@@ -1,8 +1,9 @@
-"""The CUDA C++ beside this file, compiled by CuPy at first use, and how it is launched.
+"""Compiling and launching the kernels: the CUDA C++ in the .cu files of this folder.
 
-All .cu files are one source text: common.cu with what they share, then the others by name. It
-is written for an element type T and compiled once for each dtype that is used, so that float32
-does not wait for float16. All arithmetic is in float.
+CuPy compiles them at first use. All .cu files are one source text: common.cu with what they share,
+then the others in order of their names. It is written for an element type T and compiled for each
+dtype when that is first used, so that float32 does not wait for float16. All arithmetic is in
+float.
 """
 
 import functools
@@ -14,12 +15,12 @@ from minigpt.backend import INSTALL
 from minigpt.errors import UserError
 
 FOLDER = Path(__file__).parent
-# By the characters that stand for float32 and float16: a dtype's name takes NumPy microseconds.
+# Compiler options by dtype.char, float32 and float16: dtype.name would take NumPy microseconds.
 OPTIONS = {"f": ("-std=c++17",), "e": ("-std=c++17", "-DHALF")}
 
 
 def source():
-    """Return the text of all kernels, with the places of its parts for the compiler's messages."""
+    """Return the text of all kernels, with the file names for the compiler's messages."""
     first = FOLDER / "common.cu"
     paths = [first, *sorted(set(FOLDER.glob("*.cu")) - {first})]
     return "\n".join(f'#line 1 "{path.name}"\n{path.read_text("utf-8")}' for path in paths)
@@ -65,16 +66,16 @@ def launch(name, dtype, grid, block, args):
         What T stands for: float32 or float16.
     grid, block : tuples of int
     args : tuple
-        Arrays of CuPy and None (a null pointer) for pointers, int for long long, float for
-        double, NumPy scalars for what else a kernel takes. Nothing converts or checks them.
+        CuPy arrays or None (a null pointer) for pointers, int for long long, float for double,
+        NumPy scalars for all other types. They are neither converted nor checked.
     """
     kernel(name, dtype)(grid, block, args)
 
 
 def supported(*arrays):
-    """Tell whether the kernels take these arrays; None among them is an array left out.
+    """Tell whether the kernels support these arrays; None stands for an array left out.
 
-    They take contiguous arrays of CuPy that are not empty, all float32 or all float16.
+    They support contiguous CuPy arrays that are not empty, all float32 or all float16.
     """
     dtype = arrays[0].dtype
     if dtype.char not in OPTIONS:
@@ -88,5 +89,5 @@ def supported(*arrays):
 
 
 def threads(n):
-    """Return the size of a block for n things to do: a multiple of both warp sizes."""
+    """Return the block size for n work items: a multiple of both warp sizes, at most 1024."""
     return (min(max(-(-n // 64) * 64, 64), 1024),)

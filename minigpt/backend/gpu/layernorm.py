@@ -1,21 +1,23 @@
-"""Layernorm on a GPU: an add_norm whose stream begins."""
+"""Layernorm on a GPU: add_norm where the stream begins."""
 
 import cupy
 
 from minigpt.backend.gpu.add_norm import fits, normalize, normalize_backward
 from minigpt.backend.gpu.dropout import mask_of
 from minigpt.backend.gpu.launch import supported
-from minigpt.ops.layernorm import EPS
+from minigpt.ops.layernorm import EPS, LayerNormCache
 
 
 def layernorm_forward(x, w, b=None, eps=EPS):
+    """As the op."""
     if not fits(x, w, b):
         return NotImplemented
     y, mu, rstd = normalize(None, x, w, b, eps, mask_of(x.shape, 0, None), None)
-    return y, (x, w, b, mu, rstd)
+    return y, LayerNormCache(x, w, b, mu, rstd)
 
 
 def layernorm_backward(dy, cache):
+    """As the op."""
     x, w, b, mu, rstd = cache
     if not (fits(x, w, b, dy) and supported(x, mu, rstd)):
         return NotImplemented

@@ -1,4 +1,4 @@
-// Sums over rows, in two launches: parts (gridDim.y, C) in float, then these added up.
+// Sums over rows, in two launches: first parts (gridDim.y, C) in float, then the sums of these.
 
 extern "C" __global__ void column_parts(const T* x, float* __restrict__ part, long long N,
                                         long long C) {
@@ -12,7 +12,7 @@ extern "C" __global__ void column_parts(const T* x, float* __restrict__ part, lo
   for (int i = 0; i < 4 && i < n; ++i) part[blockIdx.y * C + c + i] = sum[i];
 }
 
-// Blocks of 32 x 16 threads: 32 columns, each added up by 16 threads.
+// Blocks of 32 x 16 threads: 32 columns, each summed up by 16 threads.
 extern "C" __global__ void column_sums(const float* part, T* __restrict__ y, long long N,
                                        long long C) {
   __shared__ float sums[16][32];

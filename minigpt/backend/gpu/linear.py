@@ -3,20 +3,21 @@
 import cupy
 
 from minigpt.backend.gpu.launch import launch, supported
+from minigpt.ops.linear import check_bias
 
-PARTS = 512  # blocks that share the rows of a sum over rows
+PARTS = 512  # blocks at most that share the rows of a sum over rows
 COLUMNS = 512  # channels of a block: four per thread
 
 
 def parts_of(x):
-    """Return N, C and in how many parts N rows are added up."""
+    """Return N and C of x as (N, C), and the number of parts in which its rows are summed up."""
     C = x.shape[-1]
     N = x.size // C
     return N, C, min(N, PARTS)
 
 
 def column_sums(parts, dtype):
-    """Return the sums over the rows of parts (N, C) float32: (C,) of that dtype."""
+    """Return the sums over the rows of parts (N, C) float32, as (C,) of that dtype."""
     N, C = parts.shape
     y = cupy.empty(C, dtype)
     launch("column_sums", y.dtype, (-(-C // 32),), (32, 16), (parts, y, N, C))
@@ -24,9 +25,9 @@ def column_sums(parts, dtype):
 
 
 def linear_forward(x, w, b=None):
-    if b is not None and b.shape != w.shape[1:]:
-        raise ValueError(f"linear_forward: b is {b.shape}, but w {w.shape} needs {w.shape[1:]}")
-    # In two dimensions a transposed operand is a flag of the product, in three it is a copy.
+    """As the op."""
+    check_bias(w, b)
+    # In two dimensions a transposed operand is a flag of the product; in three it is a copy.
     y = x.reshape(-1, w.shape[0]) @ w
     if b is not None:
         y += b
@@ -34,6 +35,7 @@ def linear_forward(x, w, b=None):
 
 
 def linear_backward(dy, cache):
+    """As the op."""
     x, w, b = cache
     dy2 = dy.reshape(-1, w.shape[1])
     grads = {"w": x.reshape(-1, w.shape[0]).T @ dy2}
@@ -43,7 +45,7 @@ def linear_backward(dy, cache):
 
 
 def bias_gradient(dy):
-    """Return the sum over the rows of dy (N, C): (C,)."""
+    """Return the sums over the rows of dy (N, C): (C,)."""
     if not supported(dy):
         return dy.sum(axis=0)
     N, C, G = parts_of(dy)

@@ -1,4 +1,4 @@
-"""Softmax on a GPU: a block per row."""
+"""Softmax on a GPU: one block of threads per row."""
 
 import cupy
 
@@ -6,6 +6,7 @@ from minigpt.backend.gpu.launch import launch, supported, threads
 
 
 def softmax_forward(x):
+    """As the op."""
     if not supported(x):
         return NotImplemented
     y, C = cupy.empty(x.shape, x.dtype), x.shape[-1]
@@ -14,6 +15,7 @@ def softmax_forward(x):
 
 
 def softmax_backward(dy, cache):
+    """As the op."""
     (y,) = cache
     if dy.shape != y.shape or not supported(dy, y):
         return NotImplemented
