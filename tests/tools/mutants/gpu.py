@@ -214,14 +214,6 @@ MUTANTS = {
             HEAD,
         ),
     ],
-    "minigpt/backend/gpu::cross_entropy_forward": [
-        (
-            "dw of the last chunk of rows only",
-            "dw = plus(dw, logits.T @ x2[rows])",
-            "dw = logits.T @ x2[rows]",
-            HEAD,
-        ),
-    ],
     "minigpt/backend/gpu::mask_of": [
         (
             "a shard drops what the first rows drop",
@@ -293,6 +285,14 @@ MUTANTS = {
             "loss_forward(x, y, self.params.tree,",
             "loss_forward(x, y, self.tree,",
             "train/test_precision.py::test_an_evaluation_is_in_single_precision",
+        ),
+    ],
+    "minigpt/backend/gpu/cross_entropy.py::run": [
+        (
+            "dw of the last chunk of rows only",
+            "plus(dw, logits.T @ x2[rows])",
+            "logits.T @ x2[rows]",
+            HEAD,
         ),
     ],
 }

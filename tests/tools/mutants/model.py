@@ -13,20 +13,6 @@ MUTANTS = {
             "model/test_bigram.py::test_each_side_of_an_encoder_decoder_has_its_pairs",
         ),
     ],
-    "minigpt/model/gpt.py::loss_backward": [
-        (
-            "a tied head forgets the embedding",
-            'return gpt_backward(dx, cache, dwte=grads["w"])',
-            'return {**gpt_backward(dx, cache), "wte": grads["w"]}',
-            LOSS,
-        ),
-        (
-            "a tied embedding forgets the head",
-            'return gpt_backward(dx, cache, dwte=grads["w"])',
-            "return gpt_backward(dx, cache)",
-            LOSS,
-        ),
-    ],
     "minigpt/model::LN_2": [
         (
             "two places of a block draw the same bits",
@@ -225,6 +211,20 @@ MUTANTS = {
             "V if previous is None",
             "0 if previous is None",
             "model/test_bigram.py::test_no_two_pairs_have_one_number",
+        ),
+    ],
+    "minigpt/model::below_head": [
+        (
+            "a tied head forgets the embedding",
+            'backward(dx, cache, dwte=head_grads["w"])',
+            '{**backward(dx, cache), "wte": head_grads["w"]}',
+            LOSS,
+        ),
+        (
+            "a tied embedding forgets the head",
+            'backward(dx, cache, dwte=head_grads["w"])',
+            "backward(dx, cache)",
+            LOSS,
         ),
     ],
 }
