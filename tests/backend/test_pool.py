@@ -1,4 +1,4 @@
-"""Memory that is reused: who gets which, and when."""
+"""The memory pool: which buffers are reused, when, and by whom."""
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -12,9 +12,9 @@ from minigpt.params import LINE, aligned
 
 
 @pytest.fixture(autouse=True)
-def of_its_own(monkeypatch):
-    """A pool in which no other test has left anything."""
-    monkeypatch.setattr(pool, "_mine", pool.Mine())
+def empty_pool(monkeypatch):
+    """A pool without the buffers of other tests."""
+    monkeypatch.setattr(pool, "_cache", pool.ThreadCache())
 
 
 def address(x):
@@ -31,13 +31,13 @@ def test_a_buffer_begins_at_a_cache_line(n, dtype):
         x[...] = 1
 
 
-def test_what_is_small_is_numpys():
+def test_small_arrays_come_from_numpy():
     assert empty((SMALL // 4 - 1,), "float32").base is None
     assert empty((0, 5), "float32").shape == (0, 5)
-    assert not pool._mine.sizes
+    assert not pool._cache.sizes
 
 
-def test_what_nobody_looks_at_is_given_out_again():
+def test_a_buffer_without_references_is_reused():
     x = empty((SMALL,), "float32")
     where = address(x)
     del x
@@ -70,31 +70,31 @@ def test_small_buffers_share_a_chunk_and_do_not_overlap():
     assert {b - a for a, b in pairwise(starts)} == {SMALL + LINE}
 
 
-def test_a_large_buffer_is_alone():
-    rest = len(pool._mine.rest)
+def test_a_large_buffer_is_not_part_of_a_chunk():
+    rest = len(pool._cache.rest)
     empty((CHUNK // 4 + 1,), "uint8")
-    assert len(pool._mine.rest) == rest == 0
+    assert len(pool._cache.rest) == rest == 0
     empty((CHUNK // 4,), "uint8")
-    assert len(pool._mine.rest) >= CHUNK - CHUNK // 4
+    assert len(pool._cache.rest) >= CHUNK - CHUNK // 4
 
 
-def test_a_chunk_that_is_used_up_is_followed_by_another():
+def test_a_used_up_chunk_is_followed_by_another():
     held = [empty((CHUNK // 4,), "uint8") for _ in range(9)]
     starts = sorted(map(address, held))
     assert all(b - a >= CHUNK // 4 for a, b in pairwise(starts))
 
 
-def test_many_sizes_are_forgotten_and_what_is_in_use_stays():
+def test_too_many_sizes_are_dropped_but_arrays_in_use_stay():
     held = empty((SMALL,), "uint8")
     held[...] = 7
     for n in range(2 * MAX_SIZES):
         empty((SMALL + n + 1,), "uint8")[...] = 0
-        assert len(pool._mine.sizes) <= MAX_SIZES
+        assert len(pool._cache.sizes) <= MAX_SIZES
     empty((SMALL,), "uint8")[...] = 0
     assert (held == 7).all()
 
 
-def test_a_thread_has_memory_of_its_own():
+def test_threads_share_no_buffers():
     x = empty((SMALL,), "float32")
     where = address(x)
     del x
