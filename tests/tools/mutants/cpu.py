@@ -74,22 +74,6 @@ MUTANTS = {
             FUTURE,
         ),
     ],
-    "minigpt/backend/cpu::activation_backward": [
-        (
-            "the bias's gradient of the last block only",
-            'grads["b"] += column_sums(dxr)',
-            'grads["b"] = column_sums(dxr)',
-            PAIRINGS,
-        ),
-    ],
-    "minigpt/backend/cpu::activation_forward": [
-        (
-            "the bias is lost for a single row",
-            "into(x if b is None else x + b,",
-            "into(x,",
-            PAIRINGS,
-        ),
-    ],
     "minigpt/backend/cpu::adamw_step": [
         ("eps beside a moment that is not corrected", "eps * root", "eps", FORMULA),
         (
@@ -164,20 +148,6 @@ MUTANTS = {
             "x = np.full(n, value, dtype)",
             "x = np.full(n, 1, dtype)",
             "ops/test_layernorm.py::test_mean_variance_and_gradient_are_as_they_must",
-        ),
-    ],
-    "minigpt/backend/cpu::embedding_backward": [
-        (
-            "many ids: a gradient that is given is overwritten",
-            "dwte[used] += np.add.reduceat",
-            "dwte[used] = np.add.reduceat",
-            "ops/test_embedding.py::test_backward_adds_to_a_gradient_that_is_given",
-        ),
-        (
-            "many ids: segments of unsorted rows",
-            "np.add.reduceat(dy.reshape(-1, C)[order], firsts, axis=0)",
-            "np.add.reduceat(dy.reshape(-1, C), firsts, axis=0)",
-            PAIRINGS,
         ),
     ],
     "minigpt/backend/cpu::forward": [
@@ -317,5 +287,25 @@ MUTANTS = {
             "np.repeat(cos + 1j * sin, 2 * n_head, axis=-1)",
             PAIRINGS,
         ),
+    ],
+    "minigpt/backend/cpu::multiply_by_slope": [
+        (
+            "the bias's gradient of the last block only",
+            "db += column_sums(dxr)",
+            "db[...] = column_sums(dxr)",
+            PAIRINGS,
+        ),
+    ],
+    "minigpt/backend/cpu::activate": [
+        ("the bias is lost for a single row", "x if b is None else x + b", "x", PAIRINGS),
+    ],
+    "minigpt/backend/cpu::add_rows": [
+        (
+            "many ids: the gradient of the other use is overwritten",
+            "dwte[used] += np.add.reduceat",
+            "dwte[used] = np.add.reduceat",
+            "ops/test_embedding.py::test_a_tied_backward_adds_to_the_gradient_from_the_other_use",
+        ),
+        ("many ids: segments of unsorted rows", "rows[order]", "rows", PAIRINGS),
     ],
 }

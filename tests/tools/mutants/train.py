@@ -6,17 +6,9 @@ MUTANTS = {
     "minigpt/train::Run.evaluate": [
         (
             "the best checkpoint is the last one",
-            "if self.best_loss is None or self.val_loss < self.best_loss:",
-            "if True:",
+            "state.best_loss is None or state.val_loss < state.best_loss",
+            "True",
             "train/test_run.py::test_the_best_checkpoint_is_not_the_last_where_the_loss_has_risen",
-        ),
-    ],
-    "minigpt/train::Run.read": [
-        (
-            "a loss that is not finite is in the mean",
-            "self.loss_sum, self.loss_count = self.known",
-            "self.loss_sum = loss",
-            "train/test_nonfinite.py::test_a_bad_loss_is_left_out_of_the_mean_and_of_all_files",
         ),
     ],
     "minigpt/train::Run.start": [
@@ -28,8 +20,8 @@ MUTANTS = {
         ),
         (
             "bias correction begins anew",
-            "optimizer.restore(optimizer_state(checkpoint.state, self.train))",
-            "optimizer.restore({})",
+            "optimizer_numbers(self.state, self.train_config)",
+            "{}",
             UNINTERRUPTED,
         ),
     ],
@@ -96,8 +88,8 @@ MUTANTS = {
         ),
         (
             "every step draws the same dropout",
-            "Rng.of(train.seed, step, i)",
-            "Rng.of(train.seed, i)",
+            "Rng.of(train_config.seed, step, i)",
+            "Rng.of(train_config.seed, i)",
             "train/test_step.py::test_each_batch_of_a_step_has_its_own_dropout_and_so_has_each_step",
         ),
     ],
@@ -107,14 +99,6 @@ MUTANTS = {
             "if errors:",
             "if False:",
             "train/test_threads.py::test_an_exception_reaches_the_caller_and_the_workers_live_on",
-        ),
-    ],
-    "minigpt/train::advance_all": [
-        (
-            "an interrupt amid the update is saved",
-            "if run.trainer.optimizer.step_count != run.step or run.over:",
-            "if run.over:",
-            "train/test_resume.py::test_an_interrupt_amid_the_update_keeps_the_old_checkpoint",
         ),
     ],
     "minigpt/train::alone": [
@@ -133,46 +117,12 @@ MUTANTS = {
             "train/test_nonfinite.py::test_the_first_gradient_that_went_bad",
         ),
     ],
-    "minigpt/train::check_state": [
-        (
-            "what a state holds is not checked",
-            "if wrong:",
-            "if False:",
-            "train/test_resume.py::test_a_checkpoint_whose_state_is_damaged_is_refused",
-        ),
-    ],
     "minigpt/train::cut_metrics": [
         (
             "a resumed run loses a line of its metrics",
             'json.loads(line)["step"] <= step',
             'json.loads(line)["step"] < step',
             "train/test_run.py::test_cut_metrics_keeps_whole_lines_up_to_the_step",
-        ),
-    ],
-    "minigpt/train::resumed": [
-        (
-            "losses of two texts are compared",
-            "run.best_loss = run.best_step = None",
-            "pass",
-            "train/test_resume.py::test_another_text_has_a_best_loss_of_its_own",
-        ),
-        (
-            "a resumed run skips a step",
-            "setattr(run, key, state[key])",
-            'setattr(run, key, state[key] + 1 if key == "step" else state[key])',
-            UNINTERRUPTED,
-        ),
-        (
-            "bad steps in a row are forgotten",
-            'checkpoint, run.step, state.get("bad", 0)',
-            "checkpoint, run.step, 0",
-            "train/test_nonfinite.py::test_a_few_in_a_row_end_the_run_with_the_last_checkpoint",
-        ),
-        (
-            "an evaluation that was interrupted is left out",
-            'run.due = state.get("due")',
-            "run.due = None",
-            "train/test_resume.py::test_an_evaluation_that_was_interrupted_is_made_up_for",
         ),
     ],
     "minigpt/train::shard_slices": [
@@ -186,8 +136,8 @@ MUTANTS = {
     "minigpt/train::train": [
         (
             "an evaluation that is made up for has two lines",
-            "run.step - bool(run.due))",
-            "run.step)",
+            "state.step - bool(state.due)",
+            "state.step",
             "train/test_resume.py::test_an_evaluation_that_was_interrupted_is_made_up_for",
         ),
     ],
@@ -197,6 +147,62 @@ MUTANTS = {
             'check(f"{prefix}h.{i}", x, h)',
             "pass",
             "train/test_nonfinite.py::test_the_first_layer_that_went_bad",
+        ),
+    ],
+    "minigpt/train::LossMean.read": [
+        (
+            "a loss that is not finite is in the mean",
+            "self.total, self.count = self.finite",
+            "pass",
+            "train/test_nonfinite.py::test_a_bad_loss_is_left_out_of_the_mean_and_of_all_files",
+        ),
+    ],
+    "minigpt/train::train_run": [
+        (
+            "an interrupt amid the update is saved",
+            "run.trainer.optimizer.step_count != state.step or state.over",
+            "state.over",
+            "train/test_resume.py::test_an_interrupt_amid_the_update_keeps_the_old_checkpoint",
+        ),
+    ],
+    "minigpt/train::RunState.__post_init__": [
+        (
+            "what a state holds is not checked",
+            "not good",
+            "False",
+            "train/test_resume.py::test_a_checkpoint_whose_state_is_damaged_is_refused",
+        ),
+    ],
+    "minigpt/train::resume_run": [
+        (
+            "losses of two texts are compared",
+            "state.best_loss = state.best_step = None",
+            "pass",
+            "train/test_resume.py::test_another_text_has_a_best_loss_of_its_own",
+        ),
+    ],
+    "minigpt/train::read_state": [
+        (
+            "a resumed run skips a step",
+            "RunState.build(checkpoint.state)",
+            'RunState.build({**checkpoint.state, "step": checkpoint.state["step"] + 1})',
+            UNINTERRUPTED,
+        ),
+    ],
+    "minigpt/train::Run.__init__": [
+        (
+            "bad steps in a row are forgotten",
+            "Skips(state.skips_in_a_row)",
+            "Skips(0)",
+            "train/test_nonfinite.py::test_a_few_in_a_row_end_the_run_with_the_last_checkpoint",
+        ),
+    ],
+    "minigpt/train::train_steps": [
+        (
+            "an evaluation that was interrupted is left out",
+            "if state.due:",
+            "if False:",
+            "train/test_resume.py::test_an_evaluation_that_was_interrupted_is_made_up_for",
         ),
     ],
 }
