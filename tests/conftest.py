@@ -84,9 +84,9 @@ def backend(request):
 
 @pytest.fixture
 def cupy(xp):
-    """The module, where the tests run on it."""
+    """The module; skips the test on NumPy."""
     if xp is np:
-        pytest.skip("of a device only")
+        pytest.skip("on CuPy only: --backend cupy")
     return xp
 
 
@@ -109,7 +109,7 @@ def no_picture(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """The folder of a run of 4 steps; see tests/training.py."""
+    """The folder of a run of 4 steps; see tests/tools/training.py."""
     from tests.tools.training import begin
 
     assert begin(tmp_path / "run", "--max-iters=4") == 0
