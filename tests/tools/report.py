@@ -1,4 +1,4 @@
-"""What is checked, with results: `python -m tests.tools.report [--quick] [--gradients FILE]`.
+"""What is checked, with results: `python -m tests.tools.report [--quick] [--gradients FILES]`.
 
 Tables in Markdown: the worst errors of the gradient checks, what becomes of a run when things go
 wrong around it (fault injection), and mutation testing. --quick injects fewer faults, and tries a
@@ -50,7 +50,7 @@ def check_gradients():
     """Run the gradient checks; return their records, and lines on what failed."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "gradients.json")
-        flags = ["-q", "-p", "tests.tools.registry", f"--gradients={path}"]
+        flags = ["-q", "--slow", "-p", "tests.tools.registry", f"--gradients={path}"]
         flags += ["-p", "no:cacheprovider"]
         command = [sys.executable, "-m", "pytest", *flags, *GRADIENTS]
         done = subprocess.run(command, cwd=mutation.ROOT, capture_output=True, text=True)
@@ -61,8 +61,9 @@ def check_gradients():
 
 def gradients(options):
     """Gradient checks: the worst relative error of each op and model by each check."""
-    path = options.gradients
-    records, failed = (registry.load(path), []) if path else check_gradients()
+    records, failed = [r for path in options.gradients for r in registry.load(path)], []
+    if not options.gradients:
+        records, failed = check_gradients()
     found = registry.table(records)
     checks = list(dict.fromkeys(itertools.chain(*found.values())))
     rows = [
@@ -70,7 +71,8 @@ def gradients(options):
         for name, of in found.items()
     ]
     notes = [f"no check: {line}" for line in inventory.gaps(records)] + failed
-    of_all = f"{len(records)} gradients, {sum(r['times'] for r in records):,} checks"
+    n = len({tuple(r[key] for key in registry.KEYS) for r in records})
+    of_all = f"{n} gradients, {sum(r['times'] for r in records):,} checks"
     return [Table("Gradients", ["", *checks], rows, [*notes, of_all], not notes)]
 
 
@@ -136,7 +138,9 @@ def main(argv=None):
     """Print the tables; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.tools.report", description=main.__doc__)
     parser.add_argument("--quick", action="store_true", help="try less, in some minutes")
-    parser.add_argument("--gradients", metavar="FILE", help="what pytest has found of gradients")
+    parser.add_argument(
+        "--gradients", metavar="FILE", nargs="+", default=[], help="records of gradient checks"
+    )
     options, right = parser.parse_args(argv), True
     for make in TABLES:
         for table in make(options):
