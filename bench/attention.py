@@ -23,7 +23,8 @@ import timing
 from attention_check import Shape, checked_rows, compare, expected, inputs
 
 from minigpt import cli
-from minigpt.backend import module, to_device, to_host
+from minigpt.backend import to_device, to_host
+from minigpt.backend.devices import load_backend
 from minigpt.ops.attention import attention_backward, attention_forward
 from minigpt.train.threads import Workers, shard_slices
 
@@ -245,7 +246,7 @@ def main(argv=None):
     if args.memory_of:
         print(json.dumps(extra_memory(args.shapes[0], args.memory_of, args.threads)))
         return 0
-    xp = module(args.backend)
+    xp = load_backend(args.backend)
     torch = timing.torch_on(args.threads)
     if torch is not None and xp is not np and not torch.cuda.is_available():
         torch = None

@@ -1,7 +1,7 @@
-"""The seam between the mathematics and the arrays: NumPy on the CPU, CuPy on the GPU.
+"""Where the mathematics meets the arrays: NumPy on a CPU, CuPy on a GPU.
 
-The data says where it lives: ops ask `array_module` of their arguments. A file of the op's name in
-`cpu` or `gpu` may hold a faster override; the op itself stays the definition.
+The data says where it is: ops ask `array_module` of their arguments. An op may have a faster
+override, in a file of the same name in `cpu` or `gpu`; the op itself stays the definition.
 """
 
 import contextlib
@@ -10,19 +10,15 @@ import importlib
 import inspect
 import os
 import sys
+import threading
 
 import numpy
 
 from minigpt.errors import UserError
 
-BACKENDS = ("numpy", "cupy")
 OVERRIDES = {"numpy": "cpu", "cupy": "gpu"}  # folders here
-INSTALL = (
-    "pip install 'cupy-cuda12x[ctk]' (CUDA 12), 'cupy-cuda13x[ctk]' (CUDA 13) "
-    "or cupy-rocm-7-0 (ROCm 7)"
-)
-_plain = os.environ.get("MINIGPT_PLAIN", "0") not in ("", "0")
-HALF_CAPABILITY = 53  # the first NVIDIA devices with arithmetic in float16, times 10
+_plain = int(os.environ.get("MINIGPT_PLAIN", "0") not in ("", "0"))  # contexts of `plain`, open now
+_lock = threading.Lock()
 
 
 def loaded_cupy():
@@ -49,18 +45,18 @@ def array_module(*args):
     return numpy
 
 
-def _of(kind, x):
+def _has(kind, x):
     """Tell whether `x` is an array of that type, or a tuple with one in it."""
     return isinstance(x, kind) or (isinstance(x, tuple) and any(isinstance(y, kind) for y in x))
 
 
 def _one_module(op, args, kwargs):
-    """Return the module that all arrays of a call are of.
+    """Return the module that all arrays of a call belong to.
 
     Raises
     ------
     UserError
-        If there are arrays of both: it names the first that is not of the first one's module.
+        If there are arrays of both modules: it names the first that differs from the first array.
     """
     cupy = loaded_cupy()
     if cupy is None:
@@ -68,13 +64,13 @@ def _one_module(op, args, kwargs):
     values = (*args, *kwargs.values())
     xp = array_module(*values)
     other = numpy if xp is cupy else cupy
-    if any(_of(other.ndarray, x) for x in values):
+    if any(_has(other.ndarray, x) for x in values):
         named = inspect.signature(op).bind(*args, **kwargs).arguments
-        name = next(name for name, x in named.items() if _of(other.ndarray, x))
-        right = next(name for name, x in named.items() if _of(xp.ndarray, x))
+        name = next(name for name, x in named.items() if _has(other.ndarray, x))
+        right = next(name for name, x in named.items() if _has(xp.ndarray, x))
         raise UserError(
-            f"{op.__name__}: {name} is of {other.__name__}, but {right} is of {xp.__name__}; "
-            f"bring {name} there with minigpt.backend.{'to_device' if xp is cupy else 'to_host'}"
+            f"{op.__name__}: {name} is an array of {other.__name__}, but {right} of {xp.__name__}; "
+            f"convert {name} with minigpt.backend.{'to_device' if xp is cupy else 'to_host'}"
         )
     return xp
 
@@ -93,8 +89,8 @@ def _override(xp, file, name):
 
 
 def overridable(op):
-    """Let a function of the same name replace `op`: in backend/cpu or backend/gpu, in a file named
-    as the op's own. Where it returns NotImplemented, and in plain mode, `op` itself runs.
+    """Let an override of the same name replace `op`: in backend/cpu or backend/gpu, in a file named
+    like the op's own. Where it returns NotImplemented, and in plain mode, `op` itself runs.
 
     `op.reference` is the op itself: the definition.
     """
@@ -116,117 +112,48 @@ def overridable(op):
 
 @contextlib.contextmanager
 def plain(on=True):
-    """Run the ops as they are written, in all threads, while this context lasts.
+    """Run the ops exactly as they are written, in all threads, while this context lasts.
 
-    Overrides take their place otherwise, so that a `print` or a breakpoint in an op is never met.
-    The environment variable MINIGPT_PLAIN=1 does the same for a whole program.
+    Otherwise their overrides run, and a `print` or a breakpoint in an op is never reached. The
+    environment variable MINIGPT_PLAIN=1 does the same for a whole program. Contexts nest, and may
+    overlap in several threads: overrides are back when the last one has ended.
+
+    Parameters
+    ----------
+    on : bool
+        False: change nothing, so that an option can be passed on as it is.
     """
     global _plain
-    before, _plain = _plain, on or _plain
+    with _lock:
+        _plain += bool(on)
     try:
         yield
     finally:
-        _plain = before
+        with _lock:
+            _plain -= bool(on)
 
 
-def module(name):
-    """Return the array module for `--backend name`, checked to be usable.
-
-    Raises
-    ------
-    UserError
-        If CuPy is missing, cannot load its libraries, finds no device that its wheel can use, or
-        cannot compile. It never falls back.
-    """
-    if name == "numpy":
-        return numpy
-    if name != "cupy":
-        raise UserError(f"--backend: '{name}' is not one of {', '.join(BACKENDS)}")
-    try:
-        cupy = importlib.import_module("cupy")
-    except ModuleNotFoundError as error:
-        if error.name != "cupy":
-            raise
-        raise UserError(f"--backend cupy: CuPy is not installed; run {INSTALL}") from None
-    except ImportError as error:
-        raise UserError(
-            f"--backend cupy: CuPy is installed but does not load ({error.__cause__ or error}); "
-            f"install the wheel that fits this machine's driver: {INSTALL}"
-        ) from None
-    check_device(cupy)
-    return cupy
-
-
-def check_device(cupy):
-    """Raise a UserError unless there is a device on which a kernel compiles and runs."""
-    runtime = cupy.cuda.runtime
-    try:
-        if not runtime.getDeviceCount():
-            raise UserError("--backend cupy: CuPy finds no device; use --backend numpy")
-    except runtime.CUDARuntimeError as error:
-        raise UserError(f"--backend cupy: {_no_device(runtime, error)}") from None
-    try:
-        cupy.ones(1)
-    except (RuntimeError, cupy.cuda.compiler.CompileException) as error:
-        raise UserError(
-            f"--backend cupy: the device runs no kernel of CuPy ({_first_line(error)}); a wheel "
-            f"with its compiler helps: {INSTALL}"
-        ) from None
-
-
-def _no_device(runtime, error):
-    """Return what is wrong with the driver, and what to do."""
-    instead = "or use --backend numpy"
-    if "InsufficientDriver" not in str(error):
-        look = "check it with rocm-smi" if runtime.is_hip else "check it with nvidia-smi"
-        return f"no usable device ({_first_line(error)}); {look}, {instead}"
-    driver, wheel = (n // 1000 for n in (runtime.driverGetVersion(), runtime.runtimeGetVersion()))
-    if not driver:
-        return f"no NVIDIA driver is running here; install one for CUDA {wheel} or later, {instead}"
-    fitting = f"pip install 'cupy-cuda{driver}x[ctk]' in place of this wheel"
-    way = fitting if driver >= 12 else f"update the driver to one for CUDA {wheel}"
-    return (
-        f"the driver is for CUDA {driver}, older than this wheel's CUDA {wheel}; {way}, {instead}"
-    )
-
-
-def _first_line(error):
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
-
-
-def check_dtype(dtype, xp):
-    """Raise a UserError if a 16-bit type asked for cannot be trained in on this backend."""
-    if dtype == "float32":
-        return
-    if dtype != "float16":
-        raise UserError(
-            f"--dtype {dtype}: CuPy has no matrix product in it on every device; use float16"
-        )
-    if xp is numpy:
-        raise UserError("--dtype float16: NumPy has no fast product in it; use --backend cupy")
-    capability = xp.cuda.Device().compute_capability
-    if not xp.cuda.runtime.is_hip and int(capability) < HALF_CAPABILITY:
-        raise UserError(
-            f"--dtype float16: this device, of compute capability {capability[:-1]}."
-            f"{capability[-1]}, has no arithmetic in it (5.3 has); use --dtype float32"
-        )
+def is_plain():
+    """Tell whether overrides are left out at present."""
+    return _plain > 0
 
 
 def to_device(x, xp):
-    """Return the host array `x` as an array of `xp`; no copy where `xp` is numpy."""
+    """Return the NumPy array `x` as an array of `xp`; no copy where `xp` is numpy."""
     return xp.asarray(x)
 
 
 def to_host(x):
-    """Return `x` as a NumPy array; waits for the device where `x` is on one."""
+    """Return `x` as a NumPy array; if it is on a GPU, this waits for all work before it."""
     xp = array_module(x)
     return numpy.asarray(x) if xp is numpy else xp.asnumpy(x)
 
 
 def host_normal(seed, stream, shape, std):
-    """Return normal numbers (shape) float32 of that standard deviation, made on the host.
+    """Return normal numbers (shape) float32 of that standard deviation, drawn on the CPU.
 
-    A function of its arguments: each stream of a seed is independent of the others.
+    A function of its arguments: each stream of a seed is independent of the others, and both
+    backends start from the same weights.
     """
     bits = numpy.random.PCG64(numpy.random.SeedSequence((seed, stream)))
     numbers = numpy.random.Generator(bits).standard_normal(shape, dtype=numpy.float32)

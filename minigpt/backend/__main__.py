@@ -13,8 +13,13 @@ import numpy
 import threadpoolctl
 
 from minigpt import cli
-from minigpt.backend import INSTALL, check_dtype, module
-from minigpt.backend.devices import TF32_CAPABILITY
+from minigpt.backend.devices import (
+    INSTALL,
+    TF32_CAPABILITY,
+    check_precision,
+    load_backend,
+    usable_cores,
+)
 from minigpt.errors import UserError
 
 OPTIONAL = {
@@ -44,8 +49,7 @@ def own_rows():
             kernels = f" ({pool['architecture']})" if pool.get("architecture") else ""
             blas = f"{pool['internal_api']} {pool['version']}{kernels}"
             yield "BLAS", f"{blas}, {pool['num_threads']} threads"
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield "cores", f"{usable} usable of {os.cpu_count()}"
+    yield "cores", f"{usable_cores()} usable of {os.cpu_count()}"
     for name in ("filelock", "safetensors", "threadpoolctl", "tqdm"):
         yield name, version(name) or f"missing: pip install {name}"
     for name, purpose in OPTIONAL.items():
@@ -98,7 +102,7 @@ def cupy_rows(install):
     if len(wheels) > 1:
         yield "", f"they exclude each other: pip uninstall {' '.join(wheels)}, then {install}"
     try:
-        cupy = module("cupy")
+        cupy = load_backend("cupy")
     except UserError as error:
         here = "" if install == INSTALL else f" (here: {install})"
         yield verdict, f"does not work: {str(error).removeprefix('--backend cupy: ')}{here}"
@@ -125,7 +129,7 @@ def device(cupy, i):
         capability = this.compute_capability
         half = "float16"
         try:
-            check_dtype(half, cupy)
+            check_precision(half, cupy)
         except UserError:
             half = "no float16"
     kind, tf32 = f"compute capability {capability[:-1]}.{capability[-1]}", "no TF32"

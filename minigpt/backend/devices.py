@@ -1,40 +1,165 @@
-"""What only a device has: work that is not done yet, and TF32 products."""
+"""What this machine can do: its cores, a backend that loads, precisions that a run can have."""
 
 import contextlib
 import importlib
+import os
+import types
+from typing import NamedTuple
 
 import numpy
 
 from minigpt.backend import array_module
 from minigpt.errors import UserError
 
-TF32_CAPABILITY = 80  # the first NVIDIA devices with TF32, times 10
+BACKENDS = ("numpy", "cupy")
+INSTALL = (
+    "pip install 'cupy-cuda12x[ctk]' (CUDA 12), 'cupy-cuda13x[ctk]' (CUDA 13) "
+    "or cupy-rocm-7-0 (ROCm 7)"
+)
+HALF_CAPABILITY = 53  # times 10: the first NVIDIA GPUs with arithmetic in float16
+TF32_CAPABILITY = 80  # ... with TF32 products
 
 
-def on_device(x):
-    """Tell whether `x` is on a device, where to read a number is to wait for all work before."""
-    return array_module(x) is not numpy
+def usable_cores():
+    """Return the number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-def check_tf32(xp):
-    """Raise a UserError if --tf32 has no meaning on this backend."""
-    if xp is numpy:
-        raise UserError("--tf32: NumPy has no such products; use --backend cupy, or --no-tf32")
-    if xp.cuda.runtime.is_hip:
-        raise UserError("--tf32: CuPy has such products on NVIDIA's devices only; use --no-tf32")
-    capability = xp.cuda.Device().compute_capability
-    if int(capability) < TF32_CAPABILITY:
+def load_backend(name):
+    """Return the array module of a backend, checked to be usable: "numpy" or "cupy".
+
+    A module that is given is returned as it is.
+
+    Raises
+    ------
+    UserError
+        If CuPy is missing, cannot load its libraries, finds no GPU that its wheel can use, or
+        cannot compile. It never falls back.
+    """
+    if isinstance(name, types.ModuleType):
+        return name
+    if name == "numpy":
+        return numpy
+    if name != "cupy":
+        raise UserError(f"--backend: '{name}' is not one of {', '.join(BACKENDS)}")
+    try:
+        cupy = importlib.import_module("cupy")
+    except ModuleNotFoundError as error:
+        if error.name != "cupy":
+            raise
+        raise UserError(f"--backend cupy: CuPy is not installed; run {INSTALL}") from None
+    except ImportError as error:
         raise UserError(
-            f"--tf32: this device, of compute capability {capability[:-1]}.{capability[-1]}, has "
-            "no such products (8.0 has); use --no-tf32"
+            f"--backend cupy: CuPy is installed but does not load ({error.__cause__ or error}); "
+            f"install the wheel that fits this machine's driver: {INSTALL}"
+        ) from None
+    check_gpu(cupy)
+    return cupy
+
+
+def check_gpu(cupy):
+    """Raise a UserError unless there is a GPU on which a kernel compiles and runs."""
+    runtime = cupy.cuda.runtime
+    try:
+        if not runtime.getDeviceCount():
+            raise UserError("--backend cupy: CuPy finds no GPU; use --backend numpy")
+    except runtime.CUDARuntimeError as error:
+        raise UserError(f"--backend cupy: {_no_gpu(runtime, error)}") from None
+    try:
+        cupy.ones(1)
+    except (RuntimeError, cupy.cuda.compiler.CompileException) as error:
+        raise UserError(
+            f"--backend cupy: the GPU runs no kernel of CuPy ({_first_line(error)}); a wheel "
+            f"that brings its compiler helps: {INSTALL}"
+        ) from None
+
+
+def _no_gpu(runtime, error):
+    """Return what is wrong with the driver, and what to do."""
+    instead = "or use --backend numpy"
+    if "InsufficientDriver" not in str(error):
+        look = "check it with rocm-smi" if runtime.is_hip else "check it with nvidia-smi"
+        return f"no usable GPU ({_first_line(error)}); {look}, {instead}"
+    driver, wheel = (n // 1000 for n in (runtime.driverGetVersion(), runtime.runtimeGetVersion()))
+    if not driver:
+        return f"no NVIDIA driver is running; install one for CUDA {wheel} or later, {instead}"
+    other_wheel = f"pip install 'cupy-cuda{driver}x[ctk]' instead of this wheel"
+    remedy = other_wheel if driver >= 12 else f"update the driver to one for CUDA {wheel}"
+    return (
+        f"the driver supports CUDA {driver}, but this wheel needs CUDA {wheel}; {remedy}, {instead}"
+    )
+
+
+def _first_line(error):
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+
+
+class Precision(NamedTuple):
+    """How the passes of a training step compute. Weights, moments and evaluations are float32.
+
+    Attributes
+    ----------
+    compute_dtype : str
+        Of the weights that the passes see, of activations and of their gradients.
+    loss_scaling : bool
+        Whether gradients of that type need a loss scale: see optim/clipping.py.
+    tf32 : bool
+        Whether matrix products round their float32 factors to TF32.
+    """
+
+    compute_dtype: str
+    loss_scaling: bool
+    tf32: bool
+
+
+PRECISIONS = {
+    "float32": Precision("float32", loss_scaling=False, tf32=False),
+    "tf32": Precision("float32", loss_scaling=False, tf32=True),
+    "float16": Precision("float16", loss_scaling=True, tf32=False),
+}
+
+
+def check_precision(name, xp):
+    """Raise a UserError if a run on the backend `xp` cannot have the precision of that name."""
+    if name == "bfloat16":
+        raise UserError(
+            "--dtype bfloat16: CuPy has no matrix product in it on every GPU; use float16"
+        )
+    if name not in PRECISIONS:
+        choices = ", ".join(PRECISIONS)
+        raise UserError(f"--dtype {name}: there is no such precision; choose from {choices}")
+    if name == "float32":
+        return
+    what = {"tf32": "TF32 products", "float16": "float16 arithmetic"}[name]
+    if xp is numpy:
+        raise UserError(
+            f"--dtype {name}: NumPy has no fast {what}; use --backend cupy, or --dtype float32"
+        )
+    if xp.cuda.runtime.is_hip:
+        if name == "tf32":
+            raise UserError("--dtype tf32: CuPy has it on NVIDIA GPUs only; use --dtype float32")
+        return
+    capability = int(xp.cuda.Device().compute_capability)
+    needed = {"tf32": TF32_CAPABILITY, "float16": HALF_CAPABILITY}[name]
+    if capability < needed:
+        raise UserError(
+            f"--dtype {name}: this GPU, of compute capability {decimal(capability)}, has no {what} "
+            f"({decimal(needed)} has); use --dtype float32"
         )
 
 
-@contextlib.contextmanager
-def tf32(on):
-    """Let float32 products on the device see 10 bits of their factors' 23, but sum in float32.
+def decimal(capability):
+    """80 -> '8.0'"""
+    return f"{capability // 10}.{capability % 10}"
 
-    It is CuPy's own switch, as CUPY_TF32=1, which cannot be turned back. See check_tf32.
+
+@contextlib.contextmanager
+def tf32_products(on):
+    """Let float32 products on the GPU see 10 bits of their factors' 23, but sum in float32.
+
+    It is CuPy's own switch, as CUPY_TF32=1, which cannot be turned back. See check_precision.
     """
     if not on:
         yield
@@ -46,3 +171,8 @@ def tf32(on):
         yield
     finally:
         products.set_compute_type("float32", before)
+
+
+def on_gpu(x):
+    """Tell whether `x` is on a GPU, where reading a number waits for all work before it."""
+    return array_module(x) is not numpy

@@ -1,1 +1,1 @@
-"""Optimizers and the learning-rate schedule."""
+"""Optimizers: gradients in one buffer, their norm, clipping, AdamW, Muon, the learning rate."""

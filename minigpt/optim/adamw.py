@@ -1,19 +1,23 @@
-"""AdamW, clipping by global norm and dynamic loss scaling.
-
-The optimizer's own numbers (norm, scale, steps taken) are one small array where the parameters
-are. On a device nobody waits for them: a step is a few launches, one after the other, and whoever
-wants the numbers reads the array back.
-"""
+"""AdamW over flat buffers: one pass over each of a few long arrays."""
 
 import math
 
 from minigpt.backend import array_module, overridable
-from minigpt.optim.clipping import FIRST, GROWTH, LOSS_SCALE, SCALE, TAKEN, clip
+from minigpt.optim.clipping import (
+    GRAD_SCALE,
+    GROWTH_INTERVAL,
+    INITIAL_LOSS_SCALE,
+    LOSS_SCALE,
+    STEPS,
+    clip,
+)
 from minigpt.optim.gradients import sum_of_squares
 
 
 @overridable
-def adamw_step(p, g, m, v, lr, beta1, beta2, eps, weight_decay, decayed, step, scale=1.0, low=None):
+def adamw_step(
+    p, g, m, v, lr, beta1, beta2, eps, weight_decay, decayed, step, scale=1.0, half=None
+):
     """One step of AdamW, in place on p, m and v: Loshchilov & Hutter 2019, arXiv:1711.05101,
     algorithm 2, with torch's decay of lr * weight_decay.
 
@@ -21,6 +25,11 @@ def adamw_step(p, g, m, v, lr, beta1, beta2, eps, weight_decay, decayed, step, s
         m = beta1 m + (1 - beta1) g          mhat = m / (1 - beta1^step)
         v = beta2 v + (1 - beta2) g^2        vhat = v / (1 - beta2^step)
         p = p - lr * weight_decay * p - lr * mhat / (sqrt(vhat) + eps)
+
+    m and v are running means of g and g^2. They start at 0, so that after t steps
+    m = (1 - beta1) sum_i beta1^(t-i) g_i: the weights add up to 1 - beta1^t only, which is what
+    mhat divides by; vhat likewise. The decay is decoupled: it is not divided by sqrt(vhat), as it
+    would be if it came through the gradient (Adam with an L2 penalty).
 
     Parameters
     ----------
@@ -32,8 +41,8 @@ def adamw_step(p, g, m, v, lr, beta1, beta2, eps, weight_decay, decayed, step, s
     step : int or () float
         1 at the first step.
     scale : float or () float
-        What the gradient is multiplied by. If it is not finite, nothing changes.
-    low : (N,) float16, optional
+        The gradient is multiplied by it. If it is not finite, nothing changes.
+    half : (N,) float16, optional
         Receives p, rounded.
     """
     xp = array_module(p)
@@ -47,8 +56,8 @@ def adamw_step(p, g, m, v, lr, beta1, beta2, eps, weight_decay, decayed, step, s
     taken = xp.isfinite(scale)
     for x, new in ((p, p_new), (m, m_new), (v, v_new)):
         x[...] = xp.where(taken, new, x)
-    if low is not None:
-        low[...] = p
+    if half is not None:
+        half[...] = p
 
 
 def debias(beta, step):
@@ -59,18 +68,24 @@ def debias(beta, step):
     return -array_module(exponent).expm1(exponent)
 
 
+def in_one_range(fn, n):
+    """Return [fn(0, n)]: the `parallel_for` of one thread."""
+    return [fn(0, n)]
+
+
 class AdamW:
-    """AdamW over flat buffers; weight decay on matrices and embeddings alone.
+    """AdamW over flat buffers; weight decay on matrices and embeddings only.
 
     Parameters
     ----------
     params : Params
     beta1, beta2, weight_decay, eps : float
     max_norm : float
-        Longer gradients are brought to this norm; 0 is no clipping.
-    low : Params, optional
-        A copy of `params` in float16, which every step renews. The passes run on it, and so the
-        loss is scaled.
+        Gradients with a larger norm are scaled down to it; 0 is no clipping.
+    half_params : Params, optional
+        A copy of `params` in half precision, which every step renews: the passes run on it.
+    loss_scaling : bool
+        Whether the loss is multiplied by `loss_scale`, which adapts itself: see `clip`.
 
     Attributes
     ----------
@@ -79,40 +94,50 @@ class AdamW:
     state : (6,) array
         As in `clip`.
     step_count : int
-        Steps begun.
+        Steps begun, taken or skipped.
     """
 
     def __init__(
-        self, params, beta1=0.9, beta2=0.95, weight_decay=0.1, eps=1e-8, max_norm=0.0, low=None
+        self,
+        params,
+        beta1=0.9,
+        beta2=0.95,
+        weight_decay=0.1,
+        eps=1e-8,
+        max_norm=0.0,
+        half_params=None,
+        loss_scaling=False,
     ):
         self.params, self.m, self.v = params, params.zeros_like(), params.zeros_like()
         self.beta1, self.beta2, self.weight_decay, self.eps = beta1, beta2, weight_decay, eps
-        self.max_norm, self.low, self.step_count = max_norm, low, 0
+        self.max_norm, self.step_count = max_norm, 0
+        self.half_params, self.loss_scaling = half_params, loss_scaling
         self.state = array_module(params.flat).zeros(6, params.flat.dtype)
         self.restore({})
 
     def restore(self, numbers):
-        """Take over the state of a checkpoint, and the parameters in `low`.
+        """Set the state from a checkpoint's, and `half_params` from the parameters.
 
         Parameters
         ----------
         numbers : {int: float}
-            By place; what is left out begins afresh.
+            By index. What is left out starts afresh, and so does the loss scale without
+            `loss_scaling`, where it is 1.
         """
-        numbers = {LOSS_SCALE: FIRST} | numbers
-        if self.low is None:
+        numbers = {LOSS_SCALE: INITIAL_LOSS_SCALE} | numbers
+        if not self.loss_scaling:
             numbers[LOSS_SCALE] = 1.0
-        else:
-            self.low.flat[...] = self.params.flat
-        for place in range(len(self.state)):
-            self.state[place] = numbers.get(place, 0.0)
+        if self.half_params is not None:
+            self.half_params.flat[...] = self.params.flat
+        for i in range(len(self.state)):
+            self.state[i] = numbers.get(i, 0.0)
 
     @property
     def loss_scale(self):
         """What to multiply the loss by: 1.0, or a () array that is always up to date."""
-        return 1.0 if self.low is None else self.state[LOSS_SCALE, ...]
+        return self.state[LOSS_SCALE, ...] if self.loss_scaling else 1.0
 
-    def step(self, grads, lr, squares=None, parts=None, loss=None):
+    def step(self, grads, lr, parallel_for=in_one_range, loss=None):
         """Update the parameters by the gradients, unless these or the loss have overflowed.
 
         Parameters
@@ -120,28 +145,22 @@ class AdamW:
         grads : (size,) float
             In the layout of `params.flat`, times the loss scale.
         lr : float
-        squares : (...) float, optional
-            Parts of the sum of squares of `grads`, where they are known already.
-        parts : callable, optional
-            parts(fn, n) calls fn(start, stop) for ranges that cover 0 .. n - 1, in any order or
-            at once; by default one range.
+        parallel_for : callable
+            parallel_for(fn, n) calls fn(start, stop) for ranges that cover 0 .. n - 1, in any
+            order or at once, and returns the results in the order of the ranges; by default it
+            is one range.
         loss : float or () float, optional
         """
-        self.begin(grads, squares, loss)
+        self.begin(grads, parallel_for, loss)
+        parallel_for(lambda start, stop: self.update(grads, lr, start, stop), self.params.size)
 
-        def update(start, stop):
-            self.update(grads, lr, start, stop)
-
-        if parts is None:
-            update(0, self.params.size)
-        else:
-            parts(update, self.params.size)
-
-    def begin(self, grads, squares=None, loss=None):
-        """Count a step and find the scale of its gradients; see `step`."""
+    def begin(self, grads, parallel_for=in_one_range, loss=None):
+        """Count a step, take the norm of its gradients and find their scale; see `step`."""
         self.step_count += 1
-        squares = sum_of_squares(grads) if squares is None else squares
-        clip(self.state, squares, self.max_norm, 0 if self.low is None else GROWTH, loss)
+        parts = parallel_for(lambda a, b: sum_of_squares(grads[a:b]), grads.size)
+        parts = parts[0] if len(parts) == 1 else array_module(grads).concatenate(parts)
+        growth = GROWTH_INTERVAL if self.loss_scaling else 0
+        clip(self.state, parts, self.max_norm, growth, loss)
 
     def update(self, grads, lr, start, stop):
         """Update the parameters start .. stop - 1."""
@@ -150,7 +169,7 @@ class AdamW:
             *(flat[start:stop] for flat in flats),
             *(lr, self.beta1, self.beta2, self.eps, self.weight_decay),
             min(max(self.params.decayed - start, 0), stop - start),
-            self.state[TAKEN, ...],
-            self.state[SCALE, ...],
-            None if self.low is None else self.low.flat[start:stop],
+            self.state[STEPS, ...],
+            self.state[GRAD_SCALE, ...],
+            None if self.half_params is None else self.half_params.flat[start:stop],
         )

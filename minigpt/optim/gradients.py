@@ -4,39 +4,37 @@ from minigpt.backend import overridable
 
 
 @overridable
-def sum_of_squares(g):
-    """Return the sum of g_i^2 of a flat array, () of its dtype."""
-    return (g * g).sum()
-
-
-@overridable
 def gather(flat, shards, add=False):
-    """Put arrays one after another into a flat buffer: the sum of several such rows of arrays.
+    """Copy arrays one after another into a flat buffer; of several shards, their sum.
 
     Parameters
     ----------
     flat : (N,) float
-        Written to; of more precision than the arrays, if not of the same.
+        Written to. Its precision is at least that of the arrays.
     shards : tuple of tuples of arrays
-        The arrays of each, end to end, are N elements; shard by shard, they are of equal sizes.
+        The arrays of each shard, end to end, are N elements; all shards have the same sizes.
     add : bool
         Whether to add to what `flat` holds.
-
-    Returns
-    -------
-    squares : (n,) float
-        Parts of the sum of flat_i^2, which an optimizer needs the norm of.
     """
-    n, at = sum(x.size for x in shards[0]), 0
+    n, start = sum(x.size for x in shards[0]), 0
     if n != flat.size:
-        raise ValueError(f"gather: the arrays are {n} elements, but flat is {flat.size}")
+        raise ValueError(f"gather: the arrays have {n} elements, but flat has {flat.size}")
     for first, *rest in zip(*shards, strict=True):
-        part = flat[at : at + first.size]
+        part = flat[start : start + first.size]
         if add:
             part += first.reshape(-1)
         else:
             part[...] = first.reshape(-1)
         for other in rest:
             part += other.reshape(-1)
-        at += first.size
-    return sum_of_squares(flat).reshape(1)
+        start += first.size
+
+
+@overridable
+def sum_of_squares(g):
+    """Return (n,) numbers, of at least g's precision, whose sum is the sum of g_i^2.
+
+    It is a pass of its own behind the sum over shards and batches, so that a sum over processes
+    can come between the two. Several parts, since their sum is `clip`'s: no launch of its own.
+    """
+    return (g * g).sum().reshape(1)

@@ -15,7 +15,7 @@ import warnings
 from dataclasses import dataclass
 
 from minigpt import cli
-from minigpt.backend import BACKENDS, module
+from minigpt.backend.devices import BACKENDS, load_backend
 from minigpt.data.tokenizers import visible
 from minigpt.errors import UserError
 from minigpt.model.checkpoint import find_checkpoint, load
@@ -130,7 +130,7 @@ def main(argv=None):
     if "checkpoint" in given and "out_dir" in given:
         parser.error("--checkpoint and --out-dir: give one of the two")
     options = cli.build(AttentionConfig, given)
-    checkpoint = load(find_checkpoint(options), module(options.backend), with_optimizer=False)
+    checkpoint = load(find_checkpoint(options), load_backend(options.backend), with_optimizer=False)
     task = task_of(checkpoint.config)
     if "kind" in given and not task.map_kinds:
         raise UserError(f"--kind is for an encoder-decoder, but this checkpoint is of {task.kind}")

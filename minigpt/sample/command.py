@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from threadpoolctl import threadpool_limits
 
 from minigpt import cli
-from minigpt.backend import BACKENDS, module
+from minigpt.backend.devices import BACKENDS, load_backend
 from minigpt.errors import UserError
 from minigpt.model.checkpoint import find_checkpoint, load
 from minigpt.sample.tasks import TASKS, task_of
@@ -61,7 +61,7 @@ def check_flags(given, task):
 
 def print_samples(options, given):
     """Print what the model makes of the prompt; `given` are the names of the flags given."""
-    xp = module(options.backend)
+    xp = load_backend(options.backend)
     checkpoint = load(find_checkpoint(options), xp, with_optimizer=False)
     task = task_of(checkpoint.config)
     check_flags(given, task)

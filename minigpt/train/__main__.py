@@ -12,7 +12,7 @@ from dataclasses import asdict
 from threadpoolctl import threadpool_limits
 
 from minigpt import cli
-from minigpt.backend.devices import tf32
+from minigpt.backend.devices import tf32_products
 from minigpt.errors import UserError
 from minigpt.files import METRICS
 from minigpt.model import count_parameters
@@ -97,7 +97,7 @@ def train(own, options):
     with (
         threadpool_limits(train_config.cores(), "blas"),
         Workers(train_config.shards()) as workers,
-        tf32(train_config.tf32),
+        tf32_products(train_config.tf32),
     ):
         run.start(workers)
         if not own["resume"]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 
+from minigpt.backend.devices import PRECISIONS, usable_cores
 from minigpt.cli import build, nearest, option
 from minigpt.data.batches import PLACES
 from minigpt.errors import UserError
@@ -10,7 +11,6 @@ from minigpt.model.gpt import GPTConfig
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.muon import Muon
 from minigpt.optim.schedule import SHAPES
-from minigpt.train.threads import usable_cores
 
 POSITIVE = (
     *("threads", "batch_size", "gradient_accumulation_steps"),
@@ -107,8 +107,8 @@ class TrainConfig:
         return min(self.cores(), self.batch_size) if self.backend == "numpy" else 1
 
 
-def make_optimizer(params, train, low=None):
-    """Return the optimizer that a TrainConfig asks for; `low` as in AdamW."""
+def make_optimizer(params, train, half_params=None):
+    """Return the optimizer that a TrainConfig asks for; `half_params` as in AdamW."""
     own = {"momentum": train.momentum} if train.optimizer == "muon" else {}
     return OPTIMIZERS[train.optimizer](
         params,
@@ -116,7 +116,8 @@ def make_optimizer(params, train, low=None):
         train.beta2,
         train.weight_decay,
         max_norm=train.grad_clip,
-        low=low,
+        half_params=half_params,
+        loss_scaling=PRECISIONS[train.dtype].loss_scaling,
         **own,
     )
 

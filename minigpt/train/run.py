@@ -6,12 +6,12 @@ import math
 import time
 from pathlib import Path
 
-from minigpt.backend import check_dtype, module, to_device, to_host
-from minigpt.backend.devices import check_tf32
+from minigpt.backend import to_device, to_host
+from minigpt.backend.devices import check_precision, load_backend
 from minigpt.errors import UserError
 from minigpt.files import BEST, LAST, METRICS, writing
 from minigpt.model.checkpoint import save
-from minigpt.optim.clipping import SCALE, SKIPPED, TAKEN
+from minigpt.optim.clipping import GRAD_SCALE, SKIPPED, STEPS
 from minigpt.optim.schedule import progress
 from minigpt.params import Params
 from minigpt.sample.tasks import TASKS, task_of
@@ -217,7 +217,7 @@ class Run:
 
     def save(self, name, optimizer=None):
         """Write a checkpoint of this moment, which must have been read, into the run's folder."""
-        self.state.optimizer = to_host(self.trainer.optimizer.state).tolist()[:SCALE]
+        self.state.optimizer = to_host(self.trainer.optimizer.state).tolist()[:GRAD_SCALE]
         save(
             self.folder / name,
             self.trainer.params,
@@ -240,10 +240,10 @@ class Run:
 
 def backend_of(train_config):
     """Return the array module of a run, or raise a UserError if it cannot train as is asked."""
-    xp = module(train_config.backend)
-    check_dtype(train_config.dtype, xp)
+    xp = load_backend(train_config.backend)
+    check_precision(train_config.dtype, xp)
     if train_config.tf32:
-        check_tf32(xp)
+        check_precision("tf32", xp)
     return xp
 
 
@@ -252,10 +252,10 @@ def optimizer_numbers(state, train_config):
 
     A loss scale is of use to the precision that it was found in.
     """
-    numbers = dict(enumerate(state.optimizer)) or {TAKEN: state.step, SKIPPED: 0}
+    numbers = dict(enumerate(state.optimizer)) or {STEPS: state.step, SKIPPED: 0}
     if state.train.get("dtype") == train_config.dtype:
         return numbers
-    return {place: numbers[place] for place in (TAKEN, SKIPPED)}
+    return {place: numbers[place] for place in (STEPS, SKIPPED)}
 
 
 def new_run(options, overwrite):

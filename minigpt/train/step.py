@@ -5,9 +5,9 @@ import functools
 import operator
 
 from minigpt.backend import to_device, to_host
-from minigpt.backend.devices import on_device
+from minigpt.backend.devices import PRECISIONS, on_gpu
 from minigpt.ops.dropout import Rng
-from minigpt.optim.clipping import LOSS_SCALE, NORM, SKIPPED, TAKEN
+from minigpt.optim.clipping import GRAD_NORM, LOSS_SCALE, SKIPPED, STEPS
 from minigpt.optim.schedule import learning_rate
 from minigpt.params import Params
 from minigpt.sample.tasks import task_of
@@ -47,12 +47,14 @@ class Trainer:
         self.params, self.config, self.train_config, self.xp = params, config, train_config, xp
         self.task, self.workers, self.count = task_of(config), workers, 0
         self.grads = params.zeros_like()
-        low = Params(params.shapes, xp, "float16") if train_config.dtype == "float16" else None
-        self.tree = (low or params).tree
-        self.optimizer = make_optimizer(params, train_config, low)
+        dtype, half_params = PRECISIONS[train_config.dtype].compute_dtype, None
+        if dtype != "float32":
+            half_params = Params(params.shapes, xp, dtype)
+        self.tree = (params if half_params is None else half_params).tree
+        self.optimizer = make_optimizer(params, train_config, half_params)
 
     def gradients(self, ids, targets, rng, count=None, add=False):
-        """Return (loss, squares) of a batch; its gradients go, or are added, to `grads`.
+        """Return the loss of a batch; its gradients go, or are added, to `grads`.
 
         Parameters
         ----------
@@ -67,8 +69,6 @@ class Trainer:
         Returns
         -------
         loss : float, or () on a device
-        squares : (n,)
-            As from sum_gradients.
         """
         count, scale = count or self.task.count_targets(targets), self.optimizer.loss_scale
 
@@ -84,8 +84,8 @@ class Trainer:
             )
 
         done = self.workers.map(shard, shard_slices(len(ids), self.workers.n))
-        squares = sum_gradients(self.workers, [grads for _, grads in done], self.grads, add)
-        return sum_losses(as_float(loss) for loss, _ in done), squares
+        sum_gradients(self.workers, [grads for _, grads in done], self.grads, add)
+        return sum_losses(as_float(loss) for loss, _ in done)
 
     def batches(self, split, step):
         """Return the batches that belong to `step`, as `step` takes them."""
@@ -117,17 +117,15 @@ class Trainer:
         losses = []
         for i, batch in enumerate(batches):
             rng = Rng.of(train_config.seed, step, i)
-            loss, squares = self.gradients(*batch, rng, self.count, add=i > 0)
-            losses.append(loss)
+            losses.append(self.gradients(*batch, rng, self.count, add=i > 0))
         loss, lr = sum_losses(losses), learning_rate(step, train_config, progress)
-        parts = self.workers.ranges if self.workers.n > 1 else None
-        self.optimizer.step(self.grads.flat, lr, squares, parts, loss)
-        return loss, as_float(self.optimizer.state[NORM]), lr
+        self.optimizer.step(self.grads.flat, lr, self.workers.ranges, loss)
+        return loss, as_float(self.optimizer.state[GRAD_NORM]), lr
 
     def progress(self):
         """Read from the optimizer how many steps were taken and skipped, and the loss scale."""
         state = to_host(self.optimizer.state).tolist()
-        return int(state[TAKEN]), int(state[SKIPPED]), state[LOSS_SCALE]
+        return int(state[STEPS]), int(state[SKIPPED]), state[LOSS_SCALE]
 
     def evaluate(self, split):
         """Return the mean loss over every prediction of a split, nats per token.
@@ -152,7 +150,7 @@ class Trainer:
 
         Where steps are in half the precision of `params`, that is half their rows.
         """
-        if not on_device(self.params.flat):
+        if not on_gpu(self.params.flat):
             return max(1, EVAL_TOKENS // self.config.block_size)
         return max(1, self.train_config.batch_size // (1 if self.tree is self.params.tree else 2))
 
@@ -164,4 +162,4 @@ def sum_losses(numbers):
 
 def as_float(x):
     """Return () x as a float where that is free; from a device, reading would wait for it."""
-    return x if on_device(x) else float(x)
+    return x if on_gpu(x) else float(x)

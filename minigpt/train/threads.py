@@ -6,27 +6,18 @@ small model. What the threads did is put together in a fixed order, so that a ru
 number of threads but never on their timing.
 """
 
-import os
 import queue
 import threading
 
 from threadpoolctl import threadpool_limits
 
-from minigpt.backend import array_module
 from minigpt.optim.gradients import gather
-
-
-def usable_cores():
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def shard_slices(n, parts):
     """Return min(n, parts) slices that cover 0 .. n - 1 as evenly as can be, in order."""
     parts = min(n, parts)
-    edges = [n * i // parts for i in range(parts + 1)]
+    edges = [n * i // max(parts, 1) for i in range(parts + 1)]
     return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
 
 
@@ -126,17 +117,11 @@ def sum_gradients(workers, trees, grads, add=False):
     trees : list of trees of gradients
     grads : Params
         What they are summed into; what it held is lost unless `add`.
-
-    Returns
-    -------
-    squares : (n,) float
-        Parts of the sum of squares of the whole of `grads`, where these are.
     """
     shards = [grads.ordered(tree) for tree in trees]
 
     def reduce(start, stop):
         pieces = tuple(cut(arrays, start, stop) for arrays in shards)
-        return gather(grads.flat[start:stop], pieces, add)
+        gather(grads.flat[start:stop], pieces, add)
 
-    squares = workers.ranges(reduce, grads.size)
-    return squares[0] if len(squares) == 1 else array_module(grads.flat).concatenate(squares)
+    workers.ranges(reduce, grads.size)

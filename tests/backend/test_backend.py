@@ -6,7 +6,8 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from minigpt.backend import array_module, check_dtype, module, overridable, to_device, to_host
+from minigpt.backend import array_module, overridable, to_device, to_host
+from minigpt.backend.devices import PRECISIONS, check_precision, load_backend
 from minigpt.errors import UserError
 from minigpt.ops.layernorm import layernorm_backward, layernorm_forward
 
@@ -58,7 +59,7 @@ def cupy(monkeypatch):
 
 def refusal(name="cupy"):
     with pytest.raises(UserError) as caught:
-        module(name)
+        load_backend(name)
     text = str(caught.value)
     assert "\n" not in text and text.startswith("--backend")
     return text
@@ -70,17 +71,20 @@ INSUFFICIENT = CUDARuntimeError("cudaErrorInsufficientDriver: CUDA driver versio
 @pytest.mark.parametrize(
     "answers, told",
     [
-        ({"count": 0}, "CuPy finds no device"),
+        ({"count": 0}, "CuPy finds no GPU"),
         ({"count": CUDARuntimeError("cudaErrorNoDevice: no device")}, "(cudaErrorNoDevice: no"),
         ({"count": CUDARuntimeError("hipErrorNoDevice"), "hip": True}, "check it with rocm-smi"),
-        ({"count": INSUFFICIENT, "driver": 0}, "no NVIDIA driver is running here; install one for"),
+        (
+            {"count": INSUFFICIENT, "driver": 0},
+            "no NVIDIA driver is running; install one for",
+        ),
         (
             {"count": INSUFFICIENT, "driver": 11080},
-            "for CUDA 11, older than this wheel's CUDA 12; update the driver to one for CUDA 12",
+            "supports CUDA 11, but this wheel needs CUDA 12; update the driver to one for CUDA 12",
         ),
         (
             {"count": INSUFFICIENT, "driver": 12040, "wheel": 13000},
-            "older than this wheel's CUDA 13; pip install 'cupy-cuda12x[ctk]' in place of",
+            "this wheel needs CUDA 13; pip install 'cupy-cuda12x[ctk]' instead of this wheel",
         ),
         ({"kernel": RuntimeError('No such file: "libnvrtc.so.12"\n\n')}, '(No such file: "libnvrt'),
         ({"kernel": CompileException("\nerror: no cuda_fp16.h\nat 1")}, "(error: no cuda_fp16.h);"),
@@ -93,8 +97,8 @@ def test_what_is_wrong_with_cupy_is_told_in_one_line(cupy, answers, told):
 
 def test_a_cupy_that_works_is_returned(cupy):
     fake = cupy()
-    assert module("cupy") is fake
-    assert module("numpy") is np
+    assert load_backend("cupy") is fake is load_backend(fake)
+    assert load_backend("numpy") is np is load_backend(np)
 
 
 def test_cupy_that_is_missing(monkeypatch, tmp_path):
@@ -119,7 +123,7 @@ def test_a_fault_of_another_module_is_not_taken_for_a_missing_cupy(monkeypatch, 
     monkeypatch.delitem(sys.modules, "cupy", raising=False)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     with pytest.raises(ModuleNotFoundError, match="a_module_that"):
-        module("cupy")
+        load_backend("cupy")
 
 
 def test_a_backend_that_is_not_one():
@@ -127,28 +131,42 @@ def test_a_backend_that_is_not_one():
 
 
 @pytest.mark.parametrize(
-    "dtype, capability, hip, told",
+    "name, capability, hip, told",
     [
         ("float32", "50", False, None),
         ("float16", "53", False, None),
         ("float16", "120", False, None),
         ("float16", "11", True, None),
-        ("float16", "52", False, "of compute capability 5.2, has no arithmetic in it"),
+        ("float16", "52", False, "this GPU, of compute capability 5.2, has no float16 arithmetic"),
+        ("tf32", "80", False, None),
+        ("tf32", "120", False, None),
+        ("tf32", "75", False, "compute capability 7.5, has no TF32 products .8.0 has.; use --dty"),
+        ("tf32", "110", True, "--dtype tf32: CuPy has it on NVIDIA GPUs only; use --dtype float32"),
         ("bfloat16", "90", False, "--dtype bfloat16: CuPy has no matrix product in it"),
+        ("half", "90", False, "--dtype half: .* choose from float32, tf32, float16"),
     ],
 )
-def test_16_bit_types_are_refused_where_they_do_not_run(cupy, dtype, capability, hip, told):
+def test_a_precision_is_refused_where_it_does_not_run(cupy, name, capability, hip, told):
     xp = cupy(capability=capability, hip=hip)
     if told is None:
-        return check_dtype(dtype, xp)
+        return check_precision(name, xp)
     with pytest.raises(UserError, match=told):
-        check_dtype(dtype, xp)
+        check_precision(name, xp)
 
 
-def test_16_bit_types_are_for_devices():
-    check_dtype("float32", np)
-    with pytest.raises(UserError, match="--dtype float16: NumPy has no fast product"):
-        check_dtype("float16", np)
+def test_on_numpy_there_is_float32_only():
+    check_precision("float32", np)
+    for name, what in (("float16", "float16 arithmetic"), ("tf32", "TF32 products")):
+        with pytest.raises(UserError, match=f"--dtype {name}: NumPy has no fast {what}; use --bac"):
+            check_precision(name, np)
+
+
+def test_each_precision_says_how_it_computes():
+    assert {name: tuple(precision) for name, precision in PRECISIONS.items()} == {
+        "float32": ("float32", False, False),
+        "tf32": ("float32", False, True),
+        "float16": ("float16", True, False),
+    }
 
 
 @overridable
@@ -160,12 +178,12 @@ def mixed_forward(x, w, b=None, options=()):
 def test_arrays_of_both_backends_are_refused_by_name(cupy):
     here, there = np.ones(3), cupy().ndarray()
     for args, kwargs, told in (
-        ((here, there), {}, "mixed_forward: w is of cupy, but x is of numpy; bring w"),
-        ((there, here), {}, "w is of numpy, but x is of cupy; .*backend.to_device"),
-        ((there,), {"w": there, "b": here}, "b is of numpy, but x is of cupy"),
-        ((), {"b": here, "x": None, "w": there}, "w is of cupy, but b is of numpy"),
-        ((here, None), {"options": (1, there)}, "options is of cupy, .*to_host"),
-        ((there, (None, there, here)), {}, "w is of numpy, but x is of cupy"),
+        ((here, there), {}, "mixed_forward: w is an array of cupy, but x of numpy; convert w"),
+        ((there, here), {}, "w is an array of numpy, but x of cupy; .*backend.to_device"),
+        ((there,), {"w": there, "b": here}, "b is an array of numpy, but x of cupy"),
+        ((), {"b": here, "x": None, "w": there}, "w is an array of cupy, but b of numpy"),
+        ((here, None), {"options": (1, there)}, "options is an array of cupy, .*to_host"),
+        ((there, (None, there, here)), {}, "w is an array of numpy, but x of cupy"),
     ):
         with pytest.raises(UserError, match=told):
             mixed_forward(*args, **kwargs)
@@ -179,9 +197,9 @@ def test_an_op_refuses_arrays_of_the_other_backend(rng, xp):
     if xp is np:
         pytest.skip("needs two backends")
     _, cache = layernorm_forward(xp.asarray(x), w=xp.asarray(w))
-    with pytest.raises(UserError, match="layernorm_forward: w is of numpy, but x is of cupy"):
+    with pytest.raises(UserError, match="layernorm_forward: w is an array of numpy, but x of cupy"):
         layernorm_forward(xp.asarray(x), w=w)
-    with pytest.raises(UserError, match="layernorm_backward: cache is of cupy, but dy is of numpy"):
+    with pytest.raises(UserError, match="layernorm_backward: cache is an array of cupy, but dy of"):
         layernorm_backward(x, cache)
 
 

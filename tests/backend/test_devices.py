@@ -18,7 +18,7 @@ from minigpt.data.tokenizers import CharTokenizer
 from minigpt.files import LAST
 from minigpt.model import checkpoint
 from minigpt.model.gpt import init_params
-from minigpt.optim.clipping import LOSS_SCALE, SKIPPED, TAKEN
+from minigpt.optim.clipping import LOSS_SCALE, SKIPPED, STEPS
 from minigpt.sample import __main__ as sample
 from minigpt.sample.generate import generate
 from minigpt.train.config import configs
@@ -171,7 +171,7 @@ def test_a_run_may_change_its_backend_and_precision(tmp_path, cupy):
     more = ("--dtype=float16", "--backend=cupy", "--max-iters=16")
     assert resume(tmp_path / "cupy", *more) == 0
     state = checkpoint.load(tmp_path / "cupy" / LAST).state["optimizer"]
-    assert state[TAKEN] + state[SKIPPED] == 16 and state[LOSS_SCALE] > 1
+    assert state[STEPS] + state[SKIPPED] == 16 and state[LOSS_SCALE] > 1
     assert resume(tmp_path / "cupy", "--dtype=float32", "--backend=numpy", "--max-iters=20") == 0
 
 

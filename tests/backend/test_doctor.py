@@ -63,7 +63,7 @@ def test_a_cupy_that_cannot_be_used(capsys, monkeypatch):
         raise UserError("--backend cupy: no NVIDIA driver is running here")
 
     monkeypatch.setattr(doctor.metadata, "distributions", lambda: [Wheel, Wheel])
-    monkeypatch.setattr(doctor, "module", refuse)
+    monkeypatch.setattr(doctor, "load_backend", refuse)
     code, rows = told(capsys)
     assert code == 0 and rows["CuPy"].startswith("cupy-cuda12x ")
     assert rows["--backend cupy"].startswith("does not work: no NVIDIA driver is running here")

@@ -5,14 +5,17 @@ import math
 import numpy as np
 import pytest
 
-from minigpt.optim import adamw as optim
 from minigpt.optim import gradients
-from minigpt.optim.adamw import AdamW
-from minigpt.optim.clipping import LOSS_SCALE, NORM, SCALE, SKIPPED, TAKEN
+from minigpt.optim.adamw import AdamW, adamw_step
+from minigpt.optim.clipping import GRAD_NORM, GRAD_SCALE, LOSS_SCALE, SKIPPED, STEPS, clip
 from minigpt.params import Params
 
 cupy = pytest.importorskip("cupy", reason="needs CuPy", exc_type=ImportError)
-kernels = pytest.importorskip("minigpt.backend.optimizer_cupy")
+
+from minigpt.backend.gpu import adamw as adamw_kernel  # noqa: E402
+from minigpt.backend.gpu import clipping as clip_kernel  # noqa: E402
+from minigpt.backend.gpu import gradients as kernels  # noqa: E402
+
 pytestmark = pytest.mark.cupy
 
 EPS = 2.0**-24  # unit round-off of float32
@@ -24,9 +27,13 @@ OPTIONS = 1e-2, 0.9, 0.99, 1e-8, 0.1  # lr, beta1, beta2, eps, weight_decay
 def names(monkeypatch):
     """The names of the kernels that are launched, one after the other."""
     names, launch = [], kernels.launch
-    monkeypatch.setattr(
-        kernels, "launch", lambda name, *args: names.append(name) or launch(name, *args)
-    )
+
+    def note(name, *args):
+        names.append(name)
+        launch(name, *args)
+
+    for module in (kernels, clip_kernel, adamw_kernel):
+        monkeypatch.setattr(module, "launch", note)
     return names
 
 
@@ -49,20 +56,29 @@ def test_gather(rng, names, sizes, dtype, add):
     arrays = leaves_of(rng, sizes, dtype)
     whole = np.concatenate([x.get() for x in arrays]).astype(np.float64)
     flat = cupy.full(whole.size, 0.75 if add else math.nan, "float32")
-    squares = kernels.gather(flat, (arrays,), add)
+    gradients.gather(flat, (arrays,), add)
     full = [i for i in range(0, len(sizes), kernels.ARRAYS) if sum(sizes[i : i + kernels.ARRAYS])]
     assert names == ["gather"] * len(full)
     expected = whole + 0.75 * add
     np.testing.assert_allclose(flat.get(), expected, rtol=EPS)  # one rounding
+
+
+@pytest.mark.parametrize("n", [1, kernels.WIDTH, kernels.WIDTH + 1, 70_001])
+def test_sum_of_squares_is_a_part_per_block_and_the_same_bits_twice(rng, names, n):
+    g = cupy.asarray(rng.standard_normal(n), "float32")
+    parts, again = (gradients.sum_of_squares(g) for _ in range(2))
+    assert names == ["sum_of_squares"] * 2 and parts.size == -(-n // kernels.WIDTH)
     # A thread adds 16 squares, and a block 256 sums by halves and warps.
-    assert squares.dtype == np.float32
-    np.testing.assert_allclose(squares.get().sum(dtype="d"), (expected**2).sum(), rtol=32 * EPS)
+    assert parts.dtype == np.float32
+    expected = (g.get().astype("d") ** 2).sum()
+    np.testing.assert_allclose(parts.get().sum(dtype="d"), expected, rtol=32 * EPS)
+    np.testing.assert_array_equal(parts.get(), again.get())
 
 
 def test_a_leaf_that_is_not_contiguous_is_copied(rng):
     x = cupy.asarray(rng.standard_normal((6, 4)), "float32")
     flat = cupy.empty(24, "float32")
-    kernels.gather(flat, ((x.T,),))
+    gradients.gather(flat, ((x.T,),))
     np.testing.assert_array_equal(flat.get(), x.get().T.ravel())
 
 
@@ -80,7 +96,7 @@ def test_148_leaves_of_a_gpt_are_one_launch(rng, names):
 def test_clip(rng, names, n, max_norm):
     squares = rng.standard_normal(n) ** 2
     state = device([1024.0, 3, 4, 1, 0, 0])[0]
-    optim.clip(state, *device(squares), max_norm, 100)
+    clip(state, *device(squares), max_norm, 100)
     assert names == ["clip"]
     norm = math.sqrt(squares.sum()) / 1024
     scale = min(1, max_norm / (norm + 1e-6)) / 1024 if max_norm else 1 / 1024
@@ -98,9 +114,9 @@ def test_adamw_is_near_its_definition_in_float64(rng, names, n, decayed, step):
     arrays = adamw_arrays(rng, n)
     low, (step_at, scale) = cupy.zeros(n, "float16"), device(step, 0.37)
     expected = [x.astype(np.float64) for x in arrays]
-    optim.adamw_step.reference(*expected, *OPTIONS, decayed, step, float(np.float32(0.37)))
+    adamw_step.reference(*expected, *OPTIONS, decayed, step, float(np.float32(0.37)))
     came = device(*arrays)
-    optim.adamw_step(*came, *OPTIONS, decayed, step_at, scale, low)
+    adamw_step(*came, *OPTIONS, decayed, step_at, scale, low)
     assert names == ["adamw_step"]
     for x, y, before in zip(came, expected, arrays, strict=True):
         # Some ten roundings, each of a number no larger than these.
@@ -117,7 +133,7 @@ def test_an_overflow_leaves_every_bit(rng, scale, mixed):
     low = arrays[0].astype("float16") if mixed else None
     step, scale = device(3, scale)
     before = [x.get().tobytes() for x in arrays]
-    optim.adamw_step(*arrays, *OPTIONS, 17, step, scale, low)
+    adamw_step(*arrays, *OPTIONS, 17, step, scale, low)
     assert [x.get().tobytes() for x in arrays] == before
     assert low is None or (low == arrays[0].astype("float16")).all()
 
@@ -140,9 +156,9 @@ def trained(xp, n=20):
     adamw, grads = AdamW(model, max_norm=3.0), model.zeros_like()
     norms = []
     for tree in trees(xp, n):
-        squares = gradients.gather(grads.flat, (tuple(grads.ordered(tree.tree)),))
-        adamw.step(grads.flat, 1e-2, squares)
-        norms.append(float(adamw.state[NORM]))
+        gradients.gather(grads.flat, (tuple(grads.ordered(tree.tree)),))
+        adamw.step(grads.flat, 1e-2)
+        norms.append(float(adamw.state[GRAD_NORM]))
     return adamw, norms
 
 
@@ -161,33 +177,25 @@ def test_the_same_steps_give_the_same_bits():
     assert one.state.get().tobytes() == other.state.get().tobytes()
 
 
-def test_mixed_precision_skips_what_overflowed_in_three_launches(names):
+def test_mixed_precision_skips_what_overflowed_in_four_launches(names):
     model, low = Params(SHAPES, cupy, "float32"), Params(SHAPES, cupy, "float16")
-    adamw, grads = AdamW(model, low=low), model.zeros_like()
+    adamw, grads = AdamW(model, half_params=low, loss_scaling=True), model.zeros_like()
     for i, tree in enumerate(trees(cupy, 4)):
         half = Params(SHAPES, cupy, "float16")
         half.flat[...] = tree.flat * adamw.loss_scale / 100
         if i == 1:
             half.flat[5] = math.inf
         names.clear()
-        squares = gradients.gather(grads.flat, (tuple(grads.ordered(half.tree)),))
-        adamw.step(grads.flat, 1e-2, squares)
-        assert names == ["gather", "clip", "adamw_step"]
+        gradients.gather(grads.flat, (tuple(grads.ordered(half.tree)),))
+        adamw.step(grads.flat, 1e-2)
+        assert names == ["gather", "sum_of_squares", "clip", "adamw_step"]
         state = adamw.state.get()
-        assert np.isfinite(state[SCALE]) == (i != 1)
+        assert np.isfinite(state[GRAD_SCALE]) == (i != 1)
         np.testing.assert_array_equal(low.flat.get(), model.flat.get().astype(np.float16))
-    assert (state[LOSS_SCALE], state[TAKEN], state[SKIPPED]) == (2.0**15, 3, 1)
+    assert (state[LOSS_SCALE], state[STEPS], state[SKIPPED]) == (2.0**15, 3, 1)
 
 
-def calls(monkeypatch, op):
-    """A list that grows whenever the definition of `op` is called."""
-    called, reference = [], op.reference
-    monkeypatch.setattr(op, "reference", lambda *args: called.append(1) or reference(*args))
-    return called
-
-
-def test_what_the_kernels_do_not_take_goes_to_the_definition(rng, monkeypatch):
-    called = calls(monkeypatch, gradients.gather)
+def test_what_the_kernels_do_not_take_goes_to_the_definition(names):
     x = cupy.ones(5, "float32")
     for flat, shards in (
         (cupy.zeros(5), ((cupy.ones(5),),)),
@@ -196,28 +204,33 @@ def test_what_the_kernels_do_not_take_goes_to_the_definition(rng, monkeypatch):
         (cupy.zeros(10, "float32")[::2], ((x,),)),
         (cupy.zeros(0, "float32"), ((x[:0],),)),
     ):
-        squares = kernels.gather(flat, shards)
-        assert float(squares.sum()) == float((flat**2).sum()) == flat.size * len(shards) ** 2
-    assert len(called) == 5
+        assert kernels.gather(flat, shards) is NotImplemented
+        gradients.gather(flat, shards)
+        assert (flat == len(shards)).all()
 
-    called = calls(monkeypatch, optim.clip)
-    for state, squares in (
+    for g in (cupy.ones(6), cupy.ones(6, "float32")[::2], cupy.ones(0, "float32")):
+        assert kernels.sum_of_squares(g) is NotImplemented
+        parts = gradients.sum_of_squares(g)
+        assert parts.ndim == 1 and float(parts.sum()) == g.size
+
+    for state, parts in (
         (cupy.ones(6), cupy.ones(3)),
         (cupy.ones(12, "float32")[::2], cupy.ones(3, "float32")),
         (cupy.ones(6, "float32"), cupy.ones(6, "float32")[::2]),
         (cupy.ones(6, "float32"), cupy.ones(3)),
     ):
-        kernels.clip(state, squares, 1.0)
-        np.testing.assert_allclose(float(state[NORM]), math.sqrt(3), rtol=2 * EPS)
-    assert len(called) == 4
+        assert clip_kernel.clip(state, parts, 1.0) is NotImplemented
+        clip(state, parts, 1.0)
+        np.testing.assert_allclose(float(state[GRAD_NORM]), math.sqrt(3), rtol=2 * EPS)
 
-    called = calls(monkeypatch, optim.adamw_step)
     for dtype, n, stride in (("float64", 6, 1), ("float32", 6, 2), ("float32", 0, 1)):
         p, g, m, v = (cupy.ones(n * stride, dtype)[::stride] for _ in range(4))
-        kernels.adamw_step(p, g, m, v, *OPTIONS, 0, 1, 1.0)
+        assert adamw_kernel.adamw_step(p, g, m, v, *OPTIONS, 0, 1, 1.0) is NotImplemented
+        adamw_step(p, g, m, v, *OPTIONS, 0, 1, 1.0)
         assert (p < 1).all()
     p, g, m, v = (cupy.ones(6, "float32") for _ in range(4))
-    low = cupy.zeros(6, "float32")
-    kernels.adamw_step(p, g, m, v, *OPTIONS, 0, 1, 1.0, low)
-    assert (low == p).all() and (p < 1).all()
-    assert len(called) == 4
+    half = cupy.zeros(6, "float32")
+    assert adamw_kernel.adamw_step(p, g, m, v, *OPTIONS, 0, 1, 1.0, half) is NotImplemented
+    adamw_step(p, g, m, v, *OPTIONS, 0, 1, 1.0, half)
+    assert (half == p).all() and (p < 1).all()
+    assert names == []

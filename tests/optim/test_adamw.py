@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 
 from minigpt.backend import to_host
-from minigpt.optim.adamw import AdamW, adamw_step
+from minigpt.optim.adamw import AdamW, adamw_step, in_one_range
 from minigpt.optim.clipping import (
-    FIRST,
-    GOOD,
-    GROWTH,
-    LARGEST,
+    GOOD_STEPS,
+    GRAD_NORM,
+    GRAD_SCALE,
+    GROWTH_INTERVAL,
+    INITIAL_LOSS_SCALE,
     LOSS_SCALE,
-    NORM,
-    SCALE,
+    MAX_LOSS_SCALE,
     SKIPPED,
-    TAKEN,
+    STEPS,
     clip,
 )
 from minigpt.params import Params
@@ -90,14 +90,14 @@ def test_step_and_scale_may_be_arrays(rng, xp, dtype, beta1, beta2):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_scale_that_is_not_finite_changes_no_bit(rng, xp, dtype, scale):
     arrays = [xp.asarray(x, dtype) for x in rng.standard_normal((4, 33))]
-    arrays[1][5], low = math.nan, xp.zeros(33, "float16")
-    low[...] = arrays[0]
-    before = [to_host(x).tobytes() for x in (*arrays, low)]
+    arrays[1][5], half = math.nan, xp.zeros(33, "float16")
+    half[...] = arrays[0]
+    before = [to_host(x).tobytes() for x in (*arrays, half)]
     for op in dict.fromkeys((adamw_step, adamw_step.reference)):
         for given in (scale, xp.asarray(scale, dtype)):
             with np.errstate(invalid="ignore"):
-                op(*arrays, 1e-2, 0.9, 0.99, 1e-8, 0.1, 9, 3, given, low)
-            assert [to_host(x).tobytes() for x in (*arrays, low)] == before
+                op(*arrays, 1e-2, 0.9, 0.99, 1e-8, 0.1, 9, 3, given, half)
+            assert [to_host(x).tobytes() for x in (*arrays, half)] == before
 
 
 @pytest.mark.cupy
@@ -105,9 +105,9 @@ def test_a_scale_that_is_not_finite_changes_no_bit(rng, xp, dtype, scale):
 def test_the_copy_is_the_parameters_rounded(rng, xp, dtype):
     for op in dict.fromkeys((adamw_step, adamw_step.reference)):
         p, g, m, v = (xp.asarray(np.abs(x), dtype) for x in rng.standard_normal((4, 70_001)))
-        low = xp.zeros(70_001, "float16")
-        op(p, g, m, v, 1e-2, 0.9, 0.99, 1e-8, 0.1, 9, 3, 0.5, low)
-        np.testing.assert_array_equal(to_host(low), to_host(p).astype(np.float16))
+        half = xp.zeros(70_001, "float16")
+        op(p, g, m, v, 1e-2, 0.9, 0.99, 1e-8, 0.1, 9, 3, 0.5, half)
+        np.testing.assert_array_equal(to_host(half), to_host(p).astype(np.float16))
 
 
 def make(rng, **options):
@@ -140,21 +140,28 @@ def test_steps_are_those_of_the_formula(rng):
             p[i], m[i], v[i] = formula(
                 p[i], g[i], m[i], v[i], 0.01 * step, 0.8, 0.95, 1e-6, decay[i], step, scale
             )
-        np.testing.assert_allclose(adamw.state[NORM], norm, rtol=1e-14)
+        np.testing.assert_allclose(adamw.state[GRAD_NORM], norm, rtol=1e-14)
     for x, y in ((params.flat, p), (adamw.m.flat, m), (adamw.v.flat, v)):
         np.testing.assert_allclose(x, y, rtol=1e-13)
-    assert adamw.step_count == adamw.state[TAKEN] == 3
+    assert adamw.step_count == adamw.state[STEPS] == 3
     assert adamw.loss_scale == adamw.state[LOSS_SCALE] == 1
 
 
 @pytest.mark.parametrize("edges", [[0, 28], [0, 5, 20, 28], [0, 7, 23, 24, 28], [0, 0, 28, 28]])
-def test_parts_in_any_order_make_the_same_step(rng, edges):
-    grads = rng.standard_normal(28)
+@pytest.mark.parametrize("backwards", [False, True])
+def test_ranges_in_any_order_make_the_same_step(rng, edges, backwards):
+    ranges = list(enumerate(zip(edges, edges[1:], strict=False)))
+    grads = rng.integers(-9, 9, 28).astype(float)  # sums of squares are exact, in any order
     flats = []
-    for parts in (None, lambda fn, n: [fn(a, b) for a, b in zip(edges, edges[1:], strict=False)]):
-        params, adamw = make(np.random.default_rng(1))
-        adamw.step(grads, 0.01, parts=parts)
-        adamw.step(grads / 2, 0.01, (grads / 2) ** 2, parts)
+
+    def cut(fn, n):
+        done = {i: fn(*ends) for i, ends in (reversed(ranges) if backwards else ranges)}
+        return [done[i] for i in range(len(ranges))]
+
+    for parallel_for in (in_one_range, cut):
+        params, adamw = make(np.random.default_rng(1), max_norm=1.0)
+        adamw.step(grads, 0.01, parallel_for)
+        adamw.step(grads / 2, 0.01, parallel_for)
         flats.append(params.flat)
     np.testing.assert_array_equal(*flats)
 
@@ -180,9 +187,11 @@ def test_clipping_brings_the_norm_to_its_limit_and_never_up(xp, dtype):
             state = state_of(xp, dtype, loss_scale)
             op(state, xp.asarray(squares, dtype), max_norm)
             state, rtol = to_host(state), 4 * np.finfo(dtype).eps
-            np.testing.assert_allclose(state[SCALE], scale, rtol=rtol)
-            np.testing.assert_allclose(state[NORM], np.sum(squares) ** 0.5 / loss_scale, rtol=rtol)
-            assert list(state[[LOSS_SCALE, GOOD, TAKEN, SKIPPED]]) == [loss_scale, 0, 1, 0]
+            np.testing.assert_allclose(state[GRAD_SCALE], scale, rtol=rtol)
+            np.testing.assert_allclose(
+                state[GRAD_NORM], np.sum(squares) ** 0.5 / loss_scale, rtol=rtol
+            )
+            assert list(state[[LOSS_SCALE, GOOD_STEPS, STEPS, SKIPPED]]) == [loss_scale, 0, 1, 0]
 
 
 @pytest.mark.cupy
@@ -193,17 +202,17 @@ def test_the_loss_scale_halves_on_overflow_and_doubles_after_good_steps(xp, dtyp
         for square in (1, math.inf, 1, 1, math.nan, 1, 1, 1, 1, math.inf, math.inf, math.inf):
             op(state, xp.asarray([square, 1], dtype), 0.5, 3)
             host = to_host(state)
-            came.append(tuple(host[[LOSS_SCALE, GOOD, TAKEN, SKIPPED]]))
-            assert np.isfinite(host[NORM]) == np.isfinite(host[SCALE]) == (square == 1)
-            assert square == 1 or np.isnan(host[SCALE])
+            came.append(tuple(host[[LOSS_SCALE, GOOD_STEPS, STEPS, SKIPPED]]))
+            assert np.isfinite(host[GRAD_NORM]) == np.isfinite(host[GRAD_SCALE]) == (square == 1)
+            assert square == 1 or np.isnan(host[GRAD_SCALE])
         assert came == [
             *((4, 1, 1, 0), (2, 0, 1, 1), (2, 1, 2, 1), (2, 2, 3, 1), (1, 0, 3, 2)),
             *((1, 1, 4, 2), (1, 2, 5, 2), (2, 0, 6, 2), (2, 1, 7, 2)),
             *((1, 0, 7, 3), (1, 0, 7, 4), (1, 0, 7, 5)),
         ]
-        state = state_of(xp, dtype, LARGEST)
+        state = state_of(xp, dtype, MAX_LOSS_SCALE)
         op(state, xp.asarray([1.0], dtype), 0.5, 1)
-        assert to_host(state)[LOSS_SCALE] == LARGEST
+        assert to_host(state)[LOSS_SCALE] == MAX_LOSS_SCALE
 
 
 @pytest.mark.cupy
@@ -212,8 +221,9 @@ def test_mixed_precision_skips_what_overflowed_and_goes_on(rng, xp, dtype):
     params = Params(SHAPES, xp, dtype)
     params.flat[...] = xp.asarray(rng.standard_normal(28), dtype)
     alone = Params(SHAPES, xp, dtype, params.flat.copy())
-    low = Params(SHAPES, xp, "float16")
-    mixed, plain = AdamW(params, max_norm=0.5, low=low), AdamW(alone, max_norm=0.5)
+    half = Params(SHAPES, xp, "float16")
+    mixed = AdamW(params, max_norm=0.5, half_params=half, loss_scaling=True)
+    plain = AdamW(alone, max_norm=0.5)
     scales = []
     for step in range(6):
         scales.append(float(mixed.loss_scale))
@@ -224,42 +234,47 @@ def test_mixed_precision_skips_what_overflowed_and_goes_on(rng, xp, dtype):
         scaled = g * mixed.loss_scale
         scaled[7] = math.inf if overflow else scaled[7]
         mixed.step(scaled, 0.01)
-        np.testing.assert_array_equal(to_host(low.flat), to_host(params.flat).astype(np.float16))
-    assert scales == [FIRST] + 3 * [FIRST / 2] + 2 * [FIRST / 4]
+        np.testing.assert_array_equal(to_host(half.flat), to_host(params.flat).astype(np.float16))
+    assert scales == [INITIAL_LOSS_SCALE] + 3 * [INITIAL_LOSS_SCALE / 2] + 2 * [
+        INITIAL_LOSS_SCALE / 4
+    ]
     for x, y in ((params, alone), (mixed.m, plain.m), (mixed.v, plain.v)):
         rtol = 20 * np.finfo(dtype).eps
         np.testing.assert_allclose(to_host(x.flat), to_host(y.flat), rtol=rtol, atol=rtol)
-    assert list(to_host(mixed.state)[[GOOD, TAKEN, SKIPPED]]) == [2, 4, 2]
+    assert list(to_host(mixed.state)[[GOOD_STEPS, STEPS, SKIPPED]]) == [2, 4, 2]
     assert mixed.step_count == 6
 
 
 def test_a_state_that_is_restored_goes_on_to_the_bit(rng):
     ends = []
     for again in (False, True):
-        low = Params(SHAPES, np, "float16")
-        params, adamw = make(np.random.default_rng(1), low=low)
+        half = Params(SHAPES, np, "float16")
+        params, adamw = make(np.random.default_rng(1), half_params=half, loss_scaling=True)
         for step in range(4):
             if again and step == 2:
                 numbers, m, v = dict(enumerate(adamw.state.tolist())), adamw.m, adamw.v
-                low.flat[...] = 0
-                adamw = AdamW(params, low=low)
+                half.flat[...] = 0
+                adamw = AdamW(params, half_params=half, loss_scaling=True)
                 adamw.m, adamw.v = m, v
                 adamw.restore(numbers)
-                np.testing.assert_array_equal(low.flat, params.flat.astype(np.float16))
+                np.testing.assert_array_equal(half.flat, params.flat.astype(np.float16))
             adamw.step(np.full(28, math.inf if step == 1 else 3.0 + step), 0.01)
-        ends.append((params.flat.tobytes(), low.flat.tobytes(), adamw.state.tobytes()))
+        ends.append((params.flat.tobytes(), half.flat.tobytes(), adamw.state.tobytes()))
     assert ends[0] == ends[1]
 
 
-def test_a_state_begins_afresh_where_nothing_is_told():
+def test_a_state_starts_afresh_where_nothing_is_given():
     params = Params(SHAPES, np, "float32")
-    adamw = AdamW(params, low=Params(SHAPES, np, "float16"))
-    adamw.restore({TAKEN: 5, SKIPPED: 2})
-    assert list(adamw.state) == [FIRST, 0, 5, 2, 0, 0] and adamw.loss_scale == FIRST
+    adamw = AdamW(params, loss_scaling=True)
+    adamw.restore({STEPS: 5, SKIPPED: 2})
+    assert (
+        list(adamw.state) == [INITIAL_LOSS_SCALE, 0, 5, 2, 0, 0]
+        and adamw.loss_scale == INITIAL_LOSS_SCALE
+    )
     alone = AdamW(params)
-    alone.restore({LOSS_SCALE: 8.0, TAKEN: 5})
+    alone.restore({LOSS_SCALE: 8.0, STEPS: 5})
     assert list(alone.state) == [1, 0, 5, 0, 0, 0]
-    for _ in range(GROWTH + 1):
+    for _ in range(GROWTH_INTERVAL + 1):
         alone.step(np.zeros(28, np.float32), 0.01)
     assert alone.state[LOSS_SCALE] == 1 and alone.loss_scale == 1.0
 
@@ -272,6 +287,6 @@ def test_a_step_whose_loss_is_not_finite_is_skipped(xp, loss):
         state = xp.ones(6, np.float32)
         clip(state, xp.ones(3, np.float32), 1.0, 0, given)
         host = to_host(state)
-        assert (host[TAKEN], host[SKIPPED]) == (1, 2) and not np.isfinite(host[SCALE])
+        assert (host[STEPS], host[SKIPPED]) == (1, 2) and not np.isfinite(host[GRAD_SCALE])
     clip(state, xp.ones(3, np.float32), 1.0, 0, xp.asarray(3.0, np.float32))
-    assert to_host(state)[TAKEN] == 2
+    assert to_host(state)[STEPS] == 2

@@ -10,9 +10,9 @@ from minigpt.data.tokenizers import CharTokenizer
 from minigpt.model import encoder_decoder as seq2seq
 from minigpt.model.checkpoint import load, save
 from minigpt.model.gpt import GPTConfig, init_params
-from minigpt.optim.adamw import AdamW
-from minigpt.optim.clipping import LOSS_SCALE, SKIPPED, TAKEN
-from minigpt.optim.muon import COEFFICIENTS, LEAST, STEPS, Muon, orthogonalized
+from minigpt.optim.adamw import AdamW, in_one_range
+from minigpt.optim.clipping import LOSS_SCALE, SKIPPED, STEPS
+from minigpt.optim.muon import COEFFICIENTS, ITERATIONS, MIN_SINGULAR, Muon, orthogonalize
 from minigpt.params import Params
 from minigpt.train.threads import Workers
 
@@ -42,12 +42,12 @@ def test_singular_values_go_through_the_polynomial_and_vectors_stay(rng, xp, sha
     s = np.geomspace(1, 1e-4, min(shape))
     x, u, vt = spectrum(rng, shape, s)
     expected = (u * iterated(s / np.linalg.norm(s))) @ vt
-    y = to_host(orthogonalized(xp.array(x)))
+    y = to_host(orthogonalize(xp.array(x)))
     np.testing.assert_allclose(y, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_each_polynomial_is_the_best_for_what_the_one_before_leaves():
-    low, high = LEAST, 1.0
+    low, high = MIN_SINGULAR, 1.0
     for a, b, c in COEFFICIENTS:
         turns = np.sqrt(np.roots([5 * c, 3 * b, a]))  # where the derivative is 0
         s = np.array([low, *sorted(turns), high])
@@ -58,7 +58,7 @@ def test_each_polynomial_is_the_best_for_what_the_one_before_leaves():
         np.testing.assert_allclose(error, error[0] * np.array([1, -1, 1, -1]), atol=2e-5)
         low, high = 1 - error[0], 1 + error[0]
     assert low > 0.80 and high < 1.20
-    s = iterated(np.geomspace(LEAST, 1, 100_001))
+    s = iterated(np.geomspace(MIN_SINGULAR, 1, 100_001))
     assert s.min() > 0.80 and s.max() < 1.20
 
 
@@ -67,7 +67,7 @@ def test_each_polynomial_is_the_best_for_what_the_one_before_leaves():
 def test_all_singular_values_come_near_to_one(rng, shape, dtype):
     s = np.geomspace(1, 2e-2, min(shape))
     x, u, vt = spectrum(rng, shape, s)
-    y = orthogonalized(x.astype(dtype))
+    y = orthogonalize(x.astype(dtype))
     assert y.dtype == dtype
     found = np.linalg.svd(y, compute_uv=False)
     assert found.min() > 0.80 and found.max() < 1.20
@@ -79,7 +79,7 @@ def test_all_singular_values_come_near_to_one(rng, shape, dtype):
 def test_float32_loses_little_even_where_singular_values_are_tiny(rng, shape):
     s = np.geomspace(1, 1e-8, min(shape))
     x, u, vt = spectrum(rng, shape, s)
-    y = orthogonalized(x.astype(np.float32))
+    y = orthogonalize(x.astype(np.float32))
     expected = (u * iterated(s / np.linalg.norm(s))) @ vt
     assert np.linalg.norm(y - expected, 2) < 5e-4
 
@@ -87,13 +87,13 @@ def test_float32_loses_little_even_where_singular_values_are_tiny(rng, shape):
 @pytest.mark.parametrize("scale", [1e-9, 3.0, 1e9])
 def test_the_scale_of_the_gradient_does_not_matter(rng, scale):
     x = rng.standard_normal(WIDE)
-    np.testing.assert_allclose(orthogonalized(scale * x), orthogonalized(x), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(orthogonalize(scale * x), orthogonalize(x), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.cupy
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_zero_stays_zero(xp, dtype):
-    y = to_host(orthogonalized(xp.zeros((2, 3, 4), dtype=dtype)))
+    y = to_host(orthogonalize(xp.zeros((2, 3, 4), dtype=dtype)))
     np.testing.assert_array_equal(y, np.zeros((2, 3, 4)))
 
 
@@ -101,10 +101,10 @@ def test_zero_stays_zero(xp, dtype):
 def test_rotations_and_transposition_go_through(rng, shape):
     x = rng.standard_normal(shape)
     left, right = (np.linalg.qr(rng.standard_normal((n, n)))[0] for n in shape)
-    y = orthogonalized(x)
-    np.testing.assert_allclose(orthogonalized(left @ x), left @ y, atol=1e-11)
-    np.testing.assert_allclose(orthogonalized(x @ right), y @ right, atol=1e-11)
-    np.testing.assert_allclose(orthogonalized(x.T), y.T, atol=1e-11)
+    y = orthogonalize(x)
+    np.testing.assert_allclose(orthogonalize(left @ x), left @ y, atol=1e-11)
+    np.testing.assert_allclose(orthogonalize(x @ right), y @ right, atol=1e-11)
+    np.testing.assert_allclose(orthogonalize(x.T), y.T, atol=1e-11)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -112,9 +112,9 @@ def test_rotations_and_transposition_go_through(rng, shape):
 def test_a_stack_is_its_matrices_one_by_one(rng, shape, dtype):
     x = rng.standard_normal((3, 2, *shape)).astype(dtype).swapaxes(0, 1)
     before = x.copy()
-    y = orthogonalized(x)
+    y = orthogonalize(x)
     for i in np.ndindex(2, 3):
-        np.testing.assert_array_equal(y[i], orthogonalized(x[i]))
+        np.testing.assert_array_equal(y[i], orthogonalize(x[i]))
     np.testing.assert_array_equal(x, before)
 
 
@@ -123,7 +123,7 @@ def test_a_tall_matrix_takes_no_more_memory_than_a_wide_one(rng):
     for shape in ((2, 1000), (1000, 2)):
         x = rng.standard_normal(shape)
         tracemalloc.start()
-        orthogonalized(x)
+        orthogonalize(x)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0] < 10 * x.nbytes
@@ -166,7 +166,7 @@ def test_steps_are_those_of_the_formulas(xp, name, n):
             u, s, vt = np.linalg.svd(0.9 * m[key] + 0.1 * scale * g[key], full_matrices=False)
             u = (u * iterated(s / np.linalg.norm(s))) @ vt
             w[key] = w[key] * (1 - 0.1 * lr) - lr * 0.2 * math.sqrt(max(u.shape)) * u
-    assert len(w) == n and muon.step_count == muon.state[TAKEN] == 3
+    assert len(w) == n and muon.step_count == muon.state[STEPS] == 3
     assert not any(x.any() for x in matrices(muon.v).values())
     for expected, found in ((w, matrices(params)), (m, matrices(muon.m))):
         for key in w:
@@ -195,11 +195,11 @@ def test_all_else_is_stepped_as_by_adamw_alone(xp, name, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_gradient_that_overflowed_changes_nothing(xp, dtype):
     params, _, grads = made("gpt", dtype, xp)
-    low = Params(params.shapes, xp, "float16")
-    muon = Muon(params, low=low)
+    half = Params(params.shapes, xp, "float16")
+    muon = Muon(params, half_params=half, loss_scaling=True)
     muon.step(muon.loss_scale * grads.flat, 0.01)
-    np.testing.assert_array_equal(to_host(low.flat), to_host(params.flat).astype("float16"))
-    flats = params.flat, muon.m.flat, muon.v.flat, low.flat
+    np.testing.assert_array_equal(to_host(half.flat), to_host(params.flat).astype("float16"))
+    flats = params.flat, muon.m.flat, muon.v.flat, half.flat
     before, scale = [to_host(x).copy() for x in flats], float(muon.loss_scale)
     for bad in (np.inf, np.nan):
         grads.flat[7] = bad
@@ -219,22 +219,24 @@ def test_weight_decay_spares_gains_and_biases():
     np.testing.assert_array_equal(params.flat[n:], before[n:])
 
 
-def after(name, dtype, parts):
+def after(name, dtype, parallel_for):
     """Weights and moments after two steps."""
     params, muon, grads = made(name, dtype, max_norm=1.0)
-    muon.step(grads.flat, 0.01, parts=parts)
-    muon.step(grads.flat / 2, 0.02, grads.flat**2 / 4, parts)
+    grads.flat[...] = np.rint(2 * grads.flat)  # sums of squares are exact, in any order
+    muon.step(grads.flat, 0.01, parallel_for)
+    muon.step(grads.flat / 2, 0.02, parallel_for)
     return params.flat, muon.m.flat, muon.v.flat
 
 
 def pieces(n_pieces, backwards):
-    """A `parts` that cuts into that many ranges."""
+    """A `parallel_for` that cuts into that many ranges."""
 
-    def parts(fn, n):
-        for i in reversed(range(n_pieces)) if backwards else range(n_pieces):
-            fn(n * i // n_pieces, n * (i + 1) // n_pieces)
+    def parallel_for(fn, n):
+        order = reversed(range(n_pieces)) if backwards else range(n_pieces)
+        done = {i: fn(n * i // n_pieces, n * (i + 1) // n_pieces) for i in order}
+        return [done[i] for i in range(n_pieces)]
 
-    return parts
+    return parallel_for
 
 
 @pytest.mark.cupy
@@ -257,14 +259,14 @@ def test_a_checkpoint_holds_all_that_the_next_step_depends_on(tmp_path, xp):
 @pytest.mark.parametrize("name", ["gpt", "seq2seq"])
 @pytest.mark.parametrize("n_pieces, backwards", [(1, False), (2, True), (7, True), (1000, False)])
 def test_parts_in_any_order_make_the_same_step(name, n_pieces, backwards):
-    expected = after(name, "float32", None)
+    expected = after(name, "float32", in_one_range)
     for x, y in zip(after(name, "float32", pieces(n_pieces, backwards)), expected, strict=True):
         np.testing.assert_array_equal(x, y)
 
 
 @pytest.mark.parametrize("threads", [2, 3, 5])
 def test_any_number_of_threads_makes_the_same_step(threads):
-    expected = after("seq2seq", "float32", None)
+    expected = after("seq2seq", "float32", in_one_range)
     with Workers(threads) as workers:
         found = after("seq2seq", "float32", workers.ranges)
     for x, y in zip(found, expected, strict=True):
@@ -278,22 +280,24 @@ def test_the_work_is_shared_evenly(monkeypatch):
     def recorded(x):
         small, large = sorted(x.shape[-2:])
         product = x.size // large * small**2  # multiplications in one of the Gram matrices
-        work[-1] += product * (2 * large // small + 4 * STEPS - 3)
-        return orthogonalized(x)
+        work[-1] += product * (2 * large // small + 4 * ITERATIONS - 3)
+        return orthogonalize(x)
 
-    def parts(fn, n):
+    def parallel_for(fn, n):
         for start, stop in ((0, n // 2), (n // 2, n)):
             work.append(0)
-            fn(start, stop)
+            yield fn(start, stop)
 
-    monkeypatch.setattr("minigpt.optim.muon.orthogonalized", recorded)
-    Muon(params).step(params.flat, 0.01, parts=parts)
-    assert 0.9 < work[0] / work[1] < 1.1
+    monkeypatch.setattr("minigpt.optim.muon.orthogonalize", recorded)
+    Muon(params).step(params.flat, 0.01, lambda fn, n: list(parallel_for(fn, n)))
+    norm, matrices, rest = work[:2], work[2:4], work[4:]
+    assert norm == rest == [0, 0]
+    assert 0.9 < matrices[0] / matrices[1] < 1.1
 
 
 def test_a_model_of_one_layer_and_params_without_blocks():
     params = Params({"wte": (3, 4), "h": [{"mlp": {"c_fc": {"w": (4, 8)}}}]}, np, "float64")
-    assert [(k.layers, k.rows, k.columns) for k in Muon(params).kinds] == [(1, 4, 8)]
+    assert [(k.layers, k.rows, k.columns) for k in Muon(params).groups] == [(1, 4, 8)]
     params = Params({"wte": (3, 4), "ln_f": {"w": (4,)}}, np, "float64")
     muon, adamw = Muon(params), AdamW(Params(params.shapes, np, "float64"))
     for optimizer in (muon, adamw):

@@ -10,7 +10,8 @@ from minigpt import cli
 from minigpt.errors import UserError
 from minigpt.files import LAST, METRICS
 from minigpt.model import checkpoint
-from minigpt.optim.clipping import TAKEN
+from minigpt.optim.clipping import STEPS
+from minigpt.optim.gradients import sum_of_squares
 from minigpt.train.nonfinite import LIMIT, Skips, first_in_evaluation, first_in_step
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
@@ -25,22 +26,23 @@ NAN, INF = math.nan, math.inf
 @pytest.fixture
 def spoilt(monkeypatch):
     """Let losses and gradients of steps, 0 being the first, be what is put here: {step: (..)}."""
-    steps, original = {}, Trainer.step
-    gradients = Trainer.gradients
+    steps, now = {}, [None]
+    step, gradients = Trainer.step, Trainer.gradients
 
-    def step(self, split, i, progress=None):
-        self.spoil = steps.get(i)
-        return original(self, split, i, progress)
+    def note(self, split, i, progress=None):
+        now[0] = steps.get(i)
+        return step(self, split, i, progress)
 
-    def spoil(self, *args, **kwargs):
-        loss, squares = gradients(self, *args, **kwargs)
-        if self.spoil:
-            loss, norm = self.spoil
-            squares = squares * norm
-        return loss, squares
+    def spoil_loss(self, *args, **kwargs):
+        loss = gradients(self, *args, **kwargs)
+        return now[0][0] if now[0] else loss
 
-    monkeypatch.setattr(Trainer, "step", step)
-    monkeypatch.setattr(Trainer, "gradients", spoil)
+    def spoil_norm(g):
+        return sum_of_squares(g) * (now[0][1] if now[0] else 1.0)
+
+    monkeypatch.setattr(Trainer, "step", note)
+    monkeypatch.setattr(Trainer, "gradients", spoil_loss)
+    monkeypatch.setattr("minigpt.optim.adamw.sum_of_squares", spoil_norm)
     return steps
 
 
@@ -56,7 +58,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_told(tmp_path, capsys, spoilt,
     expected = None if bad[0] != 3.0 else 3.0
     assert [line["train_loss"] for line in lines if line["step"] in (3, 4, 7)] == [expected] * 3
     assert [line["step"] for line in lines if line["grad_norm"] is None] == [3, 4, 7]
-    assert checkpoint.load(tmp_path / "run" / LAST).state["optimizer"][TAKEN] == 9
+    assert checkpoint.load(tmp_path / "run" / LAST).state["optimizer"][STEPS] == 9
 
 
 def test_a_bad_loss_is_left_out_of_the_mean_and_of_all_files(tmp_path, spoilt):
@@ -77,7 +79,7 @@ def test_a_few_in_a_row_end_the_run_with_the_last_checkpoint(tmp_path, capsys, s
         f"{tmp_path / 'run' / LAST} (step 8) by --resume with a lower --learning-rate"
     )
     state = checkpoint.load(tmp_path / "run" / LAST).state
-    assert (state["step"], state["optimizer"][TAKEN], state["bad"]) == (8, 5, 3)
+    assert (state["step"], state["optimizer"][STEPS], state["bad"]) == (8, 5, 3)
     error = refusal_after(capsys, 1, resume, tmp_path / "run")  # as if it had not been stopped
     assert "at step 10 the loss is nan, and 5 steps in a row" in error
     spoilt.clear()

@@ -8,7 +8,7 @@ from minigpt.files import LAST
 from minigpt.model import checkpoint
 from minigpt.ops.add_norm import add_norm_forward
 from minigpt.ops.layernorm import layernorm_forward
-from minigpt.optim.clipping import LOSS_SCALE, SKIPPED, TAKEN
+from minigpt.optim.clipping import LOSS_SCALE, SKIPPED, STEPS
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
 from tests.tools.stepping import IDS, losses, trainer
@@ -76,7 +76,7 @@ def test_half_precision_is_resumed_to_the_bit(tmp_path, cupy):
     one, other = (checkpoint.load(tmp_path / run / LAST) for run in ("whole", "parts"))
     np.testing.assert_array_equal(one.params.flat, other.params.flat)
     assert one.state["optimizer"] == other.state["optimizer"]
-    assert one.state["optimizer"][TAKEN] + one.state["optimizer"][SKIPPED] == 12
+    assert one.state["optimizer"][STEPS] + one.state["optimizer"][SKIPPED] == 12
 
 
 def test_tf32_is_on_for_the_run_only(tmp_path, cupy, monkeypatch):
@@ -90,18 +90,18 @@ def test_tf32_is_on_for_the_run_only(tmp_path, cupy, monkeypatch):
         return original(self, *args)
 
     monkeypatch.setattr(Trainer, "step", step)
-    monkeypatch.setattr("minigpt.train.run.check_tf32", lambda xp: None)
+    monkeypatch.setattr("minigpt.train.run.check_precision", lambda name, xp: None)
     assert begin(tmp_path / "run", "--backend=cupy", "--tf32", "--max-iters=2") == 0
     assert seen == [products.COMPUTE_TYPE_TF32] * 2
     assert products.get_compute_type("float32") == before != products.COMPUTE_TYPE_TF32
-    with pytest.raises(RuntimeError), devices.tf32(True):
+    with pytest.raises(RuntimeError), devices.tf32_products(True):
         raise RuntimeError
     assert products.get_compute_type("float32") == before
 
 
 @pytest.mark.parametrize(
     "is_hip, capability, told",
-    [(True, "110", "on NVIDIA's devices only"), (False, "75", "capability 7.5, has no such")],
+    [(True, "110", "on NVIDIA GPUs only"), (False, "75", "capability 7.5, has no TF32 products")],
 )
 def test_a_device_without_tf32(tmp_path, cupy, monkeypatch, capsys, is_hip, capability, told):
     monkeypatch.setattr(cupy.cuda.runtime, "is_hip", is_hip)

@@ -7,8 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
+from minigpt.backend.devices import usable_cores
+from minigpt.optim.adamw import AdamW
+from minigpt.optim.clipping import GRAD_NORM, GRAD_SCALE
 from minigpt.params import Params
-from minigpt.train.threads import Workers, cut, shard_slices, sum_gradients, usable_cores
+from minigpt.train.threads import Workers, cut, shard_slices, sum_gradients
 
 
 def blas_threads():
@@ -125,28 +128,40 @@ def gradients(rng, shards):
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("shards", [1, 2, 3])
 @pytest.mark.parametrize("add", [False, True])
-def test_sum_gradients_is_the_sum_in_order_and_its_norm(rng, n, shards, add):
+def test_sum_gradients_is_the_sum_in_order(rng, n, shards, add):
     grads, trees = gradients(rng, shards)
     grads.flat[...] = 0.5
     expected = np.full_like(grads.flat, 0.5) if add else trees[0].flat.copy()
     for tree in trees if add else trees[1:]:
         expected += tree.flat
     with Workers(n) as workers:
-        squares = sum_gradients(workers, [tree.tree for tree in trees], grads, add)
+        sum_gradients(workers, [tree.tree for tree in trees], grads, add)
     np.testing.assert_array_equal(grads.flat, expected)
-    assert squares.sum() == pytest.approx((expected.astype(np.float64) ** 2).sum(), rel=1e-6)
 
 
-def test_sum_gradients_always_gives_the_same_bits(rng):
-    grads, trees = gradients(rng, 3)
-    trees = [tree.tree for tree in trees]
-    with Workers(3) as workers:
-        squares = {sum_gradients(workers, trees, grads).tobytes() for _ in range(5)}
-    assert len(squares) == 1
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_the_norm_over_threads_is_that_of_the_whole_and_always_the_same_bits(rng, n):
+    grads, (tree,) = gradients(rng, 1)
+    expected = np.linalg.norm(tree.flat.astype(np.float64))
+    adamw, seen = AdamW(grads), set()
+    with Workers(n) as workers:
+        for _ in range(5):
+            adamw.begin(tree.flat, workers.ranges)
+            seen.add(float(adamw.state[GRAD_NORM]))
+    assert len(seen) == 1 and seen.pop() == pytest.approx(expected, rel=1e-6)
 
 
-def test_sum_gradients_passes_on_what_is_not_finite(rng):
+def test_what_is_not_finite_passes_through_the_sum_to_the_norm(rng):
     grads, trees = gradients(rng, 2)
     trees[1].flat[7] = np.nan
+    adamw = AdamW(grads)
     with Workers(2) as workers:
-        assert np.isnan(sum_gradients(workers, [tree.tree for tree in trees], grads).sum())
+        sum_gradients(workers, [tree.tree for tree in trees], grads)
+        adamw.begin(grads.flat, workers.ranges)
+    assert np.isnan(adamw.state[GRAD_NORM]) and np.isnan(adamw.state[GRAD_SCALE])
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_nothing_to_do_is_no_range(n):
+    with Workers(n) as workers:
+        assert workers.ranges(lambda start, stop: 1 / 0, 0) == []

@@ -1,24 +1,19 @@
-"""Gradients into one buffer on the CPU, and their squares; by blocks."""
+"""Gradients into one buffer on a CPU, and their sum of squares; by blocks."""
 
 import numpy as np
 
 from minigpt.backend.cpu.blocking import row_blocks
 
 
-def sum_of_squares(g):
-    """As the op; BLAS does not write the squares down."""
-    return np.dot(g, g)
-
-
 def gather(flat, shards, add=False):
-    """As the op; each block is squared while it is in the cache."""
-    plain = all(array.dtype == flat.dtype for arrays in shards for array in arrays)
-    if not plain or sum(array.size for array in shards[0]) != flat.size:
+    """As the op; the shards of a block are added while it is in the cache."""
+    same = all(array.dtype == flat.dtype for arrays in shards for array in arrays)
+    if not same or sum(array.size for array in shards[0]) != flat.size:
         return NotImplemented
-    total, at = 0.0, 0
+    start = 0
     for arrays in zip(*(map(np.ravel, arrays) for arrays in shards), strict=True):
         size = arrays[0].size
-        for _, out, first, *rest in row_blocks(flat[at : at + size], *arrays):
+        for _, out, first, *rest in row_blocks(flat[start : start + size], *arrays):
             if add:
                 rest = [first, *rest]
             elif rest:
@@ -27,6 +22,13 @@ def gather(flat, shards, add=False):
                 out[...] = first
             for other in rest:
                 out += other
-            total += float(np.dot(out, out))
-        at += size
+        start += size
+    return None
+
+
+def sum_of_squares(g):
+    """As the op; BLAS reads g once and writes no squares, and blocks are added in float64."""
+    total = 0.0
+    for _, block in row_blocks(g):
+        total += float(np.dot(block, block))
     return np.array([total])

@@ -1,12 +1,12 @@
-// AdamW. T is the type of the parameters' copy in low precision.
+// AdamW. T is the type of the parameters' copy in half precision.
 
 // 1 - beta^step, without cancellation where beta is near 1; log_beta = log(beta).
 __device__ inline float debias(float log_beta, float step) { return -expm1f(step * log_beta); }
 
-// See optim/adamw.py. step and scale are where they are on the device.
+// See optim/adamw.py. step and scale are on the GPU, too: nobody waits for them.
 extern "C" __global__ void adamw_step(float* __restrict__ p, const float* __restrict__ grad,
                                       float* __restrict__ m, float* __restrict__ v,
-                                      T* __restrict__ low, long long n, long long decayed,
+                                      T* __restrict__ p_half, long long n, long long decayed,
                                       const float* step, const float* scale, double lr,
                                       double beta1, double beta2, double log_beta1,
                                       double log_beta2, double eps, double weight_decay) {
@@ -26,6 +26,6 @@ extern "C" __global__ void adamw_step(float* __restrict__ p, const float* __rest
     m[i] = mi;
     v[i] = vi;
     p[i] = pi;
-    if (low) low[i] = T(pi);
+    if (p_half) p_half[i] = T(pi);
   }
 }

@@ -12,18 +12,21 @@ EACH = 4  # elements of a thread
 FLOAT32, FLOAT16 = np.dtype(np.float32), np.dtype(np.float16)
 
 
-def adamw_step(p, g, m, v, lr, beta1, beta2, eps, weight_decay, decayed, step, scale=1.0, low=None):
-    """As the op; whether the step is taken is found out on the device."""
+def adamw_step(
+    p, g, m, v, lr, beta1, beta2, eps, weight_decay, decayed, step, scale=1.0, half=None
+):
+    """As the op; the kernel finds out by itself whether the step is skipped."""
     step, scale = (cupy.asarray(x, p.dtype) for x in (step, scale))
-    whole = low is None or supported(low) and low.dtype == FLOAT16
-    if p.dtype != FLOAT32 or not supported(p, g, m, v, step, scale) or not whole:
+    half_fits = half is None or supported(half) and half.dtype == FLOAT16
+    if p.dtype != FLOAT32 or not supported(p, g, m, v, step, scale) or not half_fits:
         return NotImplemented
     logs = (math.log(beta) if beta else -math.inf for beta in (beta1, beta2))
-    args = (p, g, m, v, low, p.size, decayed, step, scale, lr, beta1, beta2, *logs)
+    args = (p, g, m, v, half, p.size, decayed, step, scale, lr, beta1, beta2, *logs)
     launch(
         "adamw_step",
-        FLOAT32 if low is None else FLOAT16,
+        FLOAT32 if half is None else FLOAT16,
         (-(-p.size // (THREADS * EACH)),),
         (THREADS,),
         (*args, eps, weight_decay),
     )
+    return None

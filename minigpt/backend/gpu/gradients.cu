@@ -7,10 +7,9 @@ struct Arrays {
   long long start[ARRAYS];  // of the first element of each among all
 };
 
-// Each block puts, or adds, `width` elements into flat (n) and leaves their sum of squares.
-extern "C" __global__ void gather(float* __restrict__ flat, float* __restrict__ squares,
-                                  const Arrays arrays, long long count, long long n,
-                                  long long width, long long add) {
+// Each block puts, or adds, `width` elements into flat (n).
+extern "C" __global__ void gather(float* __restrict__ flat, const Arrays arrays, long long count,
+                                  long long n, long long width, long long add) {
   const long long first = blockIdx.x * width;
   const long long last = min(first + width, n);
   int a = 0;  // the last array that starts at or before `first`
@@ -21,18 +20,26 @@ extern "C" __global__ void gather(float* __restrict__ flat, float* __restrict__ 
     else
       above = middle;
   }
-  float total = 0.0f;
   for (; a < count && arrays.start[a] < last; ++a) {
     const long long start = arrays.start[a];
     const long long stop = min(a + 1 < count ? arrays.start[a + 1] : n, last);
     const T* x = arrays.at[a];
 #pragma unroll 4
     for (long long i = max(start, first) + threadIdx.x; i < stop; i += blockDim.x) {
-      const float g = add ? flat[i] + float(x[i - start]) : float(x[i - start]);
-      flat[i] = g;
-      total += g * g;
+      const float g = float(x[i - start]);
+      flat[i] = add ? flat[i] + g : g;
     }
   }
+}
+
+// Each block leaves the sum of squares of `width` elements of g (n) in parts.
+extern "C" __global__ void sum_of_squares(const float* __restrict__ g, float* __restrict__ parts,
+                                          long long n, long long width) {
+  const long long first = blockIdx.x * width;
+  const long long last = min(first + width, n);
+  float total = 0.0f;
+#pragma unroll 4
+  for (long long i = first + threadIdx.x; i < last; i += blockDim.x) total += g[i] * g[i];
   total = block_reduce<Sum>(total);
-  if (threadIdx.x == 0) squares[blockIdx.x] = total;
+  if (threadIdx.x == 0) parts[blockIdx.x] = total;
 }

@@ -1,4 +1,4 @@
-"""Gradients into one buffer on a GPU: a launch for many arrays."""
+"""Gradients into one buffer on a GPU, and their sum of squares: a launch for many arrays."""
 
 import cupy
 import numpy as np
@@ -6,7 +6,7 @@ import numpy as np
 from minigpt.backend.gpu.launch import launch, supported
 
 THREADS = 256
-WIDTH = 4096  # elements of a block in gather
+WIDTH = 4096  # elements of a block
 ARRAYS = 240  # in one launch of gather, as in gradients.cu
 TABLE = np.dtype([("at", np.uint64, ARRAYS), ("start", np.int64, ARRAYS)])
 FLOAT32, FLOAT16 = np.dtype(np.float32), np.dtype(np.float16)
@@ -24,18 +24,25 @@ def gather(flat, shards, add=False):
         or (len(shards), edges[-1]) != (1, flat.size)
     ):
         return NotImplemented
-    starts = range(0, len(arrays), ARRAYS)
-    spans = [(edges[i], edges[min(i + ARRAYS, len(arrays))]) for i in starts]
-    blocks = [-(-(stop - start) // WIDTH) for start, stop in spans]
-    squares, at = cupy.empty(sum(blocks), np.float32), 0
-    for i, (start, stop), n in zip(starts, spans, blocks, strict=True):
+    for i in range(0, len(arrays), ARRAYS):
         part = arrays[i : i + ARRAYS]
+        start, stop = edges[i], edges[i + len(part)]
+        if start == stop:
+            continue
         table = np.zeros((), TABLE)
         table["at"][: len(part)] = [x.data.ptr for x in part]
         table["start"][: len(part)] = edges[i : i + len(part)]
         table["start"] -= start
-        args = (flat[start:stop], squares[at:], table, len(part), stop - start, WIDTH, int(add))
-        if n:
-            launch("gather", arrays[0].dtype, (n,), (THREADS,), args)
-        at += n
-    return squares
+        args = (flat[start:stop], table, len(part), stop - start, WIDTH, int(add))
+        launch("gather", arrays[0].dtype, (-(-(stop - start) // WIDTH),), (THREADS,), args)
+    return None
+
+
+def sum_of_squares(g):
+    """As the op; a part for every WIDTH elements."""
+    if g.dtype != FLOAT32 or not supported(g):
+        return NotImplemented
+    n = -(-g.size // WIDTH)
+    parts = cupy.empty(n, FLOAT32)
+    launch("sum_of_squares", FLOAT32, (n,), (THREADS,), (g, parts, g.size, WIDTH))
+    return parts

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import cupy
 
-from minigpt.backend import INSTALL
+from minigpt.backend.devices import INSTALL
 from minigpt.errors import UserError
 
 FOLDER = Path(__file__).parent

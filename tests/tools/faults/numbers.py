@@ -1,5 +1,6 @@
 """Losses and gradients that are not finite, in steps that are chosen at random."""
 
+import contextlib
 import json
 import math
 import random
@@ -7,7 +8,8 @@ from unittest import mock
 
 from minigpt.files import BEST, LAST, METRICS
 from minigpt.model import checkpoint
-from minigpt.optim.clipping import SKIPPED, TAKEN
+from minigpt.optim import clipping
+from minigpt.optim.gradients import sum_of_squares
 from minigpt.train.step import Trainer
 from tests.tools.faults import Row
 from tests.tools.faults.command import FLAGS, STEPS, TEXT, quietly, whole
@@ -15,6 +17,7 @@ from tests.tools.faults.command import FLAGS, STEPS, TEXT, quietly, whole
 BAD = ((math.nan, math.nan), (math.inf, 1.0), (3.0, math.inf))  # loss, factor of the gradient
 
 
+@contextlib.contextmanager
 def spoilt(bad):
     """Let the steps in `bad` (0 is the first) have another loss, and gradients times a number."""
     gradients, batches, now = Trainer.gradients, Trainer.batches, [0]
@@ -23,14 +26,18 @@ def spoilt(bad):
         now[0] = step
         return batches(self, split, step)
 
-    def spoil(self, *args, **kwargs):
-        loss, squares = gradients(self, *args, **kwargs)
-        if now[0] in bad:
-            loss, factor = bad[now[0]]
-            squares = squares * factor
-        return loss, squares
+    def spoil_loss(self, *args, **kwargs):
+        loss = gradients(self, *args, **kwargs)
+        return bad[now[0]][0] if now[0] in bad else loss
 
-    return mock.patch.multiple(Trainer, gradients=spoil, batches=note)
+    def spoil_norm(g):
+        return sum_of_squares(g) * (bad[now[0]][1] if now[0] in bad else 1.0)
+
+    with (
+        mock.patch.multiple(Trainer, gradients=spoil_loss, batches=note),
+        mock.patch("minigpt.optim.adamw.sum_of_squares", spoil_norm),
+    ):
+        yield
 
 
 def not_json(folder):
@@ -62,8 +69,8 @@ def some_steps(base, i, rng):
     if code or err.count(" skipped: ") != len(bad):
         return f"exit code {code}: {err.strip()[-300:]}"
     state = checkpoint.load(folder / LAST).state["optimizer"]
-    if (state[TAKEN], state[SKIPPED]) != (STEPS - len(bad), len(bad)):
-        return f"{state[SKIPPED]} steps were skipped, not {len(bad)}"
+    if (state[clipping.STEPS], state[clipping.SKIPPED]) != (STEPS - len(bad), len(bad)):
+        return f"{state[clipping.SKIPPED]} steps were skipped, not {len(bad)}"
     return not_json(folder)
 
 
