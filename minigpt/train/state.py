@@ -4,7 +4,7 @@ import dataclasses
 
 from minigpt import cli
 from minigpt.errors import UserError
-from minigpt.optim.clipping import LARGEST, LOSS_SCALE, NORM, SCALE
+from minigpt.optim.clipping import GRAD_NORM, GRAD_SCALE, LOSS_SCALE, MAX_LOSS_SCALE
 from minigpt.train.config import TrainConfig
 
 COUNTS = "step", "tokens", "loss_count", "best_step", "skips_in_a_row"
@@ -114,8 +114,9 @@ def is_count(x):
 
 def is_optimizer(x):
     """Tell whether a list is the state of an optimizer."""
+    first = x[:GRAD_SCALE]
     return (
-        SCALE <= len(x) <= NORM + 1
-        and all(number is not None and is_number(number) and number >= 0 for number in x[:SCALE])
-        and 1 <= x[LOSS_SCALE] <= LARGEST
+        GRAD_SCALE <= len(x) <= GRAD_NORM + 1
+        and all(number is not None and is_number(number) and number >= 0 for number in first)
+        and 1 <= x[LOSS_SCALE] <= MAX_LOSS_SCALE
     )
