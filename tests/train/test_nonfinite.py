@@ -79,7 +79,7 @@ def test_a_few_in_a_row_end_the_run_with_the_last_checkpoint(tmp_path, capsys, s
         f"{tmp_path / 'run' / LAST} (step 8) by --resume with a lower --learning-rate"
     )
     state = checkpoint.load(tmp_path / "run" / LAST).state
-    assert (state["step"], state["optimizer"][STEPS], state["bad"]) == (8, 5, 3)
+    assert (state["step"], state["optimizer"][STEPS], state["skips_in_a_row"]) == (8, 5, 3)
     error = refusal_after(capsys, 1, resume, tmp_path / "run")  # as if it had not been stopped
     assert "at step 10 the loss is nan, and 5 steps in a row" in error
     spoilt.clear()
