@@ -1,4 +1,8 @@
-"""One training step and one evaluation, over shards of the batch."""
+"""One training step and one evaluation, over shards of the batch.
+
+What a step runs for a GPT, in order: data/batches.random_batch, model/gpt.loss_and_gradients in
+each thread on its shard, threads.sum_gradients, then the optimizer's step.
+"""
 
 import dataclasses
 import functools
@@ -20,7 +24,7 @@ EVAL_TOKENS = 512  # per forward pass of an evaluation on a CPU: more is no fast
 class Trainer:
     """The state of training and what changes it.
 
-    A step on a device does not wait for it: loss and norm stay there until they are read.
+    A step does not wait for a GPU: loss and norm stay there until they are read.
 
     Parameters
     ----------
@@ -68,7 +72,7 @@ class Trainer:
 
         Returns
         -------
-        loss : float, or () on a device
+        loss : float, or () on a GPU
         """
         count, scale = count or self.task.count_targets(targets), self.optimizer.loss_scale
 
@@ -101,16 +105,16 @@ class Trainer:
         split : (N,) int, or Pairs
             What is trained on.
         progress : float, optional
-            The share of a run by the clock that is over: see schedule.learning_rate.
+            The fraction of the wall-clock budget that is used up: see schedule.learning_rate.
 
         Returns
         -------
-        loss : float, or () on a device
+        loss : float, or () on a GPU
             Mean over the step's tokens, nats per token.
-        norm : float, or () on a device
-            Of the gradient, before clipping. That on a device is of the last step when it is read.
+        norm : float, or () on a GPU
+            Of the gradient, before clipping. On a GPU it is that of the latest step when read.
         lr : float
-            The learning rate applied.
+            The learning rate.
         """
         train_config, batches = self.train_config, self.batches(split, step)
         self.count = sum(self.task.count_targets(targets) for _, targets in batches)
@@ -146,9 +150,9 @@ class Trainer:
         return sum(losses) / sum(counts)
 
     def eval_rows(self):
-        """Return how many rows an evaluation takes at a time: on a device what a step has room for.
+        """Return how many rows an evaluation takes at a time: on a GPU what a step has room for.
 
-        Where steps are in half the precision of `params`, that is half their rows.
+        Where steps run in half precision, that is half of their rows.
         """
         if not on_gpu(self.params.flat):
             return max(1, EVAL_TOKENS // self.config.block_size)
@@ -156,10 +160,10 @@ class Trainer:
 
 
 def sum_losses(numbers):
-    """Return the sum of one number or more; of one on a device without a launch."""
+    """Return the sum of one number or more; for one on a GPU without a launch."""
     return functools.reduce(operator.add, numbers)
 
 
 def as_float(x):
-    """Return () x as a float where that is free; from a device, reading would wait for it."""
+    """Return () x as a float where that is free; reading from a GPU would wait for it."""
     return x if on_gpu(x) else float(x)
