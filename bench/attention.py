@@ -15,13 +15,15 @@ import argparse
 import json
 import math
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import report
 import threadpoolctl
-import timing
-from attention_check import Shape, checked_rows, compare, expected, inputs
 
+from bench.lib import report, timing
+from bench.lib.attention_check import Shape, checked_rows, compare, expected, inputs
 from minigpt import cli
 from minigpt.backend import to_device, to_host
 from minigpt.backend.devices import load_backend

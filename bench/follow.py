@@ -6,11 +6,14 @@ beyond TOLERANCE the exit code is 1.
 """
 
 import dataclasses
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import report
-import timing
 
+from bench.lib import report, timing
 from minigpt import cli
 from minigpt.model.gpt import init_params
 from minigpt.train.config import configs
@@ -34,8 +37,7 @@ def ours(config, train, split):
 
 def theirs(config, train, split):
     """Yield the loss of each step of torch."""
-    import nanogpt_torch
-    import torch_models
+    from bench.lib import nanogpt_torch, torch_models
 
     model = torch_models.GPT(config)
     model.load(init_params(config, train.seed, np).tree)

@@ -10,11 +10,12 @@ a layer, a sequence, and a layer and sequence together add; every count is linea
 taken to the preset's own size. `--whole` counts at that size at once.
 """
 
-import report
-import roofline
-import timing
-import traffic
+import sys
+from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.lib import report, roofline, timing, traffic
 from minigpt import cli
 from minigpt.errors import UserError
 from minigpt.train.cost import human

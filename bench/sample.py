@@ -9,12 +9,14 @@ a difference ends with exit code 1.
 
 import dataclasses
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import report
 import threadpoolctl
-import timing
 
+from bench.lib import report, timing
 from minigpt import cli
 from minigpt.model.gpt import init_params
 from minigpt.params import leaves
@@ -42,7 +44,8 @@ def minigpt_candidate(config, params, ids, n):
 def torch_candidate(config, params, ids, n):
     """The same for torch without a cache."""
     import torch
-    import torch_models
+
+    from bench.lib import torch_models
 
     model = torch_models.GPT(config).eval()
     model.load(params.tree)

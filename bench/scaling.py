@@ -6,12 +6,15 @@ width, with the size of a head held. BLAS has one thread in each of minigpt's.
 
 import contextlib
 import dataclasses
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import report
 import threadpoolctl
-import timing
 
+from bench.lib import report, timing
 from minigpt import cli
 from minigpt.errors import UserError
 from minigpt.model.gpt import init_params

@@ -9,13 +9,14 @@ import argparse
 import dataclasses
 import json
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import op_profile
-import report
-import timing
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
+
+from bench.lib import op_profile, report, timing
 from minigpt import cli
 from minigpt.model.gpt import GPTConfig, init_params
 from minigpt.ops.dropout import Rng
@@ -97,7 +98,8 @@ def check(problem, workers):
         If one differs by more than `TOLERANCE`.
     """
     import torch
-    import torch_models
+
+    from bench.lib import torch_models
 
     problem = problem._replace(config=dataclasses.replace(problem.config, dropout=0.0))
     ours = minigpt_trainer(problem, workers)
@@ -123,7 +125,7 @@ def check(problem, workers):
 
 def torch_steps(problem, kind, names):
     """Return {name: function} of torch steps that start from the same weights."""
-    import torch_models
+    from bench.lib import torch_models
 
     weights = init_params(problem.config, 1337, np).tree
     ids = tokens_of(problem)
@@ -143,7 +145,7 @@ def own_memory(args):
     """Return what `memory` asks the fresh process for."""
     this, name = problem(args.preset[0], args), args.memory_of
     if name != "minigpt":
-        import torch_models  # noqa: F401, counted with the libraries
+        from bench.lib import torch_models  # noqa: F401, counted with the libraries
 
         timing.torch_on(args.threads)
     before = timing.resident_start()
@@ -191,7 +193,7 @@ def bench(name, args, torch):
     print(f"{name} ...", file=sys.stderr, flush=True)
     names, kind = [], None
     if torch is not None:
-        import torch_models
+        from bench.lib import torch_models
 
         with Workers(args.threads) as workers:
             check(this, workers)

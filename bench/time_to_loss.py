@@ -15,8 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import report
-import timing
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.lib import report, timing
 
 THRESHOLDS = (1.898, 1.70, 1.60, 1.55, 1.50, 1.4697)
 SEEDS = (1, 2, 3)
@@ -59,8 +60,7 @@ def minigpt_run(preset, seconds, seed, flags):
 
 def torch_run(seed, flags):
     """Return the curve of nanoGPT's recipe in torch."""
-    program = str(Path(__file__).with_name("nanogpt_torch.py"))
-    return curve([sys.executable, program, "--seed", str(seed), *flags])
+    return curve([sys.executable, "-m", "bench.lib.nanogpt_torch", "--seed", str(seed), *flags])
 
 
 def seconds_to(threshold, points):

@@ -1,6 +1,5 @@
 """The benches as a user runs them, on tiny problems; and that their own checks can fail."""
 
-import importlib.util
 import json
 import os
 import re
@@ -12,17 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.lib import timing
+
 BENCH = Path(__file__).parents[1] / "bench"
 RUN = """
 import runpy, sys
 sys.argv = {argv!r}
-sys.path.insert(0, {folder!r})
+sys.path.insert(0, {root!r})
 {before}
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 NO_TORCH = "sys.modules['torch'] = None"
 WRONG_ATTENTION = """
-import timing, minigpt.ops.attention as op
+import minigpt.ops.attention as op
 right = op.attention_backward
 def wrong(dy, cache):
     dq, dk, dv = right(dy, cache)
@@ -30,8 +31,8 @@ def wrong(dy, cache):
 wrong.reference = right.reference
 op.attention_backward = wrong
 """
-WRONG_RESIDUAL = """
-import timing, minigpt.blocks as blocks
+WRONG_ADD_NORM = """
+import minigpt.model.blocks as blocks
 right = blocks.add_norm_backward
 def wrong(dx, dy, cache):
     dx, dh, grads = right(dx, dy, cache)
@@ -39,7 +40,7 @@ def wrong(dx, dy, cache):
 blocks.add_norm_backward = wrong
 """
 WRONG_LOGITS = """
-import timing, minigpt.decoding as decoding
+import minigpt.sample.generate as decoding
 right = decoding.next_logits
 decoding.next_logits = lambda *args: right(*args) * 1.001
 """
@@ -61,7 +62,7 @@ LAUNCHES += ("--block-size", "8", "--no-before")
 def run(*command, before=""):
     """Run a bench in a process of its own, after the lines `before`."""
     argv = [str(BENCH / command[0]), *map(str, command[1:])]
-    code = RUN.format(argv=argv, folder=str(BENCH), before=before)
+    code = RUN.format(argv=argv, root=str(BENCH.parent), before=before)
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
@@ -76,15 +77,7 @@ def records(tmp_path, *command, before=""):
     return found["records"]
 
 
-@pytest.fixture
-def timing():
-    spec = importlib.util.spec_from_file_location("timing", BENCH / "timing.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_candidates_take_turns(timing, monkeypatch):
+def test_candidates_take_turns(monkeypatch):
     monkeypatch.setattr(timing, "SAMPLE_S", 0)
     calls = []
     candidates = {name: lambda name=name: calls.append(name) for name in "ab"}
@@ -93,13 +86,13 @@ def test_candidates_take_turns(timing, monkeypatch):
     assert [len(t.samples) for t in times.values()] == [4, 4]
 
 
-def test_ratio_pairs_the_samples_of_a_round(timing):
+def test_ratio_pairs_the_samples_of_a_round():
     slow, fast = timing.Times([2, 4, 60], 1), timing.Times([1, 2, 20], 1)
     assert timing.ratio(slow, fast) == {"of_medians": 2.0, "q1": 2.0, "q3": 2.5}
     assert slow.record() | {"median_s": 4.0, "min_s": 2.0, "q1_s": 3.0} == slow.record()
 
 
-def test_memory_is_what_was_allocated(timing):
+def test_memory_is_what_was_allocated():
     size = 3_000_000
     assert abs(timing.traced_peak(lambda: np.ones(size, np.uint8)) - size) < 20_000
     before = timing.resident_peak()
@@ -121,6 +114,7 @@ def test_attention(tmp_path, xp):
     assert found[2]["peak_extra_bytes"]["minigpt"] >= 0
 
 
+@pytest.mark.slow
 @pytest.mark.cupy
 def test_launches_are_counted_alike_whole_and_by_layer_and_sequence(tmp_path, xp):
     if not os.environ.get("CUPY_ON_CPU") or xp is np:
@@ -157,6 +151,7 @@ def test_launches_need_a_device_on_the_cpu(monkeypatch):
     assert done.returncode == 2 and "CUPY_ON_CPU is not set" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_attention_beside_torch(tmp_path):
     pytest.importorskip("torch")
@@ -167,6 +162,7 @@ def test_attention_beside_torch(tmp_path):
         assert r["ratio_to_sdpa"]["of_medians"] == pytest.approx(theirs / ours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 def test_attention_finds_a_wrong_gradient(threads):
     for shape in ("3,2,9,4", "1,2,300,4"):
@@ -182,6 +178,7 @@ def test_attention_refuses_what_is_no_shape():
     assert "'1,2,3' is not B,H,T,D or B,H,Tq,Tk,D" in done.stderr
 
 
+@pytest.mark.slow
 def test_step(tmp_path):
     [found] = records(tmp_path, *STEP, "--profile", before=NO_TORCH)
     assert found["tokens_per_s"] == pytest.approx(16 / found["time"]["median_s"])
@@ -191,6 +188,7 @@ def test_step(tmp_path):
     assert ops["linear_forward"] == 16 and ops["sum_gradients"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_step_beside_torch(tmp_path):
     pytest.importorskip("torch")
@@ -200,11 +198,12 @@ def test_step_beside_torch(tmp_path):
         assert r["resident_bytes"]["peak"] > r["resident_bytes"]["libraries"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize(
     "command, before, message",
     [
-        (STEP, WRONG_RESIDUAL, "wrong result: nanogpt-cpu: gradient of"),
+        (STEP, WRONG_ADD_NORM, "wrong result: nanogpt-cpu: gradient of"),
         (SAMPLE, WRONG_LOGITS, "wrong result: logits differ from those of torch, no cache"),
     ],
 )
@@ -215,12 +214,14 @@ def test_a_difference_from_torch_is_found(command, before, message):
     assert message in done.stderr
 
 
+@pytest.mark.slow
 def test_sample(tmp_path):
     [found] = records(tmp_path, *SAMPLE, before=NO_TORCH)
     assert found["tokens_per_s"] == pytest.approx(4 / found["time"]["median_s"])
     assert found["weight_bytes"] == 4 * (12 * 4 * 128**2 + 65 * 128)
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_sample_beside_torch(tmp_path):
     pytest.importorskip("torch")
@@ -228,6 +229,7 @@ def test_sample_beside_torch(tmp_path):
     assert names[:2] == ["minigpt", "torch, no cache"]
 
 
+@pytest.mark.slow
 def test_scaling_draws_a_picture(tmp_path):
     pytest.importorskip("matplotlib")
     command = ("scaling.py", "--lengths", 8, 16, "--widths", 16, 32, "--tokens", 32, "--n-layer", 1)
@@ -241,10 +243,11 @@ def test_scaling_draws_a_picture(tmp_path):
     assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_time_to_loss(tmp_path):
     (tmp_path / "text").write_text("First Citizen:\nBefore we proceed any further, hear me. " * 200)
     data = f"--data {tmp_path / 'text'}"
-    flags = f"{data} --max-seconds 2 --n-embd 16 --block-size 8 --batch-size 2 --eval-interval 5"
+    flags = f"{data} --max-seconds 4 --n-embd 16 --block-size 8 --batch-size 2 --eval-interval 5"
     entries = records(
         tmp_path, "time_to_loss.py", "--runs", "8 s", "--seeds", "1", "2", f"--flags={flags}"
     )
@@ -255,6 +258,7 @@ def test_time_to_loss(tmp_path):
         assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_time_to_loss_beside_torch(tmp_path):
     pytest.importorskip("torch")
@@ -265,6 +269,7 @@ def test_time_to_loss_beside_torch(tmp_path):
     assert [step for _, step, _ in entry["curves"][0]] == [1, 2]
 
 
+@pytest.mark.slow
 def test_same_bits_tells_a_checkout_from_one_with_another_learning_rate(tmp_path):
     root, changed = BENCH.parent, tmp_path / "changed"
     shutil.copytree(root / "minigpt", changed / "minigpt")
@@ -283,6 +288,7 @@ def test_same_bits_tells_a_checkout_from_one_with_another_learning_rate(tmp_path
     assert done.returncode == 1 and "no run begins with 'nothing'" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_follow(tmp_path):
     pytest.importorskip("torch")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import threadpoolctl
-import timing
 
+from bench.lib import timing
 from minigpt import __version__, cli
 from minigpt.errors import UserError
 

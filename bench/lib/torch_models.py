@@ -7,11 +7,11 @@ GPTConfig is there, so that both compute the same function of the same weights.
 import functools
 import math
 
-import timing
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bench.lib import timing
 from minigpt.params import leaves
 
 ACTIVATIONS = {

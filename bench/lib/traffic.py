@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import timing  # noqa: F401, comes before minigpt
 
+from bench.lib.timing import ROOT
 from minigpt import backend
 from minigpt.errors import UserError
 from minigpt.model.gpt import init_params
@@ -67,8 +67,9 @@ def counts(requests):
     compiler.chmod(0o755)
     settings = {"LD_PRELOAD": shim, "CUPY_ON_CPU_CXX": compiler, "CUPY_CACHE_DIR": folder}
     env = os.environ | {name: str(value) for name, value in settings.items()}
+    env["PYTHONPATH"] = str(ROOT)
     env |= {"CUPY_ON_CPU_CACHE": str(folder), "CUPY_ON_CPU_GUARD_PAGES": "0"}
-    command = [sys.executable, __file__, json.dumps(requests)]
+    command = [sys.executable, "-m", "bench.lib.traffic", json.dumps(requests)]
     child = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
     if child.returncode:
         raise RuntimeError(f"counting ended with exit code {child.returncode}")

@@ -4,8 +4,8 @@ import argparse
 from typing import NamedTuple
 
 import numpy as np
-from report import WrongResult
 
+from bench.lib.report import WrongResult
 from minigpt.ops.attention import attention_backward, attention_forward
 
 TOLERANCE = 2e-5  # of the largest element

@@ -6,8 +6,8 @@ many calls in a row as last `SAMPLE_S`. Before it come a pause of `SETTLE_S`, so
 thread pool of the candidate before (OpenMP and BLAS workers go on spinning for a while) falls
 outside, and an untimed call, which fills the caches again.
 
-Importing this module puts the checkout first on sys.path, so that a bench times the code beside
-it, installed or not. It comes before `minigpt` in every bench.
+Each command of bench/ puts its checkout first on sys.path, so that it times the code beside it,
+installed or not.
 """
 
 import contextlib
@@ -25,8 +25,7 @@ from pathlib import Path
 import numpy as np
 import threadpoolctl
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+ROOT = Path(__file__).resolve().parents[2]
 
 SAMPLE_S = 0.05
 SETTLE_S = 0.005

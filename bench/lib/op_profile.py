@@ -4,9 +4,9 @@ import contextlib
 import functools
 import time
 
-import report
 import threadpoolctl
 
+from bench.lib import report
 from minigpt.model import blocks, gpt
 from minigpt.optim import adamw as optim
 from minigpt.train import step as trainer

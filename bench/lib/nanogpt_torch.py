@@ -1,4 +1,4 @@
-"""nanoGPT's recipe for a CPU in torch, on tiny Shakespeare: python bench/nanogpt_torch.py
+"""nanoGPT's recipe for a CPU in torch, on tiny Shakespeare: python -m bench.lib.nanogpt_torch
 
 nanoGPT, README, "I only have a macbook", with the model, optimizer and schedule of its train.py and
 the batches of minigpt. Every --eval-interval steps it prints a line with the loss over the whole
@@ -9,10 +9,9 @@ import argparse
 import time
 
 import numpy as np
-import timing
 import torch
-import torch_models
 
+from bench.lib import timing, torch_models
 from minigpt.data.batches import random_batch, windows
 from minigpt.model.gpt import init_params
 from minigpt.optim.schedule import learning_rate
