@@ -15,11 +15,11 @@ import numpy as np
 
 from bench.lib import report, timing
 from minigpt import cli
+from minigpt.data.datasets import TextData
 from minigpt.model.gpt import init_params
 from minigpt.train.config import configs
 from minigpt.train.presets import PRESETS
 from minigpt.train.step import Trainer
-from minigpt.train.tasks import TASKS
 from minigpt.train.threads import Workers
 
 TOLERANCE = 0.02  # nats per token
@@ -81,13 +81,12 @@ def main(argv=None):
     env = report.environment(args.threads)
     report.print_environment(env)
     given = {"max_iters": args.steps, "lr_decay_iters": 5000, "batch_size": args.batch_size}
-    given |= {"dropout": 0.0, "threads": args.threads, "data": args.data}
-    _, train = configs(PRESETS[args.preset] | given, 1)
-    task = TASKS["text"](train)
-    config, train = configs(PRESETS[args.preset] | given, *task.sizes)
+    given |= {"dropout": 0.0, "threads": args.threads}
+    data = TextData(args.data)
+    config, train = configs(PRESETS[args.preset] | given, **data.sizes)
     record = {"preset": args.preset, "train": dataclasses.asdict(train)}
-    record |= {"torch": list(theirs(config, train, task.train))}
-    record |= {"minigpt": list(ours(config, train, task.train))}
+    record |= {"torch": list(theirs(config, train, data.train))}
+    record |= {"minigpt": list(ours(config, train, data.train))}
     steps = sorted({1, *range(0, args.steps + 1, max(1, args.steps // SHOWN))} - {0})
     rows = [
         [f"{i:,}", *(f"{record[name][i - 1]:.4f}" for name in ("torch", "minigpt"))]

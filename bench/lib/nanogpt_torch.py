@@ -13,11 +13,11 @@ import torch
 
 from bench.lib import timing, torch_models
 from minigpt.data.batches import random_batch, windows
+from minigpt.data.datasets import TextData
 from minigpt.model.gpt import init_params
 from minigpt.optim.schedule import learning_rate
 from minigpt.train.config import configs
 from minigpt.train.presets import PRESETS
-from minigpt.train.tasks import TASKS
 
 
 def validation_loss(model, split, block_size, rows=64):
@@ -57,17 +57,16 @@ def main():
     parser.add_argument("--data", help="as in minigpt.train")
     args = parser.parse_args()
     timing.torch_on(timing.cores())
-    values = {"max_iters": args.max_iters, "lr_decay_iters": args.max_iters, "data": args.data}
+    values = {"max_iters": args.max_iters, "lr_decay_iters": args.max_iters}
     values |= PRESETS["nanogpt-cpu"] | {"seed": args.seed}
-    _, train = configs(values, 1)
-    task = TASKS["text"](train)
-    config, train = configs(values, *task.sizes)
+    data = TextData(args.data)
+    config, train = configs(values, **data.sizes)
     model = torch_models.GPT(config)
     model.load(init_params(config, args.seed, np).tree)
     start = time.perf_counter()
-    for step, _ in enumerate(losses(model, task.train, train, config.block_size), 1):
+    for step, _ in enumerate(losses(model, data.train, train, config.block_size), 1):
         if step % args.eval_interval == 0 or step == train.max_iters:
-            found = validation_loss(model, task.val, config.block_size)
+            found = validation_loss(model, data.val, config.block_size)
             seconds = time.perf_counter() - start
             print(f"step {step:>6,}   validation {found:.4f}   {seconds:7.1f} s", flush=True)
 
