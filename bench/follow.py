@@ -16,7 +16,7 @@ import numpy as np
 from bench.lib import report, timing
 from minigpt import cli
 from minigpt.data.datasets import TextData
-from minigpt.model.gpt import init_params
+from minigpt.model.init import init_params
 from minigpt.train.config import configs
 from minigpt.train.presets import PRESETS
 from minigpt.train.step import Trainer

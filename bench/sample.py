@@ -18,7 +18,7 @@ import threadpoolctl
 
 from bench.lib import report, timing
 from minigpt import cli
-from minigpt.model.gpt import init_params
+from minigpt.model.init import init_params
 from minigpt.params import leaves
 from minigpt.sample.generate import KVCache, generate, next_logits
 from minigpt.train.config import configs

@@ -17,7 +17,7 @@ import threadpoolctl
 from bench.lib import report, timing
 from minigpt import cli
 from minigpt.errors import UserError
-from minigpt.model.gpt import init_params
+from minigpt.model.init import init_params
 from minigpt.train.config import configs
 from minigpt.train.cost import flops_per_step
 from minigpt.train.step import Trainer

@@ -18,7 +18,8 @@ import numpy as np
 
 from bench.lib import op_profile, report, timing
 from minigpt import cli
-from minigpt.model.gpt import GPTConfig, init_params
+from minigpt.model.gpt import GPTConfig
+from minigpt.model.init import init_params
 from minigpt.ops.dropout import Rng
 from minigpt.params import leaves
 from minigpt.train.config import TrainConfig, configs

@@ -14,7 +14,7 @@ import torch
 from bench.lib import timing, torch_models
 from minigpt.data.batches import random_batch, windows
 from minigpt.data.datasets import TextData
-from minigpt.model.gpt import init_params
+from minigpt.model.init import init_params
 from minigpt.optim.schedule import learning_rate
 from minigpt.train.config import configs
 from minigpt.train.presets import PRESETS

@@ -21,7 +21,7 @@ import numpy as np
 from bench.lib.timing import ROOT
 from minigpt import backend
 from minigpt.errors import UserError
-from minigpt.model.gpt import init_params
+from minigpt.model.init import init_params
 from minigpt.train.config import configs
 from minigpt.train.presets import PRESETS
 from minigpt.train.step import Trainer

@@ -3,10 +3,23 @@
 Every backward pass is its forward pass read upwards. `p` is a subtree of the parameters and
 `grads` comes back with the same nesting; biases that are not in `p` are not there.
 
-Blocks carry two arrays: the stream x, and h, what the layer before has found and not yet added.
-Each layer begins with a residual op: it adds h to x, and the layernorm of the sum is what the layer
-reads.
+A block of the lecture and of nanoGPT is two lines:
+
+    x = x + attn(ln_1(x))
+    x = x + mlp(ln_2(x))
+
+Here the same sums are taken, each one op later. A sublayer returns its output h, which is not yet
+added; the next add_norm adds it and normalizes the sum, in one pass over memory:
+
+    x, y = x + h, ln_1(x + h);  h = attn(y)
+    x, y = x + h, ln_2(x + h);  h = mlp(y)
+
+So blocks take and return two arrays, the stream x and h, the pending output; the final layernorm
+adds the last one. In the backward passes dx is the gradient of the stream, which goes past a
+sublayer, and dh that of its output, which goes through it.
 """
+
+from typing import Any, NamedTuple
 
 from minigpt.ops.add_norm import add_norm_backward, add_norm_forward
 from minigpt.ops.attention import (
@@ -20,20 +33,61 @@ from minigpt.ops.linear import linear_backward, linear_forward
 from minigpt.ops.linear_activation import linear_activation_backward, linear_activation_forward
 from minigpt.ops.rotary import rotary_backward, rotary_forward
 
-# The places of a block where dropout draws its own bits: the weights of its attention layers, and
-# what each of its residual ops adds.
-WEIGHTS, CROSS_WEIGHTS, LN_1, LN_2, LN_3 = range(5)
+# The sites of a block where dropout draws bits of its own: the weights of its attention layers, and
+# the h that each of its add_norms adds to the stream.
+SITE_ATTN_WEIGHTS, SITE_CROSS_WEIGHTS = 0, 1
+SITE_RESIDUAL_1, SITE_RESIDUAL_2, SITE_RESIDUAL_3 = 2, 3, 4
 
 
-def at(rng, place):
-    """Return the key for one place, or None where there is no dropout."""
-    return None if rng is None else rng.fold(place)
+def site_key(rng, site):
+    """Return the key of random bits for one site, or None where there is no dropout."""
+    return None if rng is None else rng.fold(site)
+
+
+class SelfAttentionCache(NamedTuple):
+    """The caches of the ops in self-attention; `rotary` is None without rotation."""
+
+    n_head: int
+    qkv: Any
+    rotary: Any
+    attention: Any
+    proj: Any
+
+
+class CrossAttentionCache(NamedTuple):
+    """The caches of the ops in cross attention; `kv` is None where k and v were given."""
+
+    n_head: int
+    q: Any
+    kv: Any
+    attention: Any
+    proj: Any
+
+
+class BlockCache(NamedTuple):
+    """The caches of the parts of a block, under the names of their parameters."""
+
+    ln_1: Any
+    attn: SelfAttentionCache
+    ln_2: Any
+    mlp: Any
+
+
+class CrossBlockCache(NamedTuple):
+    """The caches of the parts of a cross block, under the names of their parameters."""
+
+    ln_1: Any
+    attn: SelfAttentionCache
+    ln_2: Any
+    cross: CrossAttentionCache
+    ln_3: Any
+    mlp: Any
 
 
 def self_attention_forward(
     x, p, n_head, dropout=0.0, rng=None, kv=None, causal=True, key_mask=None, rotary=False
 ):
-    """Self-attention: q, k and v in one product, turned by position, attention by head, projection.
+    """Self-attention: q, k and v in one product, rotation, attention by head, projection.
 
     Parameters
     ----------
@@ -51,12 +105,12 @@ def self_attention_forward(
     key_mask : (B, T) bool, optional
         True where a token may be seen; False is padding.
     rotary : bool
-        Whether q and k know their positions by rotation.
+        Whether q and k are rotated by their positions.
 
     Returns
     -------
     y : (B, T, C)
-    cache : tuple
+    cache : SelfAttentionCache
     """
     qkv, qkv_cache = linear_forward(x, **p["c_attn"])
     rotary_cache = None
@@ -67,23 +121,22 @@ def self_attention_forward(
         k, v = kv.append(k, v)
     y, attention_cache = attention_forward(q, k, v, causal, key_mask, dropout=dropout, rng=rng)
     y, proj_cache = linear_forward(merge_heads(y), **p["c_proj"])
-    return y, (n_head, qkv_cache, rotary_cache, attention_cache, proj_cache)
+    return y, SelfAttentionCache(n_head, qkv_cache, rotary_cache, attention_cache, proj_cache)
 
 
 def self_attention_backward(dy, cache):
     """Return dx (B, T, C) and grads. Not for a forward pass with a KV cache."""
-    n_head, qkv_cache, rotary_cache, attention_cache, proj_cache = cache
-    dy, c_proj = linear_backward(dy, proj_cache)
-    (dy,) = split_heads(dy, 1, n_head)
-    dqkv = merge_heads(*attention_backward(dy, attention_cache))
-    if rotary_cache is not None:
-        dqkv = rotary_backward(dqkv, rotary_cache)
-    dx, c_attn = linear_backward(dqkv, qkv_cache)
+    dy, c_proj = linear_backward(dy, cache.proj)
+    (dy,) = split_heads(dy, 1, cache.n_head)
+    dqkv = merge_heads(*attention_backward(dy, cache.attention))
+    if cache.rotary is not None:
+        dqkv = rotary_backward(dqkv, cache.rotary)
+    dx, c_attn = linear_backward(dqkv, cache.qkv)
     return dx, {"c_attn": c_attn, "c_proj": c_proj}
 
 
 def keys_values(memory, p, n_head):
-    """Return (k, v), each (B, H, Tk, D), that cross attention makes of memory, and a cache."""
+    """Return the keys and values of memory, (k, v), each (B, H, Tk, D), and a cache."""
     kv, cache = linear_forward(memory, **p["c_kv"])
     return split_heads(kv, 2, n_head), cache
 
@@ -95,7 +148,7 @@ def cross_attention_forward(x, memory, p, n_head, key_mask=None, dropout=0.0, rn
     ----------
     x : (B, Tq, C) float
     memory : (B, Tk, C), dtype of x
-        What an encoder made of another sequence.
+        An encoder's output for another sequence.
     p : {"c_q": {"w" (C, C)[, "b"]}, "c_kv": {"w" (C, 2C)[, "b"]}, "c_proj": {"w" (C, C)[, "b"]}}
     n_head : int
     key_mask : (B, Tk) bool, optional
@@ -105,29 +158,28 @@ def cross_attention_forward(x, memory, p, n_head, key_mask=None, dropout=0.0, rn
     rng : Rng, optional
         None is no dropout.
     kv : (k, v), optional
-        What `keys_values` makes of memory, kept from an earlier call; memory is not looked at.
+        `keys_values` of memory, kept from an earlier call; memory is not looked at.
 
     Returns
     -------
     y : (B, Tq, C)
-    cache : tuple
+    cache : CrossAttentionCache
     """
     q, q_cache = linear_forward(x, **p["c_q"])
     (q,) = split_heads(q, 1, n_head)
     (k, v), kv_cache = keys_values(memory, p, n_head) if kv is None else (kv, None)
     y, attention_cache = attention_forward(q, k, v, key_mask=key_mask, dropout=dropout, rng=rng)
     y, proj_cache = linear_forward(merge_heads(y), **p["c_proj"])
-    return y, (n_head, q_cache, kv_cache, attention_cache, proj_cache)
+    return y, CrossAttentionCache(n_head, q_cache, kv_cache, attention_cache, proj_cache)
 
 
 def cross_attention_backward(dy, cache):
     """Return dx (B, Tq, C), dmemory (B, Tk, C) and grads. Not for a forward pass with `kv`."""
-    n_head, q_cache, kv_cache, attention_cache, proj_cache = cache
-    dy, c_proj = linear_backward(dy, proj_cache)
-    (dy,) = split_heads(dy, 1, n_head)
-    dq, dk, dv = attention_backward(dy, attention_cache)
-    dmemory, c_kv = linear_backward(merge_heads(dk, dv), kv_cache)
-    dx, c_q = linear_backward(merge_heads(dq), q_cache)
+    dy, c_proj = linear_backward(dy, cache.proj)
+    (dy,) = split_heads(dy, 1, cache.n_head)
+    dq, dk, dv = attention_backward(dy, cache.attention)
+    dmemory, c_kv = linear_backward(merge_heads(dk, dv), cache.kv)
+    dx, c_q = linear_backward(merge_heads(dq), cache.q)
     return dx, dmemory, {"c_q": c_q, "c_kv": c_kv, "c_proj": c_proj}
 
 
@@ -174,42 +226,50 @@ def block_forward(
 ):
     """Attention, then MLP, each of the layernorm of the stream so far: GPT-2's pre-norm block.
 
+        x = x + h;  h = attn(ln_1(x))
+        x = x + h;  h = mlp(ln_2(x))
+
     Radford et al. 2019 (GPT-2), section 2.3. With causal=False it is the block of an encoder.
 
     Parameters
     ----------
     x : (B, T, C) float or None
-        The stream; None before the first block.
+        The stream; None before the first block, where it is 0.
     h : (B, T, C)
-        What the block before has found, or the embedding.
+        The output of the MLP before, still to be added; before the first block the embedding.
     p : {"ln_1", "attn", "ln_2", "mlp"}
     dropout : float
-        For the attention weights, and for what is added to the stream.
+        For the attention weights, and for each h that is added to the stream.
 
     Returns
     -------
     x, h : (B, T, C)
-        The stream, and what the MLP has found.
-    cache : tuple
+        The stream, and the output of the MLP.
+    cache : BlockCache
     """
-    (x, h), c1 = add_norm_forward(x, h, **p["ln_1"], dropout=dropout, rng=at(rng, LN_1))
-    h, c2 = self_attention_forward(
-        h, p["attn"], n_head, dropout, at(rng, WEIGHTS), kv, causal, key_mask, rotary
+    key = site_key(rng, SITE_RESIDUAL_1)
+    (x, y), ln_1 = add_norm_forward(x, h, **p["ln_1"], dropout=dropout, rng=key)
+    key = site_key(rng, SITE_ATTN_WEIGHTS)
+    h, attn = self_attention_forward(
+        y, p["attn"], n_head, dropout, key, kv, causal, key_mask, rotary
     )
-    (x, h), c3 = add_norm_forward(x, h, **p["ln_2"], dropout=dropout, rng=at(rng, LN_2))
-    h, c4 = mlp_forward(h, p["mlp"], activation)
-    return x, h, (c1, c2, c3, c4)
+    key = site_key(rng, SITE_RESIDUAL_2)
+    (x, y), ln_2 = add_norm_forward(x, h, **p["ln_2"], dropout=dropout, rng=key)
+    h, mlp = mlp_forward(y, p["mlp"], activation)
+    return x, h, BlockCache(ln_1, attn, ln_2, mlp)
 
 
 def block_backward(dx, dh, cache):
-    """Return dx (B, T, C), None if x was None, dh (B, T, C) and grads."""
-    c1, c2, c3, c4 = cache
-    g = {}
-    dh, g["mlp"] = mlp_backward(dh, c4)
-    dx, dh, g["ln_2"] = add_norm_backward(dx, dh, c3)
-    dh, g["attn"] = self_attention_backward(dh, c2)
-    dx, dh, g["ln_1"] = add_norm_backward(dx, dh, c1)
-    return dx, dh, g
+    """Return dx (B, T, C), None if x was None, dh (B, T, C) and grads.
+
+    The four lines of the forward pass in reverse: dx goes past a sublayer, dh through it.
+    """
+    grads = {}
+    dy, grads["mlp"] = mlp_backward(dh, cache.mlp)
+    dx, dh, grads["ln_2"] = add_norm_backward(dx, dy, cache.ln_2)
+    dy, grads["attn"] = self_attention_backward(dh, cache.attn)
+    dx, dh, grads["ln_1"] = add_norm_backward(dx, dy, cache.ln_1)
+    return dx, dh, grads
 
 
 def cross_block_forward(
@@ -227,6 +287,10 @@ def cross_block_forward(
 ):
     """The block of a decoder that also reads memory: self-attention, cross attention, MLP.
 
+        x = x + h;  h = attn(ln_1(x))
+        x = x + h;  h = cross(ln_2(x), memory)
+        x = x + h;  h = mlp(ln_3(x))
+
     Vaswani et al. 2017, arXiv:1706.03762, section 3.1, but pre-norm as the other blocks.
 
     Parameters
@@ -242,42 +306,45 @@ def cross_block_forward(
     Returns
     -------
     x, h : (B, T, C)
-    cache : tuple
+    cache : CrossBlockCache
     """
     kv, memory_kv = kv or (None, None)
-    (x, h), c1 = add_norm_forward(x, h, **p["ln_1"], dropout=dropout, rng=at(rng, LN_1))
-    h, c2 = self_attention_forward(
-        h, p["attn"], n_head, dropout, at(rng, WEIGHTS), kv, rotary=rotary
+    key = site_key(rng, SITE_RESIDUAL_1)
+    (x, y), ln_1 = add_norm_forward(x, h, **p["ln_1"], dropout=dropout, rng=key)
+    key = site_key(rng, SITE_ATTN_WEIGHTS)
+    h, attn = self_attention_forward(y, p["attn"], n_head, dropout, key, kv, rotary=rotary)
+    key = site_key(rng, SITE_RESIDUAL_2)
+    (x, y), ln_2 = add_norm_forward(x, h, **p["ln_2"], dropout=dropout, rng=key)
+    key = site_key(rng, SITE_CROSS_WEIGHTS)
+    h, cross = cross_attention_forward(
+        y, memory, p["cross"], n_head, key_mask, dropout, key, memory_kv
     )
-    (x, h), c3 = add_norm_forward(x, h, **p["ln_2"], dropout=dropout, rng=at(rng, LN_2))
-    h, c4 = cross_attention_forward(
-        h, memory, p["cross"], n_head, key_mask, dropout, at(rng, CROSS_WEIGHTS), memory_kv
-    )
-    (x, h), c5 = add_norm_forward(x, h, **p["ln_3"], dropout=dropout, rng=at(rng, LN_3))
-    h, c6 = mlp_forward(h, p["mlp"], activation)
-    return x, h, (c1, c2, c3, c4, c5, c6)
+    key = site_key(rng, SITE_RESIDUAL_3)
+    (x, y), ln_3 = add_norm_forward(x, h, **p["ln_3"], dropout=dropout, rng=key)
+    h, mlp = mlp_forward(y, p["mlp"], activation)
+    return x, h, CrossBlockCache(ln_1, attn, ln_2, cross, ln_3, mlp)
 
 
 def cross_block_backward(dx, dh, cache):
     """Return dx, dh (B, T, C), dmemory (B, Tk, C) and grads; dx is None if x was None."""
-    c1, c2, c3, c4, c5, c6 = cache
-    g = {}
-    dh, g["mlp"] = mlp_backward(dh, c6)
-    dx, dh, g["ln_3"] = add_norm_backward(dx, dh, c5)
-    dh, dmemory, g["cross"] = cross_attention_backward(dh, c4)
-    dx, dh, g["ln_2"] = add_norm_backward(dx, dh, c3)
-    dh, g["attn"] = self_attention_backward(dh, c2)
-    dx, dh, g["ln_1"] = add_norm_backward(dx, dh, c1)
-    return dx, dh, dmemory, g
+    grads = {}
+    dy, grads["mlp"] = mlp_backward(dh, cache.mlp)
+    dx, dh, grads["ln_3"] = add_norm_backward(dx, dy, cache.ln_3)
+    dy, dmemory, grads["cross"] = cross_attention_backward(dh, cache.cross)
+    dx, dh, grads["ln_2"] = add_norm_backward(dx, dy, cache.ln_2)
+    dy, grads["attn"] = self_attention_backward(dh, cache.attn)
+    dx, dh, grads["ln_1"] = add_norm_backward(dx, dy, cache.ln_1)
+    return dx, dh, dmemory, grads
 
 
 def block_weights(cache):
-    """Return what the tokens looked at in the forward pass of a block, cross or not.
+    """Return the attention weights of the forward pass of a block, cross or not.
 
     Returns
     -------
     weights : {"self": (B, H, T, T)}, and of a cross block "cross": (B, H, T, Tk)
     """
-    _, (*_, attention_cache, _), _, cross_cache, *rest = cache
-    weights = {"self": attention_weights(attention_cache)}
-    return {**weights, "cross": attention_weights(cross_cache[3])} if rest else weights
+    weights = {"self": attention_weights(cache.attn.attention)}
+    if isinstance(cache, CrossBlockCache):
+        weights["cross"] = attention_weights(cache.cross.attention)
+    return weights

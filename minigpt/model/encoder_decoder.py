@@ -11,27 +11,25 @@ it is done.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 from minigpt.backend import array_module
 from minigpt.cli import option
 from minigpt.errors import UserError
-from minigpt.model.blocks import at, block_forward, cross_block_backward, cross_block_forward
+from minigpt.model.blocks import cross_block_backward, cross_block_forward, site_key
 from minigpt.model.gpt import (
     GPTConfig,
     below_head,
-    block_shapes,
     check_pairs,
-    draw_params,
-    embedding_shapes,
+    embed_backward,
+    embed_forward,
     gpt_backward,
     gpt_forward,
     head_params,
-    linear_shapes,
-    norm_shapes,
-    qkv_bias,
+    ignore,
 )
 from minigpt.model.gpt import shapes as gpt_shapes
+from minigpt.model.init import block_shapes, cross_block_shapes, embedding_shapes, norm_shapes
+from minigpt.ops.add_norm import add_norm_backward, add_norm_forward
 from minigpt.ops.cross_entropy import (
     cross_entropy_backward,
     cross_entropy_both,
@@ -63,17 +61,6 @@ class Seq2SeqConfig(GPTConfig):
         return shapes(self)
 
 
-def cross_block_shapes(config):
-    """Return the tree of parameter shapes of a block with cross attention."""
-    C, bias = config.n_embd, qkv_bias(config)
-    cross = {
-        "c_q": linear_shapes(C, C, bias),
-        "c_kv": linear_shapes(C, 2 * C, bias),
-        "c_proj": linear_shapes(C, C, config.bias),
-    }
-    return {**block_shapes(config), "cross": cross, "ln_3": norm_shapes(config)}
-
-
 def shapes(config):
     """Return the tree of parameter shapes."""
     shared = config.share_embedding
@@ -88,38 +75,38 @@ def shapes(config):
     return {**gpt_shapes(config), **decoder, "encoder": encoder}
 
 
-def init_params(config, seed, xp, dtype="float32"):
-    """Return fresh Params, as gpt.init_params; a decoder has three projections a block."""
-    return draw_params(shapes(config), config.init, seed, xp, dtype)
-
-
-def encoder_forward(source, p, config, rng=None, block=block_forward):
-    """Read the source.
+def encoder_forward(source, p, config, rng=None, on_layer=ignore):
+    """Read the source: a GPT without the tril mask, in which no token sees padding.
 
     Parameters
     ----------
     source : (B, Ts) int
         -1 is padding, at the end of a row.
-    block : callable, optional
-        In place of block_forward.
+    p : tree of parameters
+    config : Seq2SeqConfig
+    rng : Rng, optional
+        The key of this step's dropout; None is no dropout.
+    on_layer : callable, optional
+        As in gpt_forward.
 
     Returns
     -------
     memory : (B, Ts, C)
     seen : (B, Ts) bool
         False where there is padding.
-    cache : tuple
+    cache : as of gpt_forward
     """
     seen = source >= 0
     encoder = {"wte": p["wte"], **p["encoder"]}  # its own wte, where it has one
-    key = at(rng, config.n_layer + 1)  # apart from the decoder's blocks and embedding
-    block = partial(block, causal=False, key_mask=seen)
-    memory, cache = gpt_forward(source * seen, encoder, config, key, block=block)
+    key = site_key(rng, config.n_layer + 1)  # apart from the decoder's blocks and embedding
+    memory, cache = gpt_forward(
+        source * seen, encoder, config, key, causal=False, key_mask=seen, on_layer=on_layer
+    )
     return memory, seen, cache
 
 
-def decoder_forward(ids, memory, seen, p, config, rng=None, kv=None, block=cross_block_forward):
-    """A GPT whose blocks also read memory.
+def decoder_forward(ids, memory, seen, p, config, rng=None, kv=None, on_layer=ignore):
+    """gpt_forward with blocks that also read memory.
 
     Parameters
     ----------
@@ -132,20 +119,46 @@ def decoder_forward(ids, memory, seen, p, config, rng=None, kv=None, block=cross
         The key of this step's dropout; None is no dropout.
     kv : DecoderCache, optional
         It also has the keys and values of memory, which is then not looked at.
-    block : callable, optional
-        In place of cross_block_forward.
+    on_layer : callable, optional
+        As in gpt_forward.
 
     Returns
     -------
     y : (B, T, C)
-    cache : tuple
+    cache : (of embed_forward, [of each block], of the final layernorm)
     """
-    block = partial(block, memory=memory, key_mask=seen)
-    return gpt_forward(ids, p, config, rng, kv, block)
+    h, embed_cache = embed_forward(ids, p, kv)
+    on_layer("wte", h)
+    x, block_caches = None, []
+    for i, block in enumerate(p["h"]):
+        x, h, cache = cross_block_forward(
+            x,
+            h,
+            memory,
+            block,
+            config.n_head,
+            config.activation,
+            config.dropout,
+            site_key(rng, i),
+            None if kv is None else kv[i],
+            seen,
+            config.rotary,
+        )
+        block_caches.append(cache)
+        on_layer(f"h.{i}", x, h)
+    (_, y), norm_cache = add_norm_forward(
+        x, h, **p["ln_f"], dropout=config.dropout, rng=site_key(rng, config.n_layer)
+    )
+    on_layer("ln_f", y)
+    if kv is not None:
+        kv.advance(ids)
+    return y, (embed_cache, block_caches, norm_cache)
 
 
 def decoder_backward(dy, cache, dwte=None):
-    """Return dmemory (B, Ts, C), summed over the blocks, and the tree of gradients.
+    """Return dmemory (B, Ts, C) and the tree of gradients.
+
+    Every block reads memory, so dmemory is the sum of what they all return.
 
     Parameters
     ----------
@@ -153,20 +166,22 @@ def decoder_backward(dy, cache, dwte=None):
     dwte : (V, C), optional
         As in gpt_backward.
     """
-    dmemory = 0
-
-    def block(dx, dh, cache):
-        nonlocal dmemory
-        dx, dh, dm, grads = cross_block_backward(dx, dh, cache)
-        dmemory = dmemory + dm
-        return dx, dh, grads
-
-    grads = gpt_backward(dy, cache, dwte, block)
-    return dmemory, grads
+    embed_cache, block_caches, norm_cache = cache
+    dx, dh, ln_f = add_norm_backward(None, dy, norm_cache)
+    dmemory, blocks = 0, []
+    for block_cache in reversed(block_caches):
+        dx, dh, of_block, grads = cross_block_backward(dx, dh, block_cache)
+        dmemory = dmemory + of_block
+        blocks.append(grads)
+    return dmemory, {**embed_backward(dh, embed_cache, dwte), "h": blocks[::-1], "ln_f": ln_f}
 
 
 def decoder_ids(targets, config):
-    """Return what the decoder reads, (B, T) int: END, then the targets but the last."""
+    """Return what the decoder reads, (B, T) int: END, then the targets but the last.
+
+    Teacher forcing: position t reads the right token t - 1, not the model's own, and is asked for
+    token t. So all positions are trained at once.
+    """
     ids = array_module(targets).empty_like(targets)
     ids[:, :1] = config.vocab_size - 1
     ids[:, 1:] = targets[:, :-1] * (targets[:, :-1] >= 0)
@@ -174,7 +189,7 @@ def decoder_ids(targets, config):
 
 
 def seq2seq_forward(source, targets, p, config, rng=None):
-    """Encoder, then decoder: what it says at each place of the targets.
+    """Encoder, then decoder: the last hidden state at each position of the targets.
 
     Parameters
     ----------

@@ -1,16 +1,16 @@
 """The GPT: a decoder-only transformer, with what the lecture, nanoGPT and GPT-2 need between them.
 
-Radford et al. 2018 (GPT) and 2019 (GPT-2). Where they differ, `GPTConfig` has an option.
+Radford et al. 2019 (GPT-2): pre-norm blocks and a final layernorm, which the GPT of 2018 had not.
+The options of `GPTConfig` cover most of where the lecture, nanoGPT and GPT-2 differ.
 """
 
-import math
-from collections import Counter
 from dataclasses import dataclass
 
-from minigpt.backend import array_module, host_normal, to_device
+from minigpt.backend import array_module
 from minigpt.cli import option
 from minigpt.errors import UserError
-from minigpt.model.blocks import at, block_backward, block_forward
+from minigpt.model.blocks import block_backward, block_forward, site_key
+from minigpt.model.init import block_shapes, embedding_shapes, norm_shapes
 from minigpt.ops.activation import KINDS
 from minigpt.ops.add_norm import add_norm_backward, add_norm_forward
 from minigpt.ops.cross_entropy import (
@@ -24,9 +24,7 @@ from minigpt.ops.embedding import (
     embedding_backward_tied,
     embedding_forward,
 )
-from minigpt.params import Params
 
-STD = 0.02  # of every matrix and embedding at initialization, as in GPT-2
 MOST_TOKENS = 46340  # whose pairs, V (V + 1) of them, have numbers in int32
 
 
@@ -91,49 +89,6 @@ def check_pairs(V):
         )
 
 
-def norm_shapes(config):
-    """Return the shapes of a layernorm's parameters."""
-    C = config.n_embd
-    return {"w": (C,), "b": (C,)} if config.bias else {"w": (C,)}
-
-
-def linear_shapes(n_in, n_out, bias):
-    """Return the shapes of a linear layer's parameters."""
-    return {"w": (n_in, n_out), "b": (n_out,)} if bias else {"w": (n_in, n_out)}
-
-
-def qkv_bias(config):
-    """Tell whether queries, keys and values have biases."""
-    return config.bias if config.qkv_bias is None else config.qkv_bias
-
-
-def block_shapes(config):
-    """Return the tree of parameter shapes of a block."""
-    C = config.n_embd
-    return {
-        "ln_1": norm_shapes(config),
-        "attn": {
-            "c_attn": linear_shapes(C, 3 * C, qkv_bias(config)),
-            "c_proj": linear_shapes(C, C, config.bias),
-        },
-        "ln_2": norm_shapes(config),
-        "mlp": {
-            "c_fc": linear_shapes(C, 4 * C, config.bias),
-            "c_proj": linear_shapes(4 * C, C, config.bias),
-        },
-    }
-
-
-def embedding_shapes(V, config):
-    """Return the shapes of the embeddings: of tokens, of positions, of pairs of tokens."""
-    C, shapes = config.n_embd, {"wte": (V, config.n_embd)}
-    if not config.rotary:
-        shapes["wpe"] = (config.block_size, C)
-    if config.bigram:
-        shapes["wbe"] = ((V + 1) * V, C)
-    return shapes
-
-
 def shapes(config):
     """Return the tree of parameter shapes, under GPT-2's names."""
     C, V = config.n_embd, config.vocab_size
@@ -145,37 +100,6 @@ def shapes(config):
     if not config.tie_head:
         tree["lm_head"] = {"w": (V, C), "b": (V,)} if config.head_bias else {"w": (V, C)}
     return tree
-
-
-def init_params(config, seed, xp, dtype="float32"):
-    """Return fresh Params: matrices normal with standard deviation 0.02, gains 1, biases 0.
-
-    init="gpt2" divides the projections into the residual stream by sqrt(2 n_layer), since that
-    many of them add up (Radford et al. 2019, section 2.3); init="lecture" does not. The numbers
-    depend on the seed and the name's place alone, not on the backend.
-    """
-    return draw_params(shapes(config), config.init, seed, xp, dtype)
-
-
-def draw_params(shape_tree, init, seed, xp, dtype):
-    """Return the Params of a tree of shapes, drawn as `init_params` says.
-
-    Where there are several stacks of blocks, "encoder.h" beside "h", each counts its own
-    projections into the residual stream.
-    """
-    params = Params(shape_tree, xp, dtype)
-    names = [name for name, _ in params.leaves() if name.endswith("c_proj.w")]
-    residual = Counter(name.partition("h.")[0] for name in names)
-    for i, (name, view) in enumerate(params.leaves()):
-        if name.endswith(".b"):
-            continue
-        if view.ndim == 1:
-            view[...] = 1
-            continue
-        scaled = init == "gpt2" and name.endswith("c_proj.w")
-        std = STD / math.sqrt(residual[name.partition("h.")[0]]) if scaled else STD
-        view[...] = to_device(host_normal(seed, i, view.shape, std), xp)
-    return params
 
 
 def bigrams(ids, V, previous=None):
@@ -202,79 +126,121 @@ def bigrams(ids, V, previous=None):
     return pairs
 
 
-def gpt_forward(ids, p, config, rng=None, kv=None, block=block_forward):
+def embed_forward(ids, p, kv=None):
+    """The stream's beginning: token, position and, if the model has it, bigram embedding.
+
+    Parameters
+    ----------
+    ids : (B, T) int
+    p : {"wte" (V, C)[, "wpe" (block_size, C)][, "wbe" (V (V + 1), C)]}
+        Without wpe, positions are left to the rotation of queries and keys.
+    kv : KVCache, optional
+        Of the tokens before `ids`.
+
+    Returns
+    -------
+    h : (B, T, C)
+    cache : tuple
+    """
+    start = 0 if kv is None else kv.length
+    h, embedding_cache = embedding_forward(ids, p["wte"], p.get("wpe"), start)
+    if "wbe" not in p:
+        return h, (embedding_cache, None)
+    pairs = bigrams(ids, len(p["wte"]), None if kv is None else kv.previous)
+    of_pairs, bigram_cache = embedding_forward(pairs, p["wbe"])
+    return h + of_pairs, (embedding_cache, bigram_cache)
+
+
+def embed_backward(dh, cache, dwte=None):
+    """Return {"wte", "wpe"?, "wbe"?}: a sum passes its gradient to each of its terms.
+
+    Parameters
+    ----------
+    dh : (B, T, C)
+    dwte : (V, C), optional
+        As in gpt_backward.
+    """
+    embedding_cache, bigram_cache = cache
+    if dwte is None:
+        grads = embedding_backward(dh, embedding_cache)
+    else:
+        grads = embedding_backward_tied(dh, embedding_cache, dwte)
+    if bigram_cache is not None:
+        grads["wbe"] = embedding_backward(dh, bigram_cache)["wte"]
+    return grads
+
+
+def ignore(name, *arrays):
+    """Do nothing with what a layer has computed."""
+
+
+def gpt_forward(ids, p, config, rng=None, kv=None, causal=True, key_mask=None, on_layer=ignore):
     """Embedding, blocks, final layernorm.
 
     Parameters
     ----------
     ids : (B, T) int
     p : tree of parameters
+        p["h"] is the list of blocks, as GPT-2 names it.
     config : GPTConfig
     rng : Rng, optional
         The key of this step's dropout; None is no dropout.
     kv : KVCache, optional
         Keys and values of the tokens before `ids`; those of `ids` are added to it.
-    block : callable, optional
-        The forward pass of a block, if it is another than the GPT's, or has options of its own.
+    causal, key_mask : optional
+        As in block_forward: the GPT as an encoder.
+    on_layer : callable, optional
+        Called with the name of each layer and the arrays that it has computed.
 
     Returns
     -------
     y : (B, T, C), dtype of the parameters
-    cache : tuple
+    cache : (of embed_forward, [of each block], of the final layernorm)
     """
-    start = 0 if kv is None else kv.length
-    h, embedding_cache = embedding_forward(ids, p["wte"], p.get("wpe"), start)
-    bigram_cache = None
-    if "wbe" in p:
-        pairs = bigrams(ids, len(p["wte"]), None if kv is None else kv.previous)
-        of_pairs, bigram_cache = embedding_forward(pairs, p["wbe"])
-        h = h + of_pairs
+    h, embed_cache = embed_forward(ids, p, kv)
+    on_layer("wte", h)
     x, block_caches = None, []
-    for i, layer in enumerate(p["h"]):
-        x, h, cache = block(
+    for i, block in enumerate(p["h"]):
+        x, h, cache = block_forward(
             x,
             h,
-            p=layer,
-            n_head=config.n_head,
-            activation=config.activation,
-            dropout=config.dropout,
-            rng=at(rng, i),
-            kv=None if kv is None else kv[i],
-            rotary=config.rotary,
+            block,
+            config.n_head,
+            config.activation,
+            config.dropout,
+            site_key(rng, i),
+            None if kv is None else kv[i],
+            causal,
+            key_mask,
+            config.rotary,
         )
         block_caches.append(cache)
+        on_layer(f"h.{i}", x, h)
     (_, y), norm_cache = add_norm_forward(
-        x, h, **p["ln_f"], dropout=config.dropout, rng=at(rng, config.n_layer)
+        x, h, **p["ln_f"], dropout=config.dropout, rng=site_key(rng, config.n_layer)
     )
+    on_layer("ln_f", y)
     if kv is not None:
         kv.advance(ids)
-    return y, (embedding_cache, bigram_cache, block_caches, norm_cache)
+    return y, (embed_cache, block_caches, norm_cache)
 
 
-def gpt_backward(dy, cache, dwte=None, block=block_backward):
-    """Return the tree of gradients of gpt_forward.
+def gpt_backward(dy, cache, dwte=None):
+    """Return the tree of gradients of gpt_forward, which is read upwards.
 
     Parameters
     ----------
     dy : (B, T, C)
     dwte : (V, C), optional
         The tied head's gradient of wte, given up by the caller: the embedding's is added to it.
-    block : callable, optional
-        The backward pass of gpt_forward's `block`.
     """
-    embedding_cache, bigram_cache, block_caches, norm_cache = cache
+    embed_cache, block_caches, norm_cache = cache
     dx, dh, ln_f = add_norm_backward(None, dy, norm_cache)
-    h = []
+    blocks = []
     for block_cache in reversed(block_caches):
-        dx, dh, grads = block(dx, dh, block_cache)
-        h.append(grads)
-    if dwte is None:
-        tables = embedding_backward(dh, embedding_cache)
-    else:
-        tables = embedding_backward_tied(dh, embedding_cache, dwte)
-    if bigram_cache is not None:
-        tables["wbe"] = embedding_backward(dh, bigram_cache)["wte"]
-    return {**tables, "h": h[::-1], "ln_f": ln_f}
+        dx, dh, grads = block_backward(dx, dh, block_cache)
+        blocks.append(grads)
+    return {**embed_backward(dh, embed_cache, dwte), "h": blocks[::-1], "ln_f": ln_f}
 
 
 def head_params(p):

@@ -30,7 +30,7 @@ class Task:
         Of --task.
     config : class
         Of its models.
-    init_params, loss_forward, loss_and_gradients : callable
+    loss_forward, loss_and_gradients : callable
         As in model/gpt.py.
     open_data : callable
         (options, tokenizer=None, name=None) -> data set. Of options it reads data, seed and
@@ -63,7 +63,6 @@ class Task:
 
     name: str
     config: type
-    init_params: Callable
     loss_forward: Callable
     loss_and_gradients: Callable
     open_data: Callable
@@ -150,7 +149,6 @@ TASKS = {
     "text": Task(
         name="text",
         config=gpt.GPTConfig,
-        init_params=gpt.init_params,
         loss_forward=gpt.loss_forward,
         loss_and_gradients=gpt.loss_and_gradients,
         open_data=open_text,
@@ -170,7 +168,6 @@ TASKS = {
     "seq2seq": Task(
         name="seq2seq",
         config=encoder_decoder.Seq2SeqConfig,
-        init_params=encoder_decoder.init_params,
         loss_forward=encoder_decoder.loss_forward,
         loss_and_gradients=encoder_decoder.loss_and_gradients,
         open_data=open_pairs,

@@ -11,6 +11,7 @@ from minigpt.backend.devices import check_precision, load_backend
 from minigpt.errors import UserError
 from minigpt.files import BEST, LAST, METRICS, writing
 from minigpt.model.checkpoint import save
+from minigpt.model.init import init_params
 from minigpt.optim.clipping import GRAD_SCALE, SKIPPED, STEPS
 from minigpt.optim.schedule import progress
 from minigpt.params import Params
@@ -98,7 +99,7 @@ class Run:
         xp, (checkpoint, self.checkpoint) = backend_of(self.train_config), (self.checkpoint, None)
         self.data.move(xp)
         if checkpoint is None:
-            params = self.task.init_params(self.config, self.train_config.seed, xp)
+            params = init_params(self.config, self.train_config.seed, xp)
         else:
             params = checkpoint.params
             params = Params(params.shapes, xp, "float32", to_device(params.flat, xp))

@@ -17,7 +17,7 @@ from minigpt.data.batches import random_batch, windows
 from minigpt.data.tokenizers import CharTokenizer
 from minigpt.files import LAST
 from minigpt.model import checkpoint
-from minigpt.model.gpt import init_params
+from minigpt.model.init import init_params
 from minigpt.optim.clipping import LOSS_SCALE, SKIPPED, STEPS
 from minigpt.sample import __main__ as sample
 from minigpt.sample.generate import generate

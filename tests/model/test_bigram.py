@@ -9,8 +9,8 @@ import pytest
 from minigpt.errors import UserError
 from minigpt.model import count_parameters
 from minigpt.model.encoder_decoder import Seq2SeqConfig, encoder_forward, seq2seq_forward, shapes
-from minigpt.model.encoder_decoder import init_params as init_seq2seq
-from minigpt.model.gpt import GPTConfig, bigrams, gpt_backward, gpt_forward, init_params
+from minigpt.model.gpt import GPTConfig, bigrams, gpt_backward, gpt_forward
+from minigpt.model.init import init_params
 from minigpt.train.config import check_size
 from tests.tools.gradcheck import map_tree
 
@@ -67,7 +67,7 @@ def test_each_side_of_an_encoder_decoder_has_its_pairs(rng, rotary, shared):
     for side in (found, found["encoder"]):
         assert ("wpe" in side) != rotary
     assert ("wte" in found["encoder"]) != shared
-    p = drawn(rng, init_seq2seq(config, 0, np))
+    p = drawn(rng, init_params(config, 0, np))
     source = IDS % 5
     memory, _, _ = encoder_forward(source, p, config)
     y, _ = seq2seq_forward(source, IDS, p, config)

@@ -18,7 +18,8 @@ from minigpt.data.tokenizers import CharTokenizer
 from minigpt.errors import UserError
 from minigpt.model import checkpoint
 from minigpt.model.checkpoint import load, save
-from minigpt.model.gpt import GPTConfig, init_params, shapes
+from minigpt.model.gpt import GPTConfig, shapes
+from minigpt.model.init import init_params
 from minigpt.optim.adamw import AdamW
 from minigpt.params import Params
 

@@ -12,7 +12,8 @@ import safetensors.numpy
 from minigpt.data.tokenizers import CharTokenizer
 from minigpt.errors import UserError
 from minigpt.model.checkpoint import load, save
-from minigpt.model.gpt import GPTConfig, init_params
+from minigpt.model.gpt import GPTConfig
+from minigpt.model.init import init_params
 
 TOKENIZER = CharTokenizer.from_text("Bee3\n")
 CONFIG = GPTConfig(vocab_size=4, block_size=6, n_layer=2, n_head=2, n_embd=4)

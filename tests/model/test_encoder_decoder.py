@@ -4,21 +4,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from minigpt.backend import to_host
 from minigpt.data.pairs import padded
 from minigpt.errors import UserError
-from minigpt.model import blocks, gpt
+from minigpt.model import blocks, encoder_decoder, gpt
 from minigpt.model.encoder_decoder import (
     Seq2SeqConfig,
     decoder_backward,
     decoder_forward,
     encoder_forward,
-    init_params,
+    loss_and_gradients,
     loss_backward,
     loss_forward,
     seq2seq_backward,
     seq2seq_forward,
     shapes,
 )
+from minigpt.model.init import init_params
 from minigpt.ops.dropout import Rng
 from minigpt.optim.adamw import AdamW
 from tests.tools.calling import leaves, map_tree
@@ -234,6 +236,7 @@ def test_every_dropout_draws_its_own_bits(rng, monkeypatch):
     record(blocks, "attention_forward")
     record(blocks, "add_norm_forward")
     record(gpt, "add_norm_forward")
+    record(encoder_decoder, "add_norm_forward")
     tree, source, targets = problem(rng, SMALL)
     loss_forward(source, targets, tree, replace(SMALL, dropout=0.1), RNG)
     per_layer = 1 + 2 + 2 + 3  # attention layers and residual ops, of the encoder and the decoder
@@ -241,7 +244,7 @@ def test_every_dropout_draws_its_own_bits(rng, monkeypatch):
 
 
 def test_it_learns_to_reverse(rng):
-    """What no token of the target can be told from without cross attention."""
+    """Without cross attention, nothing tells the decoder any token of the target."""
     config = Seq2SeqConfig(7, 6, 1, 2, 16, source_vocab_size=6)
     params = init_params(config, 0, np)
     source = rng.integers(0, 6, (32, 5), dtype=np.int32)
@@ -296,3 +299,20 @@ def test_a_config_that_cannot_be_is_refused_in_one_line(wrong, message):
     with pytest.raises(UserError, match=message) as error:
         replace(SMALL, **wrong)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.cupy
+@options
+def test_both_passes_at_once_give_what_the_pair_gives(rng, xp, options):
+    config = replace(SMALL, **options)
+    tree, source, targets = problem(rng, config)
+    tree = map_tree(lambda x: 0.5 * x, tree)
+    tree, source, targets = map_tree(xp.asarray, (tree, source, targets))
+    loss, cache = loss_forward(source, targets, tree, config, RNG, count=7)
+    grads = loss_backward(0.3, cache)
+    assert_same(
+        map_tree(to_host, loss_and_gradients(source, targets, tree, config, RNG, 7, 0.3)),
+        map_tree(to_host, (loss, grads)),
+        1e-12,
+    )
+    assert_same(map_tree(np.shape, grads), config.shapes(), 0)

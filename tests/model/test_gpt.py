@@ -6,18 +6,22 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
+from minigpt.backend import to_host
 from minigpt.errors import UserError
 from minigpt.model.gpt import (
     GPTConfig,
     bigrams,
+    embed_backward,
+    embed_forward,
     gpt_backward,
     gpt_forward,
-    init_params,
     logits,
+    loss_and_gradients,
     loss_backward,
     loss_forward,
     shapes,
 )
+from minigpt.model.init import init_params
 from minigpt.ops.dropout import Rng
 from minigpt.optim.adamw import AdamW
 from tests.tools.gradcheck import (
@@ -76,6 +80,13 @@ def test_every_gradient_of_the_loss(rng, options):
     config = replace(TINY, **options)
     tree, ids, targets = problem(rng, config)
     check_backward(loss_of(config, ids, targets), loss_backward, **tree, rng=rng, factor=MODEL)
+
+
+@pytest.mark.parametrize("options", [{}, {"bigram": True}, TURNED], ids=range(3))
+def test_every_gradient_of_the_embeddings(rng, options):
+    tree, ids, _ = problem(rng, replace(TINY, **options))
+    tables = {name: tree[name] for name in ("wte", "wpe", "wbe") if name in tree}
+    check_backward(lambda **p: embed_forward(ids, p), embed_backward, **tables, rng=rng)
 
 
 @pytest.mark.parametrize("T, options", [(1, {}), (4, {}), (4, TURNED)])
@@ -281,3 +292,27 @@ def test_a_config_that_cannot_be_is_refused_in_one_line(wrong, message):
     with pytest.raises(UserError, match=message) as error:
         replace(TINY, **wrong)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.cupy
+@options
+def test_both_passes_at_once_give_what_the_pair_gives(rng, xp, options):
+    config = replace(SMALL, **options)
+    tree, ids, targets = problem(rng, config)
+    tree, ids, targets = map_tree(xp.asarray, (tree, ids, targets))
+    loss, cache = loss_forward(ids, targets, tree, config, RNG, count=7)
+    grads = loss_backward(0.3, cache)
+    assert_same(
+        map_tree(to_host, loss_and_gradients(ids, targets, tree, config, RNG, 7, 0.3)),
+        map_tree(to_host, (loss, grads)),
+        1e-12,
+    )
+    assert_same(map_tree(np.shape, grads), config.shapes(), 0)
+
+
+def test_a_hook_sees_the_output_of_every_layer(rng):
+    tree, ids, _ = problem(rng, SMALL)
+    seen = {}
+    y, _ = gpt_forward(ids, tree, SMALL, on_layer=lambda name, *xs: seen.update({name: xs}))
+    assert [*seen] == ["wte", "h.0", "h.1", "ln_f"]
+    assert seen["ln_f"][0] is y and [len(xs) for xs in seen.values()] == [1, 2, 2, 1]

@@ -9,7 +9,8 @@ from minigpt.backend import to_host
 from minigpt.data.tokenizers import CharTokenizer
 from minigpt.model import encoder_decoder as seq2seq
 from minigpt.model.checkpoint import load, save
-from minigpt.model.gpt import GPTConfig, init_params
+from minigpt.model.gpt import GPTConfig
+from minigpt.model.init import init_params
 from minigpt.optim.adamw import AdamW, in_one_range
 from minigpt.optim.clipping import LOSS_SCALE, SKIPPED, STEPS
 from minigpt.optim.muon import COEFFICIENTS, ITERATIONS, MIN_SINGULAR, Muon, orthogonalize
@@ -131,8 +132,7 @@ def test_a_tall_matrix_takes_no_more_memory_than_a_wide_one(rng):
 
 def made(name, dtype="float64", xp=np, **options):
     """A model's Params, their Muon, and gradients for it."""
-    init, config = {"gpt": (init_params, CONFIG), "seq2seq": (seq2seq.init_params, SEQ2SEQ)}[name]
-    params = init(config, 3, xp, dtype)
+    params = init_params({"gpt": CONFIG, "seq2seq": SEQ2SEQ}[name], 3, xp, dtype)
     grads = params.zeros_like()
     grads.flat[...] = xp.array(np.random.default_rng(5).standard_normal(params.size))
     return params, Muon(params, **options), grads

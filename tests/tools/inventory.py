@@ -7,7 +7,7 @@ import pkgutil
 from dataclasses import replace
 
 from minigpt import ops
-from minigpt.model import blocks, encoder_decoder, gpt
+from minigpt.model import blocks, encoder_decoder, gpt, init
 from minigpt.params import leaves
 from tests.tools.options import rows
 from tests.tools.problem import BOUNDS, FORMS
@@ -16,7 +16,7 @@ OPS = [importlib.import_module(f"minigpt.ops.{m.name}") for m in pkgutil.iter_mo
 # Arguments that are no arrays of floats: they have no gradient.
 PLAIN = {
     *("ids", "source", "targets", "seen", "start", "kind", "causal", "key_mask", "kv", "p"),
-    *("activation", "n_head", "config", "block", "rng", "dropout", "eps", "count", "dloss"),
+    *("activation", "n_head", "config", "on_layer", "rng", "dropout", "eps", "count", "dloss"),
     "rotary",
 }
 SMALLEST = encoder_decoder.Seq2SeqConfig(4, 4, 1, 1, 4, source_vocab_size=4)
@@ -43,7 +43,7 @@ def parameters(shapes):
 
 def layers():
     """Return the names of the parameters of each layer of minigpt.blocks."""
-    block, cross = gpt.block_shapes(SMALLEST), encoder_decoder.cross_block_shapes(SMALLEST)
+    block, cross = init.block_shapes(SMALLEST), init.cross_block_shapes(SMALLEST)
     trees = {"block": block, "cross_block": cross, "cross_attention": cross["cross"]}
     trees |= {"self_attention": block["attn"], "mlp": block["mlp"]}
     return {layer: {name for name, _ in leaves(tree)} for layer, tree in trees.items()}
@@ -55,7 +55,7 @@ def models():
     headless, both = ({x for x in s if x.split(".")[0] != "lm_head"} for s in (of_gpt, of_both))
     decoder = {x for x in both if x.split(".")[0] != "encoder"}
     return {
-        "gpt": {"gpt": headless, "loss": of_gpt},
+        "gpt": {"embed": {"wte", "wpe", "wbe"}, "gpt": headless, "loss": of_gpt},
         "encoder_decoder": {"decoder": decoder, "seq2seq": both, "loss": of_both},
     }
 

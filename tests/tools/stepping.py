@@ -10,7 +10,7 @@ from minigpt.data.pairs import Pairs
 from minigpt.data.tokenizers import PairTokenizer
 from minigpt.model.encoder_decoder import Seq2SeqConfig
 from minigpt.model.gpt import GPTConfig
-from minigpt.sample.tasks import task_of
+from minigpt.model.init import init_params
 from minigpt.train.config import TrainConfig
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
@@ -33,7 +33,7 @@ def dates():
 
 def trainer(xp, workers, config=CONFIG, **changes):
     """A Trainer with fresh weights and the recipe TRAIN but for the changes."""
-    params = task_of(config).init_params(config, 1337, xp)
+    params = init_params(config, 1337, xp)
     return Trainer(params, config, dataclasses.replace(TRAIN, **changes), xp, workers)
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from minigpt.model.gpt import GPTConfig, init_params, loss_backward, loss_forward
+from minigpt.model.gpt import GPTConfig, loss_backward, loss_forward
+from minigpt.model.init import init_params
 from minigpt.ops import cross_entropy
 from tests.tools.gradcheck import MODEL, check_backward, leaves, map_tree
 from tests.tools.test_gradcheck import check

@@ -6,7 +6,7 @@ import pytest
 
 from minigpt.backend.cpu import pool
 from minigpt.model import count_parameters
-from minigpt.model.gpt import init_params
+from minigpt.model.init import init_params
 from minigpt.train.config import configs
 from minigpt.train.cost import describe, flops_per_step, human, memory
 from minigpt.train.presets import PRESETS

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from minigpt.data.batches import random_batch
-from minigpt.model.gpt import GPTConfig, init_params, loss_backward, loss_forward
+from minigpt.model.gpt import GPTConfig, loss_backward, loss_forward
+from minigpt.model.init import init_params
 from minigpt.ops.dropout import Rng
 from minigpt.optim.clipping import GRAD_NORM
 from minigpt.optim.schedule import learning_rate

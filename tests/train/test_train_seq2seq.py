@@ -18,7 +18,8 @@ from minigpt.errors import UserError
 from minigpt.files import BEST, LAST
 from minigpt.model import count_parameters
 from minigpt.model.checkpoint import load, save
-from minigpt.model.encoder_decoder import Seq2SeqConfig, init_params, loss_backward, loss_forward
+from minigpt.model.encoder_decoder import Seq2SeqConfig, loss_backward, loss_forward
+from minigpt.model.init import init_params
 from minigpt.ops.dropout import Rng
 from minigpt.params import leaves
 from minigpt.sample import __main__ as sample
@@ -254,7 +255,7 @@ def test_both_kinds_of_models_come_back_from_a_checkpoint(tmp_path, kind):
     config = model.config(tokenizer.vocab_size, 4, 1, 1, 4)
     if kind == "seq2seq":
         config = dataclasses.replace(config, source_vocab_size=3)
-    params = model.init_params(config, 0, np)
+    params = init_params(config, 0, np)
     save(tmp_path / "a", params, config, tokenizer=tokenizer, state={})
     found = load(tmp_path / "a")
     assert found.config == config and task_of(found.config) is model
