@@ -17,7 +17,7 @@ from bench.lib import report, timing
 from minigpt import cli
 from minigpt.data.datasets import TextData
 from minigpt.model.init import init_params
-from minigpt.train.config import configs
+from minigpt.train.config import resolve
 from minigpt.train.presets import PRESETS
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
@@ -81,9 +81,9 @@ def main(argv=None):
     env = report.environment(args.threads)
     report.print_environment(env)
     given = {"max_iters": args.steps, "lr_decay_iters": 5000, "batch_size": args.batch_size}
-    given |= {"dropout": 0.0, "threads": args.threads}
+    given |= {"dropout": 0.0, "threads": args.threads, "data": args.data}
     data = TextData(args.data)
-    config, train = configs(PRESETS[args.preset] | given, **data.sizes)
+    config, train = resolve(PRESETS[args.preset] | given, data.sizes)
     record = {"preset": args.preset, "train": dataclasses.asdict(train)}
     record |= {"torch": list(theirs(config, train, data.train))}
     record |= {"minigpt": list(ours(config, train, data.train))}

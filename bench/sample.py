@@ -21,7 +21,7 @@ from minigpt import cli
 from minigpt.model.init import init_params
 from minigpt.params import leaves
 from minigpt.sample.generate import KVCache, generate, next_logits
-from minigpt.train.config import configs
+from minigpt.train.config import resolve
 from minigpt.train.presets import PRESETS
 
 MODELS = ("nanogpt-cpu", "nanogpt-baby")
@@ -110,7 +110,7 @@ def bench(name, batch, args, torch):
     """Check and time one model at one batch size; return a record per candidate."""
     print(f"{name}, batch {batch} ...", file=sys.stderr, flush=True)
     values = {k: v for k, v in PRESETS[name].items() if k != "dropout"}
-    config, _ = configs(values, CHARACTERS)
+    config, _ = resolve(values, {"vocab_size": CHARACTERS})
     prompt = args.prompt_tokens or config.block_size // 2
     n = args.new_tokens or config.block_size // 4
     params = init_params(config, 1337, np)

@@ -5,7 +5,6 @@ width, with the size of a head held. BLAS has one thread in each of minigpt's.
 """
 
 import contextlib
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -18,8 +17,9 @@ from bench.lib import report, timing
 from minigpt import cli
 from minigpt.errors import UserError
 from minigpt.model.init import init_params
-from minigpt.train.config import configs
+from minigpt.train.config import resolve
 from minigpt.train.cost import flops_per_step
+from minigpt.train.presets import PRESETS
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
 
@@ -34,9 +34,8 @@ def step(workers, n_embd, block_size, args):
     if args.tokens % block_size:
         raise UserError(f"--tokens is {args.tokens}, not a multiple of the context {block_size}")
     values = {"n_layer": args.n_layer, "n_embd": n_embd, "n_head": max(1, n_embd // HEAD_SIZE)}
-    values |= {"block_size": block_size, "batch_size": args.tokens // block_size, "bias": False}
-    config, train = configs(values, VOCABULARY)
-    train = dataclasses.replace(train, lr_decay_iters=train.max_iters)
+    values |= {"block_size": block_size, "batch_size": args.tokens // block_size}
+    config, train = resolve(PRESETS["nanogpt-cpu"] | values, {"vocab_size": VOCABULARY})
     ids = np.random.default_rng(1337).integers(0, VOCABULARY, 100_000, dtype=np.int32)
     trainer = Trainer(init_params(config, 1337, np), config, train, np, workers)
     numbers = iter(range(2**62))

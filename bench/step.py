@@ -22,7 +22,7 @@ from minigpt.model.gpt import GPTConfig
 from minigpt.model.init import init_params
 from minigpt.ops.dropout import Rng
 from minigpt.params import leaves
-from minigpt.train.config import TrainConfig, configs
+from minigpt.train.config import TrainConfig, resolve
 from minigpt.train.cost import flops_per_step
 from minigpt.train.presets import PRESETS
 from minigpt.train.step import Trainer
@@ -67,9 +67,7 @@ def problem(name, args):
     values["block_size"] = args.block_size or block_size
     if args.dropout is not None:
         values["dropout"] = args.dropout
-    config, train = configs(values, values.get("vocab_size", CHARACTERS))
-    train = dataclasses.replace(train, lr_decay_iters=train.max_iters)
-    return Problem(name, config, train)
+    return Problem(name, *resolve(values, {"vocab_size": values.get("vocab_size", CHARACTERS)}))
 
 
 def tokens_of(problem):

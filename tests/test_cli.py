@@ -1,9 +1,12 @@
 import argparse
 import dataclasses
+import os
 import sys
 import types
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +17,7 @@ from minigpt.errors import UserError
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(cli.Config):
     """Size of the model.
 
     The second line is no part of the title.
@@ -22,28 +25,33 @@ class Model:
 
     vocab_size: int
     n_layer: int = option(dataclasses.MISSING, "blocks")
-    dropout: float = option(0.0, "share of values set to 0, 20% is usual")
+    dropout: float = option(0.0, "fraction of values set to 0, 20% is usual", min=0, below=1)
     bias: bool = option(True, "biases in the linears")
     qkv_bias: bool | None = option(None, "biases of q, k and v; as --bias if left out")
-    init: str = option("gpt2", "initialization", choices=("gpt2", "lecture"))
+    init: str = option(
+        "residual",
+        "initialization",
+        choices=("residual", "plain"),
+        answers={"gpt2": "GPT-2's is residual"},
+        rare=True,
+    )
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(cli.Config):
     """Training."""
 
-    max_iters: int = option(2000, "training steps")
-    min_lr: float | None = option(None, "learning rate at the end; a tenth if left out")
+    max_iters: int = option(2000, "training steps", min=1, below=2**48)
+    min_lr: float | None = option(
+        None, "learning rate at the end; a tenth if left out", above=0, max=2, group="Rate"
+    )
     out_dir: str = option("out", "where checkpoints go", metavar="DIR")
     tokens: int = option(0, "tokens in the vocabulary", flag=False)
 
-    def __post_init__(self):
-        if self.max_iters < 1:
-            raise UserError(f"max_iters is {self.max_iters}, but needs to be 1 or more")
-
 
 def make_parser(**settings):
-    parser = cli.parser("python -m minigpt.train", "Train a model.")
+    answers = {"--device": "use --backend", "--torch-compile": "leave it out"}
+    parser = cli.parser("python -m minigpt.train", "Train a model.", answers)
     cli.add_flags(parser, Model, Train, **settings)
     return parser
 
@@ -67,17 +75,40 @@ def error_of(capsys, *args):
 
 def test_the_namespace_holds_only_what_was_given():
     assert parse() == {}
-    assert parse("--n-layer", "3", "--dropout=1", "--no-bias", "--min-lr", "1e-4") == {
+    assert parse("--n-layer", "3", "--dropout=0.5", "--no-bias", "--min-lr", "1e-4") == {
         "n_layer": 3,
-        "dropout": 1.0,
+        "dropout": 0.5,
         "bias": False,
         "min_lr": 1e-4,
     }
-    assert parse("--qkv-bias", "--out-dir", "out 2", "--init", "lecture") == {
+    assert parse("--qkv-bias", "--out-dir", "out 2", "--init", "plain") == {
         "qkv_bias": True,
         "out_dir": "out 2",
-        "init": "lecture",
+        "init": "plain",
     }
+
+
+@pytest.mark.parametrize("yes, no", [("True", "False"), ("true", "false")])
+def test_flags_are_understood_as_nanogpt_writes_them(yes, no):
+    given = parse("--n_layer=4", f"--bias={no}", f"--qkv_bias={yes}", "--out_dir=a_b=c")
+    assert given == {"n_layer": 4, "bias": False, "qkv_bias": True, "out_dir": "a_b=c"}
+    assert parse("--bias", no, "--n_layer", "4") == {"bias": False, "n_layer": 4}
+    assert parse("--out-dir", yes, "--bias") == {"out_dir": yes, "bias": True}
+    parser = make_parser()
+    parser.add_argument("--resume", action="store_true")
+    assert vars(parser.parse_args([f"--resume={no}"])) == {"resume": False}
+    assert vars(parser.parse_args([f"--resume={yes}"])) == {"resume": True}
+
+
+def test_help_all_shows_the_rare_flags_too(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as leaving:
+        parse("--help-all")
+    assert leaving.value.code == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "--init {residual,plain} initialization (default: residual)" in lines
+    assert "--n-layer N blocks" in lines
+    assert "--help-all" not in cli.parser("program", "Does it.").format_help()
 
 
 def test_help(capsys, monkeypatch):
@@ -93,15 +124,17 @@ def test_help(capsys, monkeypatch):
     assert "--n-layer N blocks" in lines
     assert "--max-iters N training steps (default: 2000)" in lines
     assert "--bias, --no-bias biases in the linears (default: on)" in lines
-    assert "--init {gpt2,lecture} initialization (default: gpt2)" in lines
+    assert "Rate:" in lines and "--help-all show all flags, rare ones too" in lines
+    assert lines.index("--out-dir DIR where checkpoints go (default: out)") < lines.index("Rate:")
     assert "--out-dir DIR where checkpoints go (default: out)" in lines
     text = " ".join(lines)
-    assert "--dropout X share of values set to 0, 20% is usual (default: 0.0)" in text
+    assert "--dropout X fraction of values set to 0, 20% is usual (default: 0.0)" in text
     assert (
         "vocab" not in text
         and "tokens" not in text
         and "None" not in text
         and "second line" not in text
+        and "--init" not in text
     )
     assert lines.index("--n-layer N blocks") < lines.index("Training:")
 
@@ -117,17 +150,26 @@ def test_help_shows_the_defaults_that_the_program_names():
     "args, message",
     [
         (["--n-layers", "3"], "unknown flag '--n-layers'; did you mean '--n-layer'?"),
-        (["--n_layer=3"], "unknown flag '--n_layer'; did you mean '--n-layer'?"),
+        (["--n_layers=3"], "unknown flag '--n_layers'; did you mean '--n-layer'?"),
         (["--max", "3"], "unknown flag '--max'; did you mean '--max-iters'?"),
         (["--max-iter", "3"], "unknown flag '--max-iter'; did you mean '--max-iters'?"),
         (["--nobias"], "unknown flag '--nobias'; did you mean '--no-bias'?"),
         (["--n-layer", "3", "--zzz"], "unknown flag '--zzz'; --help lists the flags"),
         (["text.txt"], "unknown argument 'text.txt'; --help lists the flags"),
         (["a\nb"], "unknown argument 'a\\nb'; --help lists the flags"),
-        (["--n-layer", "six"], "argument --n-layer: invalid int value: 'six'"),
-        (["--n-layer", "6.5"], "argument --n-layer: invalid int value: '6.5'"),
-        (["--dropout", "a\nb"], "argument --dropout: invalid float value: 'a\\nb'"),
-        (["--dropout", ""], "argument --dropout: invalid float value: ''"),
+        (["--n-layer", "six"], "--n-layer is 'six'; it must be a whole number"),
+        (["--n-layer", "6.5"], "--n-layer is '6.5'; it must be a whole number"),
+        (["--n_layer=6.5"], "--n-layer is '6.5'; it must be a whole number"),
+        (["--dropout", "a\nb"], "--dropout is 'a\\nb'; it must be a number"),
+        (["--dropout", ""], "--dropout is ''; it must be a number"),
+        (["--dropout=nan"], "--dropout is nan; it must be a number"),
+        (["--dropout=1"], "--dropout is 1.0; it must be at least 0 and below 1"),
+        (["--max-iters=0"], "--max-iters is 0; it must be at least 1"),
+        (["--bias=maybe"], "--bias is 'maybe'; it must be True or False, or --bias alone"),
+        (["--no-bias=True"], "--no-bias is 'True'; it must be True or False, or --no-bias alone"),
+        (["--device", "cuda"], "--device: use --backend"),
+        (["--torch_compile=True"], "--torch_compile: leave it out"),
+        (["--epochs=3"], "unknown flag '--epochs'; --help lists the flags"),
         (["--n-layer"], "argument --n-layer: expected one argument"),
     ],
 )
@@ -136,9 +178,10 @@ def test_a_bad_command_line_is_one_line_on_stderr(capsys, args, message):
 
 
 def test_a_bad_choice_lists_the_choices(capsys):
-    message = error_of(capsys, "--init", "gtp2")
-    assert message.startswith("argument --init: invalid choice: 'gtp2'")
-    assert "gpt2" in message and "lecture" in message
+    message = error_of(capsys, "--init", "plian")
+    assert message == "--init is 'plian'; choose from residual, plain; did you mean 'plain'?"
+    message = error_of(capsys, "--init=gpt2")
+    assert message == "--init is 'gpt2'; choose from residual, plain; GPT-2's is residual"
 
 
 def test_build_fills_in_the_defaults():
@@ -153,27 +196,65 @@ def test_build_takes_an_int_for_a_float():
     assert value == 1.0 and type(value) is float
 
 
+WRONG = (
+    ({"max_iters": "1"}, "max_iters is '1'; it must be a whole number"),
+    ({"max_iters": 1.0}, "max_iters is 1.0; it must be a whole number"),
+    ({"max_iters": True}, "max_iters is True; it must be a whole number"),
+    ({"max_iters": None}, "max_iters is None; it must be a whole number"),
+    ({"min_lr": True}, "min_lr is True; it must be a number or None"),
+    ({"min_lr": float("nan")}, "min_lr is nan; it must be a number or None"),
+    ({"min_lr": 10**309}, f"min_lr is {'1' + 59 * '0'}; it must be a number or None"),
+    ({"min_lr": 0}, "min_lr is 0.0; it must be above 0 and at most 2"),
+    ({"min_lr": 2.1}, "min_lr is 2.1; it must be above 0 and at most 2"),
+    ({"out_dir": 3}, "out_dir is 3; it must be a string"),
+    ({"out_dir": ["out"]}, "out_dir is ['out']; it must be a string"),
+    ({"max_iters": 0}, "max_iters is 0; it must be at least 1"),
+    ({"max_iters": 2**48}, f"max_iters is {2**48}; it must be at least 1 and below 2**48"),
+    ({"tokens": 0.5}, "tokens is 0.5; it must be a whole number"),
+)
+
+
+@pytest.mark.parametrize("values, message", WRONG)
+def test_a_config_made_in_python_is_checked_like_a_command_line(values, message):
+    with pytest.raises(UserError) as error:
+        Train(**values)
+    assert str(error.value) == message
+
+
+def test_numbers_and_paths_of_other_libraries_are_accepted():
+    config = Train(max_iters=np.int64(7), min_lr=np.float32(0.5), out_dir=Path("a", "b"))
+    assert config == Train(7, 0.5, os.path.join("a", "b"))
+    assert [type(value) for value in vars(config).values()] == [int, float, str, int]
+    assert type(Train(min_lr=np.int32(1)).min_lr) is float
+    with pytest.raises(UserError, match="max_iters is np.float64"):
+        Train(max_iters=np.float64(7))
+
+
+def test_an_option_can_have_another_default_in_a_class_made_from_another():
+    @dataclass(frozen=True)
+    class Other(Model):
+        """Another."""
+
+        bias: bool = cli.option_of(Model, "bias", False)
+
+    assert [Other(1, 2).bias, Model(1, 2).bias] == [False, True]
+    assert [*cli.fields_of(Other)] == [*cli.fields_of(Model)]
+    with pytest.raises(UserError, match="bias is 1; it must be True or False"):
+        Other(1, 2, bias=1)
+
+
 @pytest.mark.parametrize(
     "cls, values, message",
     [
-        (Train, {"max_iter": 1}, "Train: unknown key 'max_iter'; did you mean 'max_iters'?"),
-        (Train, {"zzz": 1}, "Train: unknown key 'zzz'"),
-        (Train, {"max_iters": "1"}, "Train: max_iters is '1', but needs int"),
-        (Train, {"max_iters": 1.0}, "Train: max_iters is 1.0, but needs int"),
-        (Train, {"max_iters": True}, "Train: max_iters is True, but needs int"),
-        (Train, {"max_iters": None}, "Train: max_iters is None, but needs int"),
-        (Train, {"min_lr": True}, "Train: min_lr is True, but needs float or None"),
-        (Train, {"min_lr": float("nan")}, "Train: min_lr is nan, but needs float or None"),
-        (Train, {"min_lr": 10**309}, f"Train: min_lr is {10**309}, but needs float or None"),
-        (Train, {"out_dir": 3}, "Train: out_dir is 3, but needs str"),
-        (Train, {"out_dir": ["out"]}, "Train: out_dir is ['out'], but needs str"),
-        (Train, {"max_iters": 0}, "max_iters is 0, but needs to be 1 or more"),
-        (Model, {"bias": 1}, "Model: bias is 1, but needs bool"),
+        (Train, {"max_iter": 1}, "unknown option 'max_iter'; did you mean 'max_iters'?"),
+        (Train, {"zzz": 1}, "unknown option 'zzz'"),
+        *[(Train, *case) for case in WRONG],
+        (Model, {"bias": 1}, "bias is 1; it must be True or False"),
         (Model, {}, "Model: no value for vocab_size, n_layer"),
         (
             Model,
-            {"init": "gtp2"},
-            "unknown Model init 'gtp2', not one of gpt2, lecture; did you mean 'gpt2'?",
+            {"n_layer": 2, "init": "plian"},
+            "init is 'plian'; choose from residual, plain; did you mean 'plain'?",
         ),
     ],
 )
@@ -198,10 +279,10 @@ def test_annotations_may_be_strings():
 VALUES = st.fixed_dictionaries(
     {"n_layer": st.integers()},
     optional={
-        "dropout": st.floats(allow_nan=False),
+        "dropout": st.floats(0, 1, exclude_max=True),
         "bias": st.booleans(),
         "qkv_bias": st.booleans(),
-        "init": st.sampled_from(["gpt2", "lecture"]),
+        "init": st.sampled_from(["residual", "plain"]),
     },
 )
 
@@ -224,13 +305,16 @@ def test_choose():
     with pytest.raises(UserError) as error:
         cli.choose("nanogpt_cpu", table, "preset")
     assert str(error.value) == (
-        "unknown preset 'nanogpt_cpu', not one of nanogpt-cpu, gpt2; did you mean 'nanogpt-cpu'?"
+        "preset is 'nanogpt_cpu'; choose from nanogpt-cpu, gpt2; did you mean 'nanogpt-cpu'?"
     )
 
 
 def test_nearest():
     assert cli.nearest("n_heads", ["n_layer", "n_head"]) == "; did you mean 'n_head'?"
-    assert cli.nearest("x", ["n_layer", "n_head"]) == ""
+    assert cli.nearest("--n_layers", ["--n-layer"]) == "; did you mean '--n-layer'?"
+    assert cli.nearest("--max", ["--max-seconds", "--max-iters"]) == "; did you mean '--max-iters'?"
+    for word in ("x", "n", "ny", "layer_norm"):
+        assert cli.nearest(word, ["n_layer", "n_head"]) == ""
     assert cli.nearest("x", []) == ""
 
 
@@ -259,7 +343,7 @@ def test_a_field_from_a_parent_class_is_one_flag():
     assert vars(alone.parse_args(["--n-layer", "2"])) == {"n_layer": 2}
 
 
-def test_a_device_that_fails_is_told_in_one_line(monkeypatch, capsys):
+def test_a_gpu_that_fails_is_reported_in_one_line(monkeypatch, capsys):
     class CUDARuntimeError(RuntimeError):
         pass
 
@@ -276,6 +360,6 @@ def test_a_device_that_fails_is_told_in_one_line(monkeypatch, capsys):
         cli.run(fail)
     assert leaving.value.code == 2
     assert capsys.readouterr().err == (
-        "error: the device failed (cudaErrorUnknown: it is gone); `python -m minigpt.backend` "
-        "checks it\n"
+        "error: the GPU failed (cudaErrorUnknown: it is gone); check it with "
+        "`python -m minigpt.backend`\n"
     )

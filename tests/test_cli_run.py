@@ -38,20 +38,20 @@ def ending(capsys, error):
             MemoryError("Unable to allocate 7 TiB"),
             (
                 2,
-                "error: out of memory; a smaller batch, context or model needs less."
-                " Unable to allocate 7 TiB\n",
+                "error: out of memory (Unable to allocate 7 TiB); use a smaller batch, context or "
+                "model\n",
             ),
         ),
         (
             MemoryError(),
-            (2, "error: out of memory; a smaller batch, context or model needs less.\n"),
+            (2, "error: out of memory; use a smaller batch, context or model\n"),
         ),
         (KeyboardInterrupt(), (130, "")),
         (SystemExit(0), (0, "")),
         (SystemExit(2), (2, "")),
     ],
 )
-def test_run_tells_in_one_line(capsys, error, expected):
+def test_run_reports_in_one_line(capsys, error, expected):
     assert ending(capsys, error) == expected
 
 
@@ -138,7 +138,7 @@ def test_ctrl_c_is_quiet():
 def test_a_lack_of_memory_is_one_line():
     done = shell('"$@"', *program("import numpy; numpy.ones(1 << 60, numpy.int8)"))
     assert done.returncode == 2
-    assert done.stderr.startswith("error: out of memory; ") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: out of memory (") and done.stderr.count("\n") == 1
 
 
 def test_help_needs_no_heavy_import():

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from minigpt.backend import to_host
 from minigpt.model.gpt import (
-    GPTConfig,
     gpt_backward,
     gpt_forward,
     loss_backward,
@@ -20,10 +19,11 @@ from minigpt.sample.generate import KVCache
 from minigpt.train.threads import Workers
 from tests.backend.test_overrides import CASES, make
 from tests.tools.gradcheck import assert_same, call, forms, leaves, map_tree, read_only
+from tests.tools.options import gpt_config
 from tests.tools.problem import form
 
 SMALL = 5000  # numbers that go into an op here
-CONFIG = GPTConfig(vocab_size=11, block_size=131, n_layer=2, n_head=2, n_embd=8)
+CONFIG = gpt_config(vocab_size=11, block_size=131, n_layer=2, n_head=2, n_embd=8)
 
 
 def size(spec):

@@ -16,7 +16,7 @@ from minigpt.data.batches import random_batch, windows
 from minigpt.data.datasets import TextData
 from minigpt.model.init import init_params
 from minigpt.optim.schedule import learning_rate
-from minigpt.train.config import configs
+from minigpt.train.config import resolve
 from minigpt.train.presets import PRESETS
 
 
@@ -57,10 +57,10 @@ def main():
     parser.add_argument("--data", help="as in minigpt.train")
     args = parser.parse_args()
     timing.torch_on(timing.cores())
-    values = {"max_iters": args.max_iters, "lr_decay_iters": args.max_iters}
-    values |= PRESETS["nanogpt-cpu"] | {"seed": args.seed}
+    values = {"max_iters": args.max_iters, "lr_decay_iters": args.max_iters, "data": args.data}
+    values = PRESETS["nanogpt-cpu"] | values | {"seed": args.seed}
     data = TextData(args.data)
-    config, train = configs(values, **data.sizes)
+    config, train = resolve(values, data.sizes)
     model = torch_models.GPT(config)
     model.load(init_params(config, args.seed, np).tree)
     start = time.perf_counter()

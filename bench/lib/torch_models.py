@@ -27,9 +27,8 @@ class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
         C = config.n_embd
-        bias = config.bias if config.qkv_bias is None else config.qkv_bias
         self.n_head, self.dropout = config.n_head, config.dropout
-        self.c_attn = nn.Linear(C, 3 * C, bias=bias)
+        self.c_attn = nn.Linear(C, 3 * C, bias=config.qkv_bias)
         self.c_proj = nn.Linear(C, C, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 

@@ -7,7 +7,6 @@ compiled to report their loads and stores, and of each launch the distinct bytes
 
 import contextlib
 import ctypes
-import dataclasses
 import importlib
 import json
 import os
@@ -22,7 +21,7 @@ from bench.lib.timing import ROOT
 from minigpt import backend
 from minigpt.errors import UserError
 from minigpt.model.init import init_params
-from minigpt.train.config import configs
+from minigpt.train.config import resolve
 from minigpt.train.presets import PRESETS
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
@@ -37,8 +36,7 @@ WHOLE = {}  # how many logits may exist at one time, by name, before `cut_alike`
 def problem(preset, **sizes):
     """Return (GPTConfig, TrainConfig) of a preset with one batch per step, and these options."""
     values = PRESETS[preset] | {"gradient_accumulation_steps": 1, "backend": "cupy"} | sizes
-    config, train = configs(values, values.get("vocab_size", CHARACTERS))
-    return config, dataclasses.replace(train, lr_decay_iters=train.max_iters)
+    return resolve(values, {"vocab_size": values.get("vocab_size", CHARACTERS)})
 
 
 def counts(requests):

@@ -63,10 +63,10 @@ def even_places(n, seed, step, batch_size):
     return (turned * np.uint64(n) >> np.uint64(32)).astype(np.int64)
 
 
-PLACES = {"random": random_places, "even": even_places}
+PLACES = {"uniform": random_places, "weyl": even_places}
 
 
-def random_batch(ids, seed, step, batch_size, block_size, places="random"):
+def random_batch(ids, seed, step, batch_size, block_size, places="uniform"):
     """Take windows of the ids from here and there: the batch of a training step.
 
     The same arguments always give the same batch, so that the step is all that a run has to know

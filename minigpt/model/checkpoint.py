@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 import safetensors
 
-from minigpt import cli
+from minigpt import aliases, cli
 from minigpt.backend import to_device, to_host
 from minigpt.data.tokenizers import tokenizer_from_json
 from minigpt.errors import UserError
@@ -222,7 +222,7 @@ def read_metadata(metadata, n_tensors):
         if not isinstance(fields[key], dict):
             raise UserError(f"damaged: its metadata {key!r} is missing or no JSON object; {ELSE}")
     cls = cli.choose(metadata.get("model", "gpt"), CONFIGS, "model")
-    config = cli.build(cls, fields["config"])
+    config = cli.build(cls, aliases.stored(fields["config"], cli.fields_of(cls)))
     if config.n_layer > n_tensors:
         raise UserError(f"damaged: {config.n_layer} layers, but {n_tensors} tensors; {ELSE}")
     try:

@@ -13,7 +13,7 @@ it is done.
 from dataclasses import dataclass
 
 from minigpt.backend import array_module
-from minigpt.cli import option
+from minigpt.cli import option, option_of
 from minigpt.errors import UserError
 from minigpt.model.blocks import cross_block_backward, cross_block_forward, site_key
 from minigpt.model.gpt import (
@@ -39,15 +39,22 @@ from minigpt.ops.cross_entropy import (
 
 @dataclass(frozen=True)
 class Seq2SeqConfig(GPTConfig):
-    """Encoder-decoder (--task seq2seq; n_layer blocks in each of the two)."""
+    """Encoder-decoder (--task seq2seq; n_layer blocks in each of the two).
 
-    source_vocab_size: int = option(65, "tokens of the source; found from the data", flag=False)
-    share_embedding: bool = option(False, "source and target have one vocabulary and embedding")
+    The defaults are those of the preset dates.
+    """
+
+    bias: bool = option_of(GPTConfig, "bias", True)
+    rotary: bool = option_of(GPTConfig, "rotary", False)
+    bigram: bool = option_of(GPTConfig, "bigram", False)
+    activation: str = option_of(GPTConfig, "activation", "gelu")
+    source_vocab_size: int = option(65, "tokens of the sources; from the data", flag=False, min=1)
+    share_embedding: bool = option(
+        False, "one vocabulary and embedding for source and target", rare=True
+    )
 
     def __post_init__(self):
         super().__post_init__()
-        if self.source_vocab_size < 1:
-            raise UserError(f"source_vocab_size is {self.source_vocab_size}; it must be at least 1")
         if self.bigram:
             check_pairs(self.source_vocab_size)
         if self.share_embedding and self.source_vocab_size > self.vocab_size:

@@ -6,6 +6,7 @@ The options of `GPTConfig` cover most of where the lecture, nanoGPT and GPT-2 di
 
 from dataclasses import dataclass
 
+from minigpt import cli
 from minigpt.backend import array_module
 from minigpt.cli import option
 from minigpt.errors import UserError
@@ -29,62 +30,80 @@ MOST_TOKENS = 46340  # whose pairs, V (V + 1) of them, have numbers in int32
 
 
 @dataclass(frozen=True)
-class GPTConfig:
-    """Model."""
+class GPTConfig(cli.Config):
+    """Model.
 
-    vocab_size: int = option(50257, "tokens in the vocabulary; in training the tokenizer's")
-    block_size: int = option(64, "longest context, in tokens")
-    n_layer: int = option(4, "number of blocks")
-    n_head: int = option(4, "attention heads per block")
-    n_embd: int = option(128, "channels, a multiple of n_head")
-    dropout: float = option(0.0, "share of activations dropped in training")
-    bias: bool = option(True, "biases in linear layers and layernorms")
-    rotary: bool = option(False, "rotary positions in place of learned ones")
-    bigram: bool = option(False, "besides, an embedding of each token with the one before it")
-    qkv_bias: bool | None = option(None, "bias of the query/key/value product; as --bias if unset")
-    activation: str = option("gelu", "activation of the MLP", choices=tuple(KINDS))
-    tie_head: bool = option(True, "LM head and token embedding are one matrix")
-    head_bias: bool = option(False, "bias of an untied LM head")
-    init: str = option(
-        "gpt2", "gpt2 scales residual projections by 1/sqrt(2 n_layer)", choices=("gpt2", "lecture")
+    The defaults are those of the preset quick on tiny Shakespeare. qkv_bias=None stands for the
+    value of bias and is filled in when the config is made; `dataclasses.replace` therefore takes
+    `qkv_bias=None` beside another `bias`.
+    """
+
+    vocab_size: int = option(
+        65, "tokens in the vocabulary (default: as many as the text has)", min=1, rare=True
+    )
+    block_size: int = option(64, "longest context, in tokens", min=1)
+    n_layer: int = option(2, "number of blocks", min=1)
+    n_head: int = option(4, "attention heads per block", min=1)
+    n_embd: int = option(128, "channels, a multiple of n-head", min=1)
+    dropout: float = option(0.0, "fraction of activations set to 0 in training", min=0, below=1)
+    bias: bool = option(False, "biases in linear layers and layernorms")
+    rotary: bool = option(True, "rotary position embedding in place of a learned one")
+    bigram: bool = option(True, "add a learned bigram embedding (previous token, token)")
+    qkv_bias: bool | None = option(
+        None, "bias of the query, key and value projections (default: as --bias)", rare=True
+    )
+    activation: str = option("relu", "activation of the MLP", choices=tuple(KINDS))
+    tie_head: bool = option(True, "share one matrix between LM head and token embedding", rare=True)
+    head_bias: bool = option(False, "bias of an untied LM head", rare=True)
+    init_scale: str = option(
+        "residual",
+        "initial weights of the projections into the residual stream: residual scales them by "
+        "1/sqrt(2 n_layer) as GPT-2 does, plain does not",
+        choices=("residual", "plain"),
+        answers={"gpt2": "GPT-2's initialization is residual; pretrained weights are not loaded"},
+        rare=True,
     )
 
     def __post_init__(self):
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
-            value = getattr(self, name)
-            if value < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1")
-        if self.n_embd % self.n_head:
-            raise UserError(
-                f"n_embd is {self.n_embd}, not a multiple of n_head {self.n_head}: every head "
-                f"gets n_embd / n_head channels; use {self.n_head * -(-self.n_embd // self.n_head)}"
-            )
-        if self.rotary and self.n_embd // self.n_head % 2:
-            raise UserError(
-                f"rotary turns pairs of channels, but n_embd / n_head is "
-                f"{self.n_embd // self.n_head}, which is odd; use another n_head"
-            )
+        super().__post_init__()
+        if self.qkv_bias is None:
+            object.__setattr__(self, "qkv_bias", self.bias)
+        check_together(self)
         if self.bigram:
             check_pairs(self.vocab_size)
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
-        if self.activation not in KINDS:
-            raise UserError(f"activation is '{self.activation}'; choose from {', '.join(KINDS)}")
-        if self.init not in ("gpt2", "lecture"):
-            raise UserError(f"init is '{self.init}'; choose from gpt2, lecture")
-        if self.tie_head and self.head_bias:
-            raise UserError("head_bias is on with a tied head, which has none; set tie_head off")
 
     def shapes(self):
         """Return the tree of parameter shapes, under GPT-2's names."""
         return shapes(self)
 
 
+def check_together(config):
+    """Raise a UserError if options of a model contradict each other, whatever its vocabulary.
+
+    Parameters
+    ----------
+    config : GPTConfig, or object with the same attributes
+    """
+    if config.n_embd % config.n_head:
+        raise UserError(
+            f"n_embd is {config.n_embd}, not a multiple of n_head {config.n_head}: every head gets "
+            "n_embd / n_head channels; "
+            f"use {config.n_head * -(-config.n_embd // config.n_head)}"
+        )
+    if config.rotary and config.n_embd // config.n_head % 2:
+        raise UserError(
+            "rotary turns pairs of channels, but n_embd / n_head is "
+            f"{config.n_embd // config.n_head}, which is odd; use another n_head"
+        )
+    if config.tie_head and config.head_bias:
+        raise UserError("head_bias is on with a tied head, which has none; set tie_head off")
+
+
 def check_pairs(V):
-    """Raise a UserError if pairs of V tokens have no number."""
+    """Raise a UserError if the ids of pairs of V tokens do not fit into int32."""
     if V > MOST_TOKENS:
         raise UserError(
-            f"bigram numbers the pairs of {V} tokens, more than an id can tell apart; set it off, "
+            f"bigram needs ids for the pairs of {V} tokens, too many for int32; switch it off, "
             f"or use a vocabulary of at most {MOST_TOKENS}"
         )
 

@@ -20,18 +20,13 @@ def linear_shapes(n_in, n_out, bias):
     return {"w": (n_in, n_out), "b": (n_out,)} if bias else {"w": (n_in, n_out)}
 
 
-def qkv_bias(config):
-    """Tell whether queries, keys and values have biases."""
-    return config.bias if config.qkv_bias is None else config.qkv_bias
-
-
 def block_shapes(config):
     """Return the tree of parameter shapes of a block."""
     C = config.n_embd
     return {
         "ln_1": norm_shapes(config),
         "attn": {
-            "c_attn": linear_shapes(C, 3 * C, qkv_bias(config)),
+            "c_attn": linear_shapes(C, 3 * C, config.qkv_bias),
             "c_proj": linear_shapes(C, C, config.bias),
         },
         "ln_2": norm_shapes(config),
@@ -44,7 +39,7 @@ def block_shapes(config):
 
 def cross_block_shapes(config):
     """Return the tree of parameter shapes of a block with cross attention."""
-    C, bias = config.n_embd, qkv_bias(config)
+    C, bias = config.n_embd, config.qkv_bias
     cross = {
         "c_q": linear_shapes(C, C, bias),
         "c_kv": linear_shapes(C, 2 * C, bias),
@@ -66,9 +61,9 @@ def embedding_shapes(V, config):
 def init_params(config, seed, xp, dtype="float32"):
     """Return new Params of a model: matrices normal with standard deviation STD, gains 1, biases 0.
 
-    init="gpt2" divides the projections into the residual stream by the square root of their number,
-    which is 2 n_layer in a GPT (Radford et al. 2019, section 2.3): the variances of so many
-    independent additions add up. init="lecture" does not.
+    init_scale="residual" divides the projections into the residual stream by the square root of
+    their number, which is 2 n_layer in a GPT (Radford et al. 2019, section 2.3): the variances of
+    so many independent additions add up. "plain" does not.
 
     Parameters
     ----------
@@ -80,10 +75,10 @@ def init_params(config, seed, xp, dtype="float32"):
         numpy or cupy.
     dtype : str
     """
-    return draw_params(config.shapes(), config.init, seed, xp, dtype)
+    return draw_params(config.shapes(), config.init_scale, seed, xp, dtype)
 
 
-def draw_params(shape_tree, init, seed, xp, dtype):
+def draw_params(shape_tree, init_scale, seed, xp, dtype):
     """Return the Params of a tree of shapes, drawn as `init_params` says.
 
     Where there are several stacks of blocks, "encoder.h" beside "h", each counts its own
@@ -98,7 +93,7 @@ def draw_params(shape_tree, init, seed, xp, dtype):
         if view.ndim == 1:
             view[...] = 1
             continue
-        scaled = init == "gpt2" and name.endswith("c_proj.w")
+        scaled = init_scale == "residual" and name.endswith("c_proj.w")
         std = STD / math.sqrt(residual[name.partition("h.")[0]]) if scaled else STD
         view[...] = to_device(host_normal(seed, i, view.shape, std), xp)
     return params

@@ -24,7 +24,7 @@ def learning_rate(step, config, progress=None):
     step : int
         0 at the first step.
     config : object
-        With learning_rate, min_lr, warmup_iters, lr_decay_iters, lr_schedule and lr_decay_share.
+        With learning_rate, min_lr, warmup_iters, lr_decay_iters, lr_schedule and lr_decay_fraction.
     progress : float, optional
         In a run by the clock, the share of it that is over. In one by steps, and if left out, the
         share of the steps between warmup_iters and lr_decay_iters.
@@ -35,7 +35,7 @@ def learning_rate(step, config, progress=None):
         if step < warmup:
             return up
         progress = (step - warmup) / (last - warmup) if step < last else 1.0
-    share = height(progress, config.lr_schedule, config.lr_decay_share)
+    share = height(progress, config.lr_schedule, config.lr_decay_fraction)
     down = config.min_lr + share * (lr - config.min_lr)
     return min(up, down) if step < warmup else down
 

@@ -93,7 +93,7 @@ def text_batch(ids, config, train_config, number):
         number,
         train_config.batch_size,
         config.block_size,
-        train_config.places,
+        train_config.sampler,
     )
 
 

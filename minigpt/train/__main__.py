@@ -11,15 +11,15 @@ from dataclasses import asdict
 
 from threadpoolctl import threadpool_limits
 
-from minigpt import cli
-from minigpt.backend.devices import tf32_products
+from minigpt import backend, cli
+from minigpt.backend.devices import PRECISIONS, tf32_products
 from minigpt.errors import UserError
 from minigpt.files import METRICS
 from minigpt.model import count_parameters
 from minigpt.report.loss_curve import draw_losses
 from minigpt.sample.command import SampleConfig, print_samples
 from minigpt.sample.tasks import TASKS
-from minigpt.train.config import TrainConfig, configs
+from minigpt.train.config import TrainConfig, resolve, train_config_of
 from minigpt.train.cost import describe, describe_model, plural
 from minigpt.train.loop import format_measures, train_run
 from minigpt.train.options import options, parse
@@ -36,12 +36,12 @@ def dry_run(own, options):
     if own["resume"]:
         *_, config, train_config = stored_run(options)
     else:
-        _, train_config = configs(options, 1)
-        sizes = (SHAKESPEARE,)
+        train_config = train_config_of(options)
+        sizes = {"vocab_size": SHAKESPEARE}
         if train_config.data is not None or train_config.task != TrainConfig.task:
             data = TASKS[train_config.task].open_data({**asdict(train_config), **options})
-            sizes = data.sizes.values()
-        config, train_config = configs(options, *sizes)
+            sizes = data.sizes
+        config, train_config = resolve(options, sizes)
     print("\n".join(describe(config, train_config)))
 
 
@@ -75,7 +75,7 @@ def introduce(run):
     threads, seconds = train_config.shards(), train_config.max_seconds
     hardware = plural(threads, "thread")
     if train_config.backend == "cupy":
-        hardware = f"cupy in {train_config.dtype}{' with tf32' * train_config.tf32}"
+        hardware = f"cupy in {train_config.dtype}"
     end = f"for {seconds:g} seconds" if seconds else f"to step {train_config.max_iters:,}"
     start = f"from step {state.step:,} " if state.step else ""
     batch = f"{train_config.batch_size} {run.task.batch_unit.format(T=config.block_size)}"
@@ -97,7 +97,7 @@ def train(own, options):
     with (
         threadpool_limits(train_config.cores(), "blas"),
         Workers(train_config.shards()) as workers,
-        tf32_products(train_config.tf32),
+        tf32_products(PRECISIONS[train_config.dtype].tf32),
     ):
         run.start(workers)
         if not own["resume"]:
@@ -127,13 +127,14 @@ def main(argv=None):
         # Numbers that overflow are told as what they mean: that training has diverged.
         warnings.filterwarnings("ignore", "(overflow|invalid value|divide by zero)")
         try:
-            with alone(folder_of(chosen), make=not own["resume"]):
+            folder = alone(folder_of(chosen), make=not own["resume"])
+            with folder, backend.plain(own["plain"]):
                 return train(own, chosen)
         except MemoryError as error:
             raise UserError(
-                f"out of memory ({cli.one_line(str(error)) or 'no more to be had'}); take a "
-                "smaller --batch-size (with --gradient-accumulation-steps), --block-size or "
-                "model; --dry-run shows what is needed"
+                f"out of memory ({cli.one_line(str(error)) or 'no more is free'}); use a smaller "
+                "--batch-size (with --gradient-accumulation-steps), --block-size or model; "
+                "--dry-run shows what is needed"
             ) from None
 
 

@@ -1,110 +1,164 @@
-"""How a run is trained: its options, under nanoGPT's names, and the presets."""
+"""How a run is trained: its options, under nanoGPT's names, and how they become configs."""
 
-from dataclasses import dataclass, fields
+import types
+from dataclasses import dataclass
 
-from minigpt.backend.devices import PRECISIONS, usable_cores
-from minigpt.cli import build, nearest, option
+from minigpt import cli
+from minigpt.backend.devices import BACKENDS, PRECISIONS, usable_cores
+from minigpt.cli import fields_of, option
 from minigpt.data.batches import PLACES
 from minigpt.errors import UserError
-from minigpt.model.encoder_decoder import Seq2SeqConfig
-from minigpt.model.gpt import GPTConfig
+from minigpt.model import gpt
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.muon import Muon
 from minigpt.optim.schedule import SHAPES
+from minigpt.sample.tasks import TASKS
 
-POSITIVE = (
-    *("threads", "batch_size", "gradient_accumulation_steps"),
-    *("max_iters", "max_seconds", "eval_interval", "log_interval"),
-)
-NOT_NEGATIVE = (
-    *("seed", "warmup_iters", "lr_decay_iters"),
-    *("learning_rate", "min_lr", "weight_decay", "grad_clip"),
-)
 OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
+MODELS = tuple(task.config for task in TASKS.values())
+SIZES = ("vocab_size", "source_vocab_size")  # what only the data can tell
+AUTO = {"bigram": "auto"}  # options that may be left to `resolve`, and the value that says so
+BIGRAM_MAX_VOCAB = 256  # with more tokens, the table of their pairs would outweigh all else
+MAX_PARAMETERS = 2**44
+COUNT = {"min": 1, "below": 2**48}
+NUMBER = {"min": 0, "below": 2**63}
+FRACTION = {"min": 0, "below": 1}
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Training."""
+class TrainConfig(cli.Config):
+    """Training.
 
-    task: str = option("text", "what is learnt: see --data", choices=("text", "seq2seq"))
+    The defaults are those of the preset quick. None stands for a value that depends on others, or
+    on the machine; it is filled in when the config is made. `dataclasses.replace` therefore takes
+    `lr_decay_iters=None` beside another `max_iters`.
+    """
+
+    task: str = option(
+        "text",
+        "language model on a text, or seq2seq: encoder-decoder on pairs",
+        choices=tuple(TASKS),
+        group="Run",
+    )
     data: str | None = option(
         None,
-        "UTF-8 file: a text (default: tiny Shakespeare), or for seq2seq lines of source TAB target "
+        "UTF-8 file: a text (default: tiny Shakespeare); for seq2seq, lines of source TAB target "
         "(default: dates in words to ISO 8601)",
         metavar="FILE",
+        group="Run",
     )
-    out_dir: str = option("out", "folder for checkpoints and metrics", metavar="DIR")
-    backend: str = option("numpy", "where arrays live", choices=("numpy", "cupy"))
+    out_dir: str = option("out", "folder for checkpoints and metrics", metavar="DIR", group="Run")
+    backend: str = option(
+        "numpy",
+        "numpy: CPU; cupy: GPU",
+        choices=BACKENDS,
+        answers={
+            **dict.fromkeys(("torch", "pytorch", "jax"), "minigpt computes with NumPy and CuPy"),
+            **dict.fromkeys(("cuda", "gpu", "rocm"), "cupy is the GPU backend"),
+            "cpu": "numpy is the CPU backend",
+        },
+        group="Run",
+    )
     dtype: str = option(
         "float32",
-        "precision of the passes of a step: float16 is for --backend cupy, with the loss scaled; "
-        "weights, evaluations, checkpoints and samples are float32",
-        choices=("float32", "float16"),
+        "precision of training steps; tf32 and float16 (with loss scaling) need --backend cupy; "
+        "weights, evaluation, checkpoints and samples are float32",
+        choices=tuple(PRECISIONS),
+        answers={
+            **dict.fromkeys(
+                ("bfloat16", "bf16"),
+                "neither NumPy nor CuPy's kernels compute in bfloat16; float16 with loss scaling "
+                "takes its place on GPUs",
+            ),
+            **dict.fromkeys(("fp16", "half"), "float16 is the name here"),
+            **dict.fromkeys(("fp32", "float"), "float32 is the name here"),
+        },
+        group="Run",
     )
-    tf32: bool = option(False, "float32 products rounded to TF32, on NVIDIA GPUs since Ampere")
-    threads: int | None = option(None, "threads, which share each batch (default: cores)")
-    seed: int = option(1337, "of initial weights, batches and dropout")
-    batch_size: int = option(12, "sequences per batch")
-    places: str = option(
-        "random",
-        "where in a text they begin: anywhere, as nanoGPT's, or spread evenly from step to step",
-        choices=tuple(PLACES),
+    threads: int | None = option(
+        None,
+        "CPU threads; the batch is sharded over them (default: all cores)",
+        **COUNT,
+        group="Run",
     )
-    gradient_accumulation_steps: int = option(1, "batches per step")
-    max_iters: int = option(2000, "steps in all")
+    seed: int = option(1337, "seed of initial weights, batches and dropout", **NUMBER, group="Run")
+    batch_size: int = option(32, "sequences per batch", **COUNT)
+    gradient_accumulation_steps: int = option(1, "batches per step", **COUNT)
+    max_iters: int = option(1400, "training steps in total", **COUNT)
     max_seconds: float | None = option(
         None,
-        "time for the whole command: decay and end go by the clock instead of by max-iters, so "
-        "that no two runs are alike",
+        "wall-clock budget of the whole run in seconds, resumed parts included; drives the "
+        "learning rate decay in place of max-iters; not reproducible",
+        **COUNT,
     )
-    learning_rate: float = option(1e-3, "highest learning rate")
-    min_lr: float = option(1e-4, "learning rate at the end of the decay")
-    warmup_iters: int = option(100, "steps until the learning rate is at its highest")
-    lr_decay_iters: int | None = option(
-        None, "step at which the learning rate is down at min-lr (default: max-iters)"
+    sampler: str = option(
+        "weyl",
+        "window offsets in the text: uniform random, or a low-discrepancy (Weyl) sequence",
+        choices=tuple(PLACES),
     )
+    learning_rate: float = option(0.01, "peak learning rate", **NUMBER, group="Learning rate")
+    min_lr: float = option(0.0, "learning rate after the decay", **NUMBER, group="Learning rate")
+    warmup_iters: int = option(20, "steps of linear warm-up", **NUMBER, group="Learning rate")
     lr_schedule: str = option(
-        "cosine", "the way down: half a cosine, or none and then a line (wsd)", choices=SHAPES
+        "wsd",
+        "decay: cosine, or wsd (constant, then linear)",
+        choices=SHAPES,
+        group="Learning rate",
     )
-    lr_decay_share: float = option(0.4, "share of the run that the line of wsd takes")
+    lr_decay_iters: int | None = option(
+        None,
+        "step at which the decay reaches min-lr (default: max-iters)",
+        **NUMBER,
+        group="Learning rate",
+        rare=True,
+    )
+    lr_decay_fraction: float = option(
+        0.5,
+        "fraction of the run spent in wsd's decay",
+        min=0,
+        max=1,
+        group="Learning rate",
+        rare=True,
+    )
     optimizer: str = option(
-        "adamw", "muon is for the matrices in the blocks, beside AdamW", choices=tuple(OPTIMIZERS)
+        "muon",
+        "adamw, or muon: Muon for the matrices of the blocks, AdamW for the rest",
+        choices=tuple(OPTIMIZERS),
+        group="Optimizer",
     )
-    momentum: float = option(0.95, "Muon's")
-    weight_decay: float = option(0.1, "for matrices and embeddings")
-    beta1: float = option(0.9, "AdamW's")
-    beta2: float = option(0.99, "AdamW's")
-    grad_clip: float = option(1.0, "largest norm of the gradient; 0 is no clipping")
-    eval_interval: int = option(250, "steps between evaluations, each with checkpoints")
-    log_interval: int = option(10, "steps between lines of metrics.jsonl")
+    momentum: float = option(0.9, "Muon's momentum", **FRACTION, group="Optimizer", rare=True)
+    weight_decay: float = option(
+        0.1, "weight decay of matrices and embeddings", **NUMBER, group="Optimizer"
+    )
+    beta1: float = option(0.9, "AdamW's beta1", **FRACTION, group="Optimizer", rare=True)
+    beta2: float = option(0.95, "AdamW's beta2", **FRACTION, group="Optimizer", rare=True)
+    grad_clip: float = option(
+        1.0, "largest norm of the gradient; 0 switches clipping off", **NUMBER, group="Optimizer"
+    )
+    eval_interval: int = option(
+        350, "steps between evaluations, each with checkpoints", **COUNT, group="Evaluation"
+    )
+    log_interval: int = option(
+        10, "steps between lines of metrics.jsonl", **COUNT, group="Evaluation"
+    )
 
     def __post_init__(self):
-        for name in (*POSITIVE, *NOT_NEGATIVE):
-            least, bits = (1, 48) if name in POSITIVE else (0, 63)
-            value = getattr(self, name)
-            if value is not None and not least <= value < 2**bits:
-                needed = f"at least {least}" if value < least else f"below 2**{bits}"
-                raise UserError(f"{name} is {value}; it must be {needed}")
-        for name in ("beta1", "beta2", "momentum"):
-            if not 0 <= (value := getattr(self, name)) < 1:
-                raise UserError(f"{name} is {value}; it must be at least 0 and below 1")
-        if not 0 <= self.lr_decay_share <= 1:
-            raise UserError(f"lr_decay_share is {self.lr_decay_share}; it must be from 0 to 1")
-        chosen = {"lr_schedule": SHAPES, "optimizer": OPTIMIZERS, "places": PLACES}
-        for name, known in chosen.items():
-            if (value := getattr(self, name)) not in known:
-                raise UserError(f"{name} is '{value}'; choose from {', '.join(known)}")
-        if self.task == "seq2seq" and self.places != "random":
-            raise UserError(f"places is '{self.places}', which is for --task text: leave it out")
+        super().__post_init__()
+        if self.task == "seq2seq" and self.sampler != "uniform":
+            raise UserError(
+                f"sampler is {self.sampler!r}, which is for task text only; use uniform"
+            )
+        for name, value in (("threads", usable_cores()), ("lr_decay_iters", self.max_iters)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
 
     def cores(self):
         """Return how many cores may be busy."""
-        return self.threads or usable_cores()
+        return self.threads
 
     def shards(self):
         """Return the number of parts that a batch is cut into, each for a thread of its own."""
-        return min(self.cores(), self.batch_size) if self.backend == "numpy" else 1
+        return min(self.threads, self.batch_size) if self.backend == "numpy" else 1
 
 
 def make_optimizer(params, train, half_params=None):
@@ -122,62 +176,105 @@ def make_optimizer(params, train, half_params=None):
     )
 
 
-FEW = 256
-
-
-def configs(values, vocab_size, source_vocab_size=1):
-    """Return (GPTConfig or Seq2SeqConfig, TrainConfig) from a dict of options of both.
+def check_options(options, where=""):
+    """Return options with each value checked on its own: its name, type, bounds and choices.
 
     Parameters
     ----------
-    values : dict
-        Preset, file and flags, already put together.
-    vocab_size : int
-        The tokenizer's, unless `values` has a larger one; 1 if it is not known yet.
-    source_vocab_size : int
-        That of an encoder's tokenizer.
+    options : dict
+        Of a model and its training, in one dict.
+    where : str
+        Names their source in errors: "run.toml: ".
 
     Raises
     ------
     UserError
-        If a key is unknown (the nearest is named), or a value cannot be.
+        If a name is unknown (the nearest is named), or if no run could have the value.
     """
-    of_model = {field.name for field in fields(Seq2SeqConfig)}
-    known = of_model | {field.name for field in fields(TrainConfig)}
-    for name in values:
-        if name not in known:
-            raise UserError(f"unknown option {name!r}{nearest(name, known)}")
-    model = {name: value for name, value in values.items() if name in of_model}
-    if model.get("bigram", False) is None:
-        model["bigram"] = vocab_size <= FEW
-    train = build(TrainConfig, {k: v for k, v in values.items() if k not in of_model})
-    if train.task == "seq2seq":
-        return seq2seq_config(model, vocab_size, source_vocab_size), train
-    for name in model.keys() - {field.name for field in fields(GPTConfig)}:
-        raise UserError(f"{name} is for --task seq2seq: leave it out")
-    config = build(GPTConfig, {"vocab_size": vocab_size} | model)
-    if config.vocab_size < vocab_size:
-        raise UserError(
-            f"vocab_size is {config.vocab_size}, but the text holds {vocab_size} characters"
-        )
-    check_size(config)
-    return config, train
+    auto = {name for name, value in AUTO.items() if options.get(name) == value}
+    rest = {name: value for name, value in options.items() if name not in auto}
+    checked = cli.check_values(rest, TrainConfig, *MODELS, where=where)
+    return {name: AUTO[name] if name in auto else checked[name] for name in options}
 
 
-def seq2seq_config(model, vocab_size, source_vocab_size):
-    """Return the Seq2SeqConfig of a dict of its options; the vocabularies are the tokenizers'."""
-    sizes = {"vocab_size": vocab_size, "source_vocab_size": source_vocab_size}
-    for name, size in sizes.items():
-        if model.get(name, size) != size and vocab_size > 1:
-            raise UserError(f"{name} is {model[name]}, but the pairs need {size}: leave it out")
-    config = build(Seq2SeqConfig, model | sizes)
-    check_size(config)
-    return config
+def train_config_of(options):
+    """Return the TrainConfig of a run's options, all of which are checked.
+
+    It is all that is needed to read the data, and whatever can be wrong with the options of the
+    model without knowing the data is reported here.
+
+    Raises
+    ------
+    UserError
+        As check_options; or if two options contradict each other.
+    """
+    options = check_options(options)
+    train_config = cli.build(TrainConfig, of_class(TrainConfig, options))
+    model_class = TASKS[train_config.task].config
+    for name in options:
+        if name not in fields_of(TrainConfig) and name not in fields_of(model_class):
+            owner = next(task.name for task in TASKS.values() if name in fields_of(task.config))
+            raise UserError(f"{name} is for --task {owner}: leave it out")
+    defaults = {name: field.default for name, field in fields_of(model_class).items()}
+    model = types.SimpleNamespace(**(defaults | options | {"vocab_size": 0}))  # not known yet
+    gpt.check_together(model)
+    check_size(model)
+    return train_config
+
+
+def resolve(options, sizes):
+    """Return (model_config, train_config): whole, with nothing left to decide.
+
+    Parameters
+    ----------
+    options : dict
+        Of a model and its training: a preset's, with those of a file and of flags on top. What it
+        lacks is the default of GPTConfig, Seq2SeqConfig or TrainConfig.
+    sizes : dict
+        Vocabulary sizes that the data need: vocab_size, and of pairs source_vocab_size.
+
+    Returns
+    -------
+    model_config : GPTConfig or Seq2SeqConfig
+        By the task.
+    train_config : TrainConfig
+
+    Raises
+    ------
+    UserError
+        As train_config_of; if the options do not fit the data; or if the model is beyond all
+        memory.
+    """
+    train_config = train_config_of(options)
+    model_class = TASKS[train_config.task].config
+    model = of_class(model_class, options)
+    for name, size in of_class(model_class, sizes).items():
+        model[name] = fitting_size(name, model.get(name, size), size, train_config.task)
+    if model.get("bigram") == AUTO["bigram"]:
+        model["bigram"] = sizes["vocab_size"] <= BIGRAM_MAX_VOCAB
+    model_config = cli.build(model_class, model)
+    check_size(model_config)
+    return model_config, train_config
+
+
+def of_class(cls, options):
+    """Return the options that are fields of a config class."""
+    return {name: value for name, value in options.items() if name in fields_of(cls)}
+
+
+def fitting_size(name, asked, needed, task):
+    """Return the vocabulary size of a model; only that of a text may be larger than needed."""
+    if task == "text" and asked < needed:
+        raise UserError(f"{name} is {asked}, but the text has {needed} different tokens")
+    if task != "text" and asked != needed:
+        raise UserError(f"{name} is {asked}, but the pairs need {needed}: leave it out")
+    return asked
 
 
 def check_size(config):
     """Raise a UserError if a model is beyond all memory."""
     V, C = config.vocab_size, config.n_embd
-    weights = C * (V + config.bigram * V * (V + 1) + config.block_size + 12 * config.n_layer * C)
-    if weights > 2**44:
+    embedded = V + (V * (V + 1) if config.bigram else 0) + config.block_size
+    weights = C * (embedded + 12 * config.n_layer * C)
+    if weights > MAX_PARAMETERS:
         raise UserError(f"the model would have {weights:.0e} parameters: no machine holds so many")

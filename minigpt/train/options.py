@@ -3,58 +3,83 @@
 import tomllib
 from pathlib import Path
 
-from minigpt import cli
+from minigpt import aliases, cli
 from minigpt.errors import UserError
 from minigpt.model.encoder_decoder import Seq2SeqConfig
 from minigpt.model.gpt import GPTConfig
-from minigpt.train.config import FEW, TrainConfig
-from minigpt.train.presets import DEFAULT, DEFAULTS, PRESETS, put_together
+from minigpt.train.config import BIGRAM_MAX_VOCAB, TrainConfig, check_options
+from minigpt.train.presets import DEFAULTS, PRESETS, options_of, put_together
+
+OWN = ("preset", "config", "resume", "overwrite", "dry_run", "plain")
 
 
 def parse(argv):
-    """Return (dict of what is not an option of a config, dict of the options given)."""
-    parser = cli.parser("python -m minigpt.train", "Train a GPT on text.")
-    default = " or, by --task, ".join(DEFAULTS.values())
+    """Return (dict of what is not an option of a config, dict of the options given).
+
+    The options are those of --config, then those of the flags, which win.
+    """
+    parser = cli.parser("python -m minigpt.train", "Train a GPT on text.", aliases.TRAIN)
+    default = " or, for --task seq2seq, ".join(DEFAULTS.values())
     parser.add_argument("--preset", help=f"{', '.join(PRESETS)} (default: {default})")
-    parser.add_argument("--config", metavar="FILE", help="TOML file with options, as n_layer = 6")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out-dir")
-    parser.add_argument("--overwrite", action="store_true", help="lose the run in --out-dir")
+    parser.add_argument("--config", metavar="FILE", help="TOML file with options: n_layer = 6")
+    parser.add_argument(
+        "--resume", action="store_true", help="resume from --out-dir/last.safetensors"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="delete the existing run in --out-dir first"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the cost of the run and exit")
-    defaults = {"vocab_size": None} | PRESETS[DEFAULT]
-    defaults["bigram"] = f"up to {FEW} different characters"
-    cli.add_flags(parser, TrainConfig, GPTConfig, Seq2SeqConfig, defaults=defaults)
+    cli.add_plain(parser)
+    shown = {"vocab_size": None, "bigram": f"with up to {BIGRAM_MAX_VOCAB} different tokens"}
+    cli.add_flags(parser, TrainConfig, GPTConfig, Seq2SeqConfig, defaults=shown)
     given = vars(parser.parse_args(argv))
-    names = ("preset", "config", "resume", "overwrite", "dry_run")
-    own = {name: given.pop(name) for name in names}
+    own = {name: given.pop(name) for name in OWN}
+    preset, from_file = read_config(own["config"])
     for other in ("preset", "overwrite"):
         if own["resume"] and own[other]:
-            parser.error(f"--resume goes on with the run as it is: leave out --{other}")
-    return own, given
+            parser.error(f"--resume keeps the run's settings: leave out --{other}")
+    if own["resume"] and preset is not None:
+        raise UserError(
+            f"--config {own['config']}: --resume keeps the run's settings: leave out preset"
+        )
+    own["preset"] = own["preset"] or preset
+    return own, {**from_file, **given}
 
 
 def options(own, given):
-    """Return the options of a run: the preset's, then those of --config, then the flags'.
+    """Return the options of a run: the preset's, with those given on top.
 
     With --resume, the run's own options take the place of a preset; they are not among these.
     """
-    given = {**read_config(own["config"]), **given}
     if own["resume"]:
         return given
     task = given.get("task", TrainConfig.task)
-    default = cli.choose(task, DEFAULTS, "task")
-    preset = cli.choose(own["preset"] or default, PRESETS, "preset")
-    if task == "seq2seq":  # these are of a text
-        preset = {name: preset[name] for name in preset if name not in ("places", "vocab_size")}
-    return put_together(preset, given)
+    return put_together(options_of(own["preset"] or DEFAULTS[task], given.get("task")), given)
 
 
 def read_config(path):
-    """Return the options in a TOML file, or none without one."""
+    """Return (preset or None, options) of a TOML file; none without one.
+
+    Raises
+    ------
+    UserError
+        If it cannot be read, or as check_options; it names the file and the key.
+    """
     if path is None:
-        return {}
+        return None, {}
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--config {path} cannot be read: {error.strerror}") from None
     except ValueError as error:  # of the encoding or the syntax
         raise UserError(f"--config {path} is not a TOML file: {error}") from None
+    where = f"--config {path}: "
+    preset = found.pop("preset", None)
+    if preset is not None:
+        cli.choose(preset, PRESETS, f"{where}preset")
+    for name, value in found.items():
+        if isinstance(value, dict):
+            raise UserError(
+                f"{where}[{name}] is a table, but options stand without one: n_layer = 6"
+            )
+    return preset, check_options(aliases.rename(found), where)

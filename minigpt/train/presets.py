@@ -1,53 +1,55 @@
 """Named sets of options, and how they are put together with those that are given."""
 
-# What a preset does not say is the default of TrainConfig or GPTConfig.
+from minigpt import cli
+from minigpt.model.gpt import GPTConfig
+from minigpt.train.config import SIZES, TrainConfig, resolve
+
+# nanoGPT's model and recipe for a CPU, as far as they differ from the defaults here.
+NANOGPT = {
+    "n_layer": 4,
+    "bias": True,
+    "rotary": False,
+    "bigram": False,
+    "activation": "gelu",
+    "batch_size": 12,
+    "sampler": "uniform",
+    "max_iters": 2000,
+    "optimizer": "adamw",
+    "momentum": 0.95,
+    "learning_rate": 1e-3,
+    "min_lr": 1e-4,
+    "warmup_iters": 100,
+    "lr_schedule": "cosine",
+    "lr_decay_fraction": 0.4,
+    "beta2": 0.99,
+    "eval_interval": 250,
+}
+# What a preset does not say is the default of GPTConfig or TrainConfig; `options_of` adds it.
 PRESETS = {
     # The lowest validation loss that a minute on two cores gives: bench/results/tries.md
-    "quick": {
-        "n_layer": 2,
-        "bias": False,
-        "rotary": True,
-        "bigram": None,  # if tokens are FEW: their pairs would outweigh all else
-        "activation": "relu",
-        "batch_size": 32,
-        "places": "even",
-        "max_iters": 1400,
-        "optimizer": "muon",
-        "momentum": 0.9,
-        "learning_rate": 0.01,
-        "min_lr": 0.0,
-        "warmup_iters": 20,
-        "lr_schedule": "wsd",
-        "lr_decay_share": 0.5,
-        "beta2": 0.95,
-        "eval_interval": 350,
-    },
-    # The lowest that half an hour on two cores gives; by the clock, so that it ends on any machine.
-    # It meets the text many times: strong decay of the weights is what keeps it from overfitting.
+    "quick": {"bigram": "auto"},
+    # The lowest that half an hour on two cores gives; its end is timed, on any machine.
+    # It sees the text many times: strong weight decay is what keeps it from overfitting.
     "quality": {
         "n_layer": 6,
         "n_embd": 256,
         "block_size": 256,
-        "bias": False,
-        "rotary": True,
-        "activation": "relu",
+        "bigram": False,
         "batch_size": 16,
-        "places": "even",
+        "max_iters": 2000,
         "max_seconds": 1800.0,
-        "optimizer": "muon",
+        "momentum": 0.95,
         "learning_rate": 0.006,
-        "min_lr": 0.0,
         "warmup_iters": 40,
-        "lr_schedule": "wsd",
-        "lr_decay_share": 0.6,
+        "lr_decay_fraction": 0.6,
         "weight_decay": 0.5,
-        "beta2": 0.95,
         "eval_interval": 400,
     },
     # nanoGPT, README, "I only have a macbook": 0.80 M parameters, validation 1.88
-    "nanogpt-cpu": {"bias": False},
+    "nanogpt-cpu": {**NANOGPT, "bias": False},
     # nanoGPT, config/train_shakespeare_char.py: 10.65 M, best validation 1.4697
     "nanogpt-baby": {
+        **NANOGPT,
         "n_layer": 6,
         "n_head": 6,
         "n_embd": 384,
@@ -60,6 +62,7 @@ PRESETS = {
     # The lecture's gpt.py: 10,788,929 parameters, validation 1.4873. Its AdamW is torch's default,
     # which decays gains and biases too; here matrices and embeddings alone.
     "lecture": {
+        **NANOGPT,
         "n_layer": 6,
         "n_head": 6,
         "n_embd": 384,
@@ -70,7 +73,7 @@ PRESETS = {
         "activation": "relu",
         "tie_head": False,
         "head_bias": True,
-        "init": "lecture",
+        "init_scale": "plain",
         "max_iters": 5000,
         "learning_rate": 3e-4,
         "min_lr": 3e-4,
@@ -82,6 +85,7 @@ PRESETS = {
     },
     # GPT-2 small with nanoGPT's recipe (config/train_gpt2.py): 124,439,808 parameters
     "gpt2": {
+        **NANOGPT,
         "vocab_size": 50257,
         "n_layer": 12,
         "n_head": 12,
@@ -100,6 +104,7 @@ PRESETS = {
     # Learns the built-in dates in less than 3 minutes on two cores. The lengths within a batch are
     # alike, and so are the forms of dates: a step of several batches sees many forms.
     "dates": {
+        **NANOGPT,
         "task": "seq2seq",
         "n_layer": 2,
         "batch_size": 32,
@@ -111,10 +116,66 @@ PRESETS = {
     },
 }
 DEFAULT = "quick"
-DEFAULTS = {"text": DEFAULT, "seq2seq": "dates"}
+DEFAULTS = {"text": DEFAULT, "seq2seq": "dates"}  # by task
+
+
+def options_of(preset, task=None):
+    """Return all options that a preset stands for, but for sizes that are found from the data.
+
+    Parameters
+    ----------
+    preset : str
+        A key of PRESETS.
+    task : str, optional
+        What it is used for, if that is not the preset's own task.
+
+    Raises
+    ------
+    UserError
+        If there is no such preset; the nearest is named.
+    """
+    chosen = cli.choose(preset, PRESETS, "preset")
+    fields = {**cli.fields_of(GPTConfig), **cli.fields_of(TrainConfig)}
+    defaults = {name: field.default for name, field in fields.items() if name not in SIZES}
+    options = defaults | chosen
+    if task == "seq2seq":  # what is for a text alone
+        options["sampler"] = "uniform"
+        options.pop("vocab_size", None)
+    return options
 
 
 def put_together(base, given):
-    """Return the options of `base` with those given: steps asked for win over a clock of `base`."""
-    clock = {"max_seconds": None} if "max_iters" in given else {}
-    return {**base, **clock, **given}
+    """Return the options of `base` with those given on top.
+
+    Steps that are given win over a time budget of `base`, and a decay that ends with the last step
+    of `base` ends with theirs.
+    """
+    follow = {}
+    if "max_iters" in given:
+        follow["max_seconds"] = None
+        if base.get("lr_decay_iters") == base.get("max_iters"):
+            follow["lr_decay_iters"] = None
+    return {**base, **follow, **given}
+
+
+def configs_of(preset=DEFAULT, vocab_size=65, source_vocab_size=65, **options):
+    """Return (model_config, train_config) of a preset and options that win over its own.
+
+    >>> model_config, train_config = configs_of("quick", vocab_size=65, n_layer=4, max_iters=500)
+
+    Parameters
+    ----------
+    preset : str
+    vocab_size, source_vocab_size : int
+        What the data need; the latter is of sources, and has no meaning for a text.
+    **options
+        Fields of the configs.
+
+    Raises
+    ------
+    UserError
+        As `minigpt.train.config.resolve`, with the sentences of the command line.
+    """
+    given = put_together(options_of(preset, options.get("task")), options)
+    sizes = {"vocab_size": vocab_size, "source_vocab_size": source_vocab_size}
+    return resolve(given, sizes)

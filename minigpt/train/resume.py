@@ -8,7 +8,7 @@ from minigpt.errors import UserError
 from minigpt.files import LAST, METRICS
 from minigpt.model.checkpoint import ELSE, load
 from minigpt.sample.tasks import TASKS
-from minigpt.train.config import TrainConfig, configs
+from minigpt.train.config import SIZES, TrainConfig, resolve
 from minigpt.train.presets import put_together
 from minigpt.train.run import Run, backend_of
 from minigpt.train.state import RunState
@@ -64,8 +64,8 @@ def stored_run(given):
             f"{given['optimizer']}: leave it out"
         )
     options = put_together({**state.train, **model}, given) | {"out_dir": str(folder)}
-    sizes = model["vocab_size"], model.get("source_vocab_size")
-    return checkpoint, state, *configs(options, *sizes)
+    sizes = {name: model[name] for name in SIZES if name in model}
+    return checkpoint, state, *resolve(options, sizes)
 
 
 def check_incomplete(state, train_config):

@@ -16,7 +16,7 @@ from minigpt.optim.clipping import GRAD_SCALE, SKIPPED, STEPS
 from minigpt.optim.schedule import progress
 from minigpt.params import Params
 from minigpt.sample.tasks import TASKS, task_of
-from minigpt.train.config import configs
+from minigpt.train.config import resolve, train_config_of
 from minigpt.train.nonfinite import Skips, first_in_evaluation, first_in_step
 from minigpt.train.run_dir import check_folder
 from minigpt.train.state import RunState
@@ -243,8 +243,6 @@ def backend_of(train_config):
     """Return the array module of a run, or raise a UserError if it cannot train as is asked."""
     xp = load_backend(train_config.backend)
     check_precision(train_config.dtype, xp)
-    if train_config.tf32:
-        check_precision("tf32", xp)
     return xp
 
 
@@ -261,10 +259,9 @@ def optimizer_numbers(state, train_config):
 
 def new_run(options, overwrite):
     """Return the Run that a dict of options describes, in a folder of its own."""
-    _, train_config = configs(options, 1)  # what is wrong with the options is said before any work
+    train_config = train_config_of(options)  # reports what is wrong with them before any work
     backend_of(train_config)
     check_folder(Path(train_config.out_dir), overwrite)
     data = TASKS[train_config.task].open_data({**dataclasses.asdict(train_config), **options})
-    config, train_config = configs(options, *data.sizes.values())
-    train_config = dataclasses.replace(train_config, threads=train_config.cores())
+    config, train_config = resolve(options, data.sizes)
     return Run(config, train_config, data, RunState.of(train_config, data))

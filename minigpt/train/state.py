@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from minigpt import cli
+from minigpt import aliases, cli
 from minigpt.errors import UserError
 from minigpt.optim.clipping import GRAD_NORM, GRAD_SCALE, LOSS_SCALE, MAX_LOSS_SCALE
 from minigpt.train.config import TrainConfig
@@ -91,6 +91,7 @@ class RunState:
         """
         fields = {RENAMED.get(name, name): value for name, value in fields.items()}
         state = cli.build(cls, fields)
+        state.train = aliases.stored(state.train, cli.fields_of(TrainConfig))
         cli.build(TrainConfig, state.train)
         return state
 

@@ -4,7 +4,6 @@ What a step runs for a GPT, in order: data/batches.random_batch, model/gpt.loss_
 each thread on its shard, threads.sum_gradients, then the optimizer's step.
 """
 
-import dataclasses
 import functools
 import operator
 
@@ -46,8 +45,6 @@ class Trainer:
     """
 
     def __init__(self, params, config, train_config, xp, workers):
-        if train_config.lr_decay_iters is None:
-            train_config = dataclasses.replace(train_config, lr_decay_iters=train_config.max_iters)
         self.params, self.config, self.train_config, self.xp = params, config, train_config, xp
         self.task, self.workers, self.count = task_of(config), workers, 0
         self.grads = params.zeros_like()

@@ -21,7 +21,7 @@ from minigpt.model.init import init_params
 from minigpt.optim.clipping import LOSS_SCALE, SKIPPED, STEPS
 from minigpt.sample import __main__ as sample
 from minigpt.sample.generate import generate
-from minigpt.train.config import configs
+from minigpt.train.config import resolve
 from minigpt.train.presets import PRESETS
 from minigpt.train.run import Run
 from minigpt.train.run import new_run as begun
@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.cupy, pytest.mark.usefixtures("no_picture")]
 
 def cpu_recipe():
     """The model and recipe of nanogpt-cpu."""
-    config, train = configs(PRESETS["nanogpt-cpu"] | {"backend": "cupy"}, 65)
+    config, train = resolve(PRESETS["nanogpt-cpu"] | {"backend": "cupy"}, {"vocab_size": 65})
     return config, {field.name: getattr(train, field.name) for field in dataclasses.fields(train)}
 
 

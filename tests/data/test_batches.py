@@ -64,8 +64,8 @@ def test_random_batch_is_a_function_of_its_arguments(case):
 @pytest.mark.parametrize(
     "places, expected",
     [
-        ("random", [[585, 883, 142, 5], [635, 287, 123, 812], [629, 758, 225, 966]]),
-        ("even", [[912, 533, 154, 767], [388, 9, 622, 243], [189, 803, 424, 45]]),
+        ("uniform", [[585, 883, 142, 5], [635, 287, 123, 812], [629, 758, 225, 966]]),
+        ("weyl", [[912, 533, 154, 767], [388, 9, 622, 243], [189, 803, 424, 45]]),
     ],
 )
 def test_random_batch_never_changes_between_versions(places, expected):
@@ -108,8 +108,8 @@ def test_even_places_leave_no_part_of_the_text_out():
     for places in data.PLACES:
         batches = [data.random_batch(ids, 5, step, 10, 20, places)[0] for step in range(50)]
         seen[places] = len(np.unique(batches)) / len(ids)
-    assert seen["even"] > 0.85
-    assert 0.6 < seen["random"] < 0.66  # 1 - 1/e
+    assert seen["weyl"] > 0.85
+    assert 0.6 < seen["uniform"] < 0.66  # 1 - 1/e
 
 
 def test_even_places_are_drawn_by_the_seed_and_go_on_from_step_to_step():

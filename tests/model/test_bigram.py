@@ -9,12 +9,13 @@ import pytest
 from minigpt.errors import UserError
 from minigpt.model import count_parameters
 from minigpt.model.encoder_decoder import Seq2SeqConfig, encoder_forward, seq2seq_forward, shapes
-from minigpt.model.gpt import GPTConfig, bigrams, gpt_backward, gpt_forward
+from minigpt.model.gpt import bigrams, gpt_backward, gpt_forward
 from minigpt.model.init import init_params
 from minigpt.train.config import check_size
 from tests.tools.gradcheck import map_tree
+from tests.tools.options import gpt_config
 
-CONFIG = GPTConfig(vocab_size=7, block_size=6, n_layer=1, n_head=2, n_embd=8, bigram=True)
+CONFIG = gpt_config(vocab_size=7, block_size=6, n_layer=1, n_head=2, n_embd=8, bigram=True)
 READER = Seq2SeqConfig(7, 6, 1, 2, 8, source_vocab_size=5, bigram=True)
 TOKENS = np.array([[3, 0, 3, 3], [1, 3, 5, 0]], np.int32)
 IDS = np.array([[3, 1, 4, 1, 5], [2, 6, 5, 3, 5]], np.int32)

@@ -22,9 +22,10 @@ from minigpt.model.gpt import GPTConfig, shapes
 from minigpt.model.init import init_params
 from minigpt.optim.adamw import AdamW
 from minigpt.params import Params
+from tests.tools.options import gpt_config
 
 TOKENIZER = CharTokenizer.from_text("Bee3\n")
-CONFIG = GPTConfig(vocab_size=4, block_size=6, n_layer=2, n_head=2, n_embd=4)
+CONFIG = gpt_config(vocab_size=4, block_size=6, n_layer=2, n_head=2, n_embd=4)
 STATE = {"step": 7, "best": 0.1 + 0.2, "worst": -math.pi, "train": {"name": "é"}}
 
 
@@ -54,10 +55,10 @@ def path(tmp_path, rng):
     "changes",
     [
         {},
-        {"bias": False},
+        {"bias": False, "qkv_bias": None},
         {"rotary": True, "bigram": True},
         {"qkv_bias": False, "tie_head": False, "head_bias": True, "activation": "relu"},
-        {"n_layer": 1, "n_head": 1, "n_embd": 1, "block_size": 1, "init": "lecture"},
+        {"n_layer": 1, "n_head": 1, "n_embd": 1, "block_size": 1, "init_scale": "plain"},
     ],
 )
 def test_what_is_saved_comes_back_to_the_bit(tmp_path, rng, xp, changes):
@@ -143,7 +144,7 @@ def test_there_need_not_be_moments(path):
 
 
 def test_saving_copies_nothing_and_loading_one_tensor_at_a_time(tmp_path):
-    config = GPTConfig(vocab_size=4, block_size=64, n_layer=8, n_head=1, n_embd=128)
+    config = gpt_config(vocab_size=4, block_size=64, n_layer=8, n_head=1, n_embd=128)
     params, path = init_params(config, 0, np), tmp_path / "a.safetensors"
     tracemalloc.start()
     try:
@@ -219,7 +220,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(path, rng, where, wh
 
 def test_a_write_that_the_system_refuses(path, rng):
     resource = pytest.importorskip("resource")
-    config = GPTConfig(vocab_size=4, block_size=64, n_layer=1, n_head=1, n_embd=128)
+    config = gpt_config(vocab_size=4, block_size=64, n_layer=1, n_head=1, n_embd=128)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     old = path.read_bytes()
     params = init_params(config, 0, np)

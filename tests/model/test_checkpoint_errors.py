@@ -12,11 +12,11 @@ import safetensors.numpy
 from minigpt.data.tokenizers import CharTokenizer
 from minigpt.errors import UserError
 from minigpt.model.checkpoint import load, save
-from minigpt.model.gpt import GPTConfig
 from minigpt.model.init import init_params
+from tests.tools.options import gpt_config
 
 TOKENIZER = CharTokenizer.from_text("Bee3\n")
-CONFIG = GPTConfig(vocab_size=4, block_size=6, n_layer=2, n_head=2, n_embd=4)
+CONFIG = gpt_config(vocab_size=4, block_size=6, n_layer=2, n_head=2, n_embd=4)
 
 
 @pytest.fixture
@@ -72,9 +72,9 @@ def test_a_truncated_file(path, cut):
         ({"config": "[" * 100_000}, "its metadata 'config' is missing or no JSON object"),
         ({"state": "[1]"}, "its metadata 'state' is missing or no JSON object"),
         ({"state": None}, "its metadata 'state' is missing or no JSON object"),
-        ({"config": config_json(n_heads=2)}, "unknown key 'n_heads'; did you mean 'n_head'"),
-        ({"config": config_json(n_embd="4")}, "n_embd is '4', but needs int"),
-        ({"config": config_json(dropout=10**400)}, "dropout is 10*, but needs float"),
+        ({"config": config_json(n_heads=2)}, "unknown option 'n_heads'; did you mean 'n_head'"),
+        ({"config": config_json(n_embd="4")}, "n_embd is '4'; it must be a whole number"),
+        ({"config": config_json(dropout=10**400)}, "dropout is 10*; it must be a number"),
         ({"config": config_json(n_embd=3)}, "n_embd is 3, not a multiple of n_head 2"),
         ({"config": config_json(n_layer=10**9)}, "1000000000 layers, but 28 tensors"),
         ({"config": config_json(n_layer=3)}, "h.2.ln_1.w is missing, .* and 9 more"),

@@ -33,7 +33,7 @@ TURNED = {"rotary": True, "bigram": True}
 OPTIONS = {
     "separate": {},
     "shared": {"share_embedding": True},
-    "no biases": {"bias": False, "activation": "gelu_tanh"},
+    "no biases": {"bias": False, "qkv_bias": None, "activation": "gelu_tanh"},
     "untied": {"tie_head": False, "head_bias": True},
     "untied and shared": {"tie_head": False, "share_embedding": True, "qkv_bias": False},
     "dropout": {"dropout": 0.3},

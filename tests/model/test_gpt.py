@@ -9,7 +9,6 @@ from threadpoolctl import threadpool_limits
 from minigpt.backend import to_host
 from minigpt.errors import UserError
 from minigpt.model.gpt import (
-    GPTConfig,
     bigrams,
     embed_backward,
     embed_forward,
@@ -33,18 +32,18 @@ from tests.tools.gradcheck import (
     leaves,
     map_tree,
 )
-from tests.tools.options import rows
+from tests.tools.options import gpt_config, rows
 
-TINY = GPTConfig(vocab_size=5, block_size=4, n_layer=1, n_head=2, n_embd=4)
-SMALL = GPTConfig(vocab_size=11, block_size=8, n_layer=2, n_head=3, n_embd=12)
-NANOGPT = {"bias": False}
+TINY = gpt_config(vocab_size=5, block_size=4, n_layer=1, n_head=2, n_embd=4)
+SMALL = gpt_config(vocab_size=11, block_size=8, n_layer=2, n_head=3, n_embd=12)
+NANOGPT = {"bias": False, "qkv_bias": None}
 GPT2 = {"activation": "gelu_tanh"}
 LECTURE = {
     "activation": "relu",
     "qkv_bias": False,
     "tie_head": False,
     "head_bias": True,
-    "init": "lecture",
+    "init_scale": "plain",
 }
 TURNED = {"rotary": True, "bigram": True}
 OPTIONS = {
@@ -235,9 +234,9 @@ def test_logits_are_what_the_loss_is_made_of(rng):
         np.testing.assert_allclose(loss, -of_targets[targets >= 0].mean(), rtol=1e-12)
 
 
-@pytest.mark.parametrize("init", ["gpt2", "lecture"])
-def test_initialization(init):
-    config = GPTConfig(300, 100, 8, 2, 64, tie_head=False, head_bias=True, init=init)
+@pytest.mark.parametrize("init_scale", ["residual", "plain"])
+def test_initialization(init_scale):
+    config = gpt_config(300, 100, 8, 2, 64, tie_head=False, head_bias=True, init_scale=init_scale)
     for name, w in init_params(config, 3, np).leaves():
         assert w.dtype == np.float32
         if name.endswith(".b"):
@@ -245,7 +244,7 @@ def test_initialization(init):
         elif w.ndim == 1:
             assert (w == 1).all(), name
         else:
-            residual = init == "gpt2" and name.endswith("c_proj.w")
+            residual = init_scale == "residual" and name.endswith("c_proj.w")
             std = 0.02 / math.sqrt(2 * 8) if residual else 0.02
             assert abs(w.std() / std - 1) < 5 / math.sqrt(2 * w.size), name
             assert abs(w.mean()) < 5 * std / math.sqrt(w.size), name
@@ -277,12 +276,14 @@ def test_parameters_bear_gpt2s_names():
     [
         ({"n_embd": 10, "n_head": 4}, "n_embd is 10, not a multiple of n_head 4.*use 12"),
         ({"n_layer": 0}, "n_layer is 0; it must be at least 1"),
+        ({"n_layer": 2.5}, "n_layer is 2.5; it must be a whole number"),
+        ({"block_size": "8"}, "block_size is '8'; it must be a whole number"),
         ({"block_size": -1}, "block_size is -1"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"dropout": -0.1}, "dropout is -0.1"),
         ({"dropout": math.nan}, "dropout is nan"),
         ({"activation": "swish"}, "activation is 'swish'; choose from gelu"),
-        ({"init": "zero"}, "init is 'zero'; choose from gpt2, lecture"),
+        ({"init_scale": "zero"}, "init_scale is 'zero'; choose from residual, plain"),
         ({"head_bias": True}, "head_bias is on with a tied head"),
         ({"rotary": True, "n_head": 4}, "rotary turns pairs .* n_head is 1, which is odd"),
         ({"bigram": True, "vocab_size": 46341}, "pairs of 46341 tokens.* at most 46340"),

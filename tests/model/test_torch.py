@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from minigpt.model.gpt import GPTConfig, gpt_forward, logits, loss_backward, loss_forward, shapes
+from minigpt.model.gpt import gpt_forward, logits, loss_backward, loss_forward, shapes
 from minigpt.ops.attention import attention_backward, attention_forward
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.clipping import GRAD_NORM
@@ -14,6 +14,7 @@ from minigpt.optim.schedule import learning_rate
 from minigpt.params import Params, leaves
 from tests.tools import torch_reference as reference
 from tests.tools.gradcheck import assert_same
+from tests.tools.options import gpt_config
 from tests.tools.torch_reference import CASES, RECIPE, STEPS
 
 ALL = [
@@ -69,7 +70,7 @@ def train(weights, ids, targets, config):
 
 @pytest.mark.parametrize("case", CASES)
 def test_as_recorded(case):
-    config = GPTConfig(**CASES[case])
+    config = gpt_config(**CASES[case])
     made = problem(config)
     with np.load(reference.FILE, allow_pickle=False) as file:
         recorded = {k.split("/")[1]: file[k] for k in file.files if k.split("/")[0] == case}
@@ -101,7 +102,7 @@ def torch():
 @pytest.mark.torch
 @pytest.mark.parametrize("case", CASES)
 def test_the_recording_is_what_torch_says_today(torch, case):
-    config = GPTConfig(**CASES[case])
+    config = gpt_config(**CASES[case])
     made = problem(config)
     today = reference.first_step(*made, config) | reference.train(*made, config)
     with np.load(reference.FILE, allow_pickle=False) as file:
@@ -112,7 +113,7 @@ def test_the_recording_is_what_torch_says_today(torch, case):
 @pytest.mark.torch
 @pytest.mark.parametrize("options", ALL, ids=lambda options: "-".join(map(str, options.values())))
 def test_loss_logits_and_every_gradient(torch, options):
-    config = GPTConfig(vocab_size=13, block_size=9, n_layer=2, n_head=3, n_embd=12, **options)
+    config = gpt_config(vocab_size=13, block_size=9, n_layer=2, n_head=3, n_embd=12, **options)
     made = problem(config, seed=1)
     assert_same(first_step(*made, config), reference.first_step(*made, config), 1e-9)
 
@@ -122,7 +123,7 @@ def test_loss_logits_and_every_gradient(torch, options):
 @pytest.mark.parametrize("bigram", [True, False])
 @pytest.mark.parametrize("n_head", [1, 3, 6])
 def test_every_gradient_with_rotary_positions_and_pairs(torch, rotary, bigram, n_head):
-    config = GPTConfig(13, 9, 2, n_head, 12, rotary=rotary, bigram=bigram)
+    config = gpt_config(13, 9, 2, n_head, 12, rotary=rotary, bigram=bigram)
     made = problem(config, seed=4)
     assert_same(first_step(*made, config), reference.first_step(*made, config), 1e-9)
 
@@ -131,7 +132,7 @@ def test_every_gradient_with_rotary_positions_and_pairs(torch, rotary, bigram, n
 @pytest.mark.parametrize("case", CASES)
 def test_a_larger_model(torch, case):
     sizes = {"vocab_size": 65, "block_size": 70, "n_layer": 3, "n_head": 4, "n_embd": 64}
-    config = GPTConfig(**{**CASES[case], **sizes})
+    config = gpt_config(**{**CASES[case], **sizes})
     weights, ids, targets = problem(config, seed=2)
     made = {name: w / 4 for name, w in weights.items()}, ids, targets
     assert_same(first_step(*made, config), reference.first_step(*made, config), 1e-9)
@@ -140,7 +141,7 @@ def test_a_larger_model(torch, case):
 @pytest.mark.torch
 @pytest.mark.parametrize("case", CASES)
 def test_twenty_steps_of_adamw(torch, case):
-    config = GPTConfig(**{**CASES[case], "n_embd": 12, "n_head": 3})
+    config = gpt_config(**{**CASES[case], "n_embd": 12, "n_head": 3})
     made = problem(config, seed=3)
     assert_same(train(*made, config), reference.train(*made, config), 1e-7)
 

@@ -9,16 +9,16 @@ from minigpt.backend import to_host
 from minigpt.data.tokenizers import CharTokenizer
 from minigpt.model import encoder_decoder as seq2seq
 from minigpt.model.checkpoint import load, save
-from minigpt.model.gpt import GPTConfig
 from minigpt.model.init import init_params
 from minigpt.optim.adamw import AdamW, in_one_range
 from minigpt.optim.clipping import LOSS_SCALE, SKIPPED, STEPS
 from minigpt.optim.muon import COEFFICIENTS, ITERATIONS, MIN_SINGULAR, Muon, orthogonalize
 from minigpt.params import Params
 from minigpt.train.threads import Workers
+from tests.tools.options import gpt_config
 
 WIDE, TALL, SQUARE = (12, 40), (40, 12), (16, 16)
-CONFIG = GPTConfig(vocab_size=11, block_size=6, n_layer=3, n_head=2, n_embd=8, tie_head=False)
+CONFIG = gpt_config(vocab_size=11, block_size=6, n_layer=3, n_head=2, n_embd=8, tie_head=False)
 SEQ2SEQ = seq2seq.Seq2SeqConfig(
     vocab_size=11, source_vocab_size=13, block_size=6, n_layer=2, n_head=2, n_embd=8
 )

@@ -16,7 +16,7 @@ class Config:
     warmup_iters: int = 10
     lr_decay_iters: int = 50
     lr_schedule: str = "cosine"
-    lr_decay_share: float = 0.4
+    lr_decay_fraction: float = 0.4
 
 
 COSINE, WSD = Config(), Config(lr_schedule="wsd")
@@ -44,9 +44,9 @@ def test_a_plateau_ends_in_a_line_over_the_last_share():
 
 
 def test_a_share_of_one_is_a_line_and_of_zero_a_plateau():
-    line = rates(replace(WSD, lr_decay_share=1.0), 60)
+    line = rates(replace(WSD, lr_decay_fraction=1.0), 60)
     np.testing.assert_allclose(np.diff(line[10:51]), -9e-4 / 40, rtol=1e-9)
-    flat = rates(replace(WSD, lr_decay_share=0.0), 60)
+    flat = rates(replace(WSD, lr_decay_fraction=0.0), 60)
     assert flat[10:50] == [1e-3] * 40 and flat[50:] == [1e-4] * 10
 
 

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from minigpt.backend import to_device, to_host
 from minigpt.errors import UserError
-from minigpt.model.gpt import GPTConfig, gpt_forward, logits, shapes
+from minigpt.model.gpt import gpt_forward, logits, shapes
 from minigpt.params import Params
 from minigpt.sample import generate as decoding
 from minigpt.sample.generate import KVCache, draw, generate, next_probabilities
+from tests.tools.options import gpt_config
 
-CONFIG = GPTConfig(vocab_size=11, block_size=6, n_layer=2, n_head=2, n_embd=8)
+CONFIG = gpt_config(vocab_size=11, block_size=6, n_layer=2, n_head=2, n_embd=8)
 OPTIONS = [{}, {"rotary": True}, {"bigram": True}, {"rotary": True, "bigram": True}]
 
 
@@ -147,7 +148,7 @@ def test_the_cache_hands_out_views_and_counts_when_told():
 
 
 def test_a_step_allocates_little(rng):
-    config = GPTConfig(vocab_size=11, block_size=512, n_layer=4, n_head=2, n_embd=32)
+    config = gpt_config(vocab_size=11, block_size=512, n_layer=4, n_head=2, n_embd=32)
     params = make_params(rng, config)
     tokens = generate(params.tree, config, np.zeros((4, 500), int), 9)
     next(tokens)

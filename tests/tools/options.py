@@ -1,4 +1,10 @@
-"""Options of a model: rows in which every value of one meets every value of each other."""
+"""Options of a model: rows in which every value of one meets every value of each other, and
+configs with nanoGPT's options in place of the defaults.
+"""
+
+from minigpt.model.gpt import GPTConfig
+from minigpt.train.config import TrainConfig, of_class
+from minigpt.train.presets import NANOGPT
 
 HEADS = {
     "tied": {"tie_head": True, "head_bias": False},
@@ -37,3 +43,16 @@ def rows(*left_out):
         options |= HEADS[options.pop("head")]
         named[name] = {k: v for k, v in options.items() if k not in left_out}
     return named
+
+
+def gpt_config(*sizes, **options):
+    """Return the GPTConfig of sizes (vocab_size, block_size, n_layer, n_head, n_embd) and options,
+    nanoGPT's where none is given.
+    """
+    names = [name for name in of_class(GPTConfig, NANOGPT) if name != "n_layer"]
+    return GPTConfig(*sizes, **{name: NANOGPT[name] for name in names} | options)
+
+
+def train_config(**options):
+    """Return the TrainConfig of options, nanoGPT's where none is given."""
+    return TrainConfig(**of_class(TrainConfig, NANOGPT) | options)

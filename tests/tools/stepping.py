@@ -9,14 +9,13 @@ from minigpt.data.dates import date_pairs
 from minigpt.data.pairs import Pairs
 from minigpt.data.tokenizers import PairTokenizer
 from minigpt.model.encoder_decoder import Seq2SeqConfig
-from minigpt.model.gpt import GPTConfig
 from minigpt.model.init import init_params
-from minigpt.train.config import TrainConfig
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
+from tests.tools.options import gpt_config, train_config
 
-CONFIG = GPTConfig(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=32, dropout=0.2)
-TRAIN = TrainConfig(backend="cupy", batch_size=6, max_iters=50, warmup_iters=5, learning_rate=3e-3)
+CONFIG = gpt_config(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=32, dropout=0.2)
+TRAIN = train_config(backend="cupy", batch_size=6, max_iters=50, warmup_iters=5, learning_rate=3e-3)
 # Text-like: a token depends on the one before, so that there is something to learn.
 STEPS = np.random.default_rng(0).integers(0, 5, 5000)
 IDS = (STEPS.cumsum() % 65).astype(np.int32)

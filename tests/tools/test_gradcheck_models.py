@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
-from minigpt.model.gpt import GPTConfig, loss_backward, loss_forward
+from minigpt.model.gpt import loss_backward, loss_forward
 from minigpt.model.init import init_params
 from minigpt.ops import cross_entropy
 from tests.tools.gradcheck import MODEL, check_backward, leaves, map_tree
+from tests.tools.options import gpt_config
 from tests.tools.test_gradcheck import check
 
-CONFIG = GPTConfig(3, 2, 1, 1, 3, qkv_bias=False, tie_head=False, head_bias=True)
+CONFIG = gpt_config(3, 2, 1, 1, 3, qkv_bias=False, tie_head=False, head_bias=True)
 NAMES = [name for name, _ in init_params(CONFIG, 0, np).leaves()]
 
 
@@ -35,7 +36,7 @@ def test_a_fault_in_any_parameter_of_a_model_is_found(rng, wrong):
 
 
 def test_a_tied_head_that_forgets_the_embedding_is_found(rng):
-    config = GPTConfig(3, 2, 1, 1, 2)
+    config = gpt_config(3, 2, 1, 1, 2)
     tree = map_tree(lambda x: rng.standard_normal(x.shape), init_params(config, 0, np).tree)
     ids, targets = rng.integers(0, 3, (2, 2, 2))
 

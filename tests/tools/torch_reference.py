@@ -12,6 +12,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from tests.tools.options import gpt_config
+
 try:
     import torch
     import torch.nn.functional as F
@@ -31,7 +33,7 @@ CASES = {
         "qkv_bias": False,
         "tie_head": False,
         "head_bias": True,
-        "init": "lecture",
+        "init_scale": "plain",
     },
     "rotary": {**SIZES, "rotary": True, "bigram": True},
 }
@@ -42,7 +44,7 @@ RECIPE = SimpleNamespace(
     warmup_iters=4,
     lr_decay_iters=16,
     lr_schedule="cosine",
-    lr_decay_share=0.0,
+    lr_decay_fraction=0.0,
     beta1=0.9,
     beta2=0.99,
     weight_decay=0.1,
@@ -186,12 +188,12 @@ def train(weights, ids, targets, config):
 
 def record():
     """Write what torch makes of every case to FILE."""
-    from minigpt.model.gpt import GPTConfig, shapes
+    from minigpt.model.gpt import shapes
     from minigpt.params import leaves
 
     arrays = {}
     for case, options in CASES.items():
-        config = GPTConfig(**options)
+        config = gpt_config(**options)
         made = problem(leaves(shapes(config)), config.vocab_size, config.block_size)
         arrays[f"{case}/sha256"] = np.array(digest(*made))
         for name, x in {**first_step(*made, config), **train(*made, config)}.items():

@@ -7,9 +7,9 @@ import pytest
 from minigpt.backend.cpu import pool
 from minigpt.model import count_parameters
 from minigpt.model.init import init_params
-from minigpt.train.config import configs
+from minigpt.train.config import resolve
 from minigpt.train.cost import describe, flops_per_step, human, memory
-from minigpt.train.presets import PRESETS
+from minigpt.train.presets import NANOGPT, PRESETS
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
 
@@ -20,7 +20,7 @@ def test_flops_by_hand():
     linear = 2 * (3 * 4 * 4 + 4 * 4 + 2 * 4 * 16) + 4 * 11  # weights, each met once by a token
     seen = (1 + 2 + 3) * 4 * 2 * 2  # keys of three queries, channels, q k^T and w v, layers
     per_sequence = 2 * 3 * (linear * 3 + seen)  # 2 per multiply-add; forward, dx and dw
-    assert flops_per_step(*configs(values, 11)) == per_sequence * 5 * 7
+    assert flops_per_step(*resolve(values, {"vocab_size": 11})) == per_sequence * 5 * 7
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def measure(config, train):
         PRESETS["nanogpt-cpu"] | {"threads": 2},
         PRESETS["nanogpt-baby"] | {"threads": 2, "batch_size": 2, "n_layer": 2},
         PRESETS["lecture"] | {"threads": 2, "batch_size": 8, "n_layer": 1, "n_embd": 96},
-        {"threads": 2, "n_embd": 64, "n_head": 8, "batch_size": 16},
+        NANOGPT | {"threads": 2, "n_embd": 64, "n_head": 8, "batch_size": 16},
         PRESETS["nanogpt-cpu"] | {"threads": 2, "rotary": True, "bigram": True},
     ],
     ids=["one thread", "two threads", "wide", "thin", "many heads", "rotary with bigrams"],
@@ -70,7 +70,7 @@ def measure(config, train):
 def test_memory_is_that_of_a_real_step(monkeypatch, values):
     # What is left of a chunk takes no memory, but is counted as if it did.
     monkeypatch.setattr(pool, "CHUNK", 2**18)
-    config, train = configs(values, 65)
+    config, train = resolve(values, {"vocab_size": 65})
     parts, threads, n = memory(config, train), values["threads"], 4 * count_parameters(config)
     # In a thread of its own: what earlier tests left in this thread's pool would not be counted.
     with ThreadPoolExecutor(1) as fresh:
@@ -83,7 +83,7 @@ def test_memory_is_that_of_a_real_step(monkeypatch, values):
 
 
 def test_describe_says_what_a_run_costs():
-    config, train = configs({**PRESETS["lecture"], "threads": 2}, 65)
+    config, train = resolve({**PRESETS["lecture"], "threads": 2}, {"vocab_size": 65})
     text = "\n".join(describe(config, train))
     for part in (
         "6 layers, 6 heads, 384 channels, context 256, vocabulary 65",
@@ -105,12 +105,12 @@ def expected_parameters(n, without):
 
 def test_rotary_positions_have_no_parameters_and_pairs_have_a_table():
     values = PRESETS["nanogpt-cpu"] | {"threads": 2}
-    n = count_parameters(configs(values, 65)[0])
+    n = count_parameters(resolve(values, {"vocab_size": 65})[0])
     for options, expected in (
         ({"rotary": True}, (n - 64 * 128, n - 64 * 128)),
         ({"bigram": True}, (n + 65 * 66 * 128, n + 65 * 66 * 128 - 64 * 128)),
     ):
-        config, train = configs(values | options, 65)
+        config, train = resolve(values | options, {"vocab_size": 65})
         text = "\n".join(describe(config, train))
         assert expected_parameters(*expected) in text
         assert memory(config, train)["weights"] == 4 * expected[0]
@@ -118,8 +118,8 @@ def test_rotary_positions_have_no_parameters_and_pairs_have_a_table():
 
 def test_a_device_has_one_shard_and_half_precision_halves_what_the_passes_make():
     values = PRESETS["nanogpt-cpu"] | {"backend": "cupy"}
-    config, train = configs(values, 65)
-    _, half = configs(values | {"dtype": "float16"}, 65)
+    config, train = resolve(values, {"vocab_size": 65})
+    _, half = resolve(values | {"dtype": "float16"}, {"vocab_size": 65})
     one, other, n = memory(config, train), memory(config, half), count_parameters(config)
     assert one["gradients"] == 8 * n and other["gradients"] == 6 * n
     assert one["weights"] == 4 * n and other["weights"] == 6 * n

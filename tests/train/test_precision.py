@@ -91,7 +91,7 @@ def test_tf32_is_on_for_the_run_only(tmp_path, cupy, monkeypatch):
 
     monkeypatch.setattr(Trainer, "step", step)
     monkeypatch.setattr("minigpt.train.run.check_precision", lambda name, xp: None)
-    assert begin(tmp_path / "run", "--backend=cupy", "--tf32", "--max-iters=2") == 0
+    assert begin(tmp_path / "run", "--backend=cupy", "--dtype=tf32", "--max-iters=2") == 0
     assert seen == [products.COMPUTE_TYPE_TF32] * 2
     assert products.get_compute_type("float32") == before != products.COMPUTE_TYPE_TF32
     with pytest.raises(RuntimeError), devices.tf32_products(True):
@@ -107,5 +107,5 @@ def test_a_device_without_tf32(tmp_path, cupy, monkeypatch, capsys, is_hip, capa
     monkeypatch.setattr(cupy.cuda.runtime, "is_hip", is_hip)
     this = type("", (), {"compute_capability": capability})
     monkeypatch.setattr(cupy.cuda, "Device", lambda: this)
-    error = refusal(capsys, begin, tmp_path / "run", "--backend=cupy", "--tf32")
+    error = refusal(capsys, begin, tmp_path / "run", "--backend=cupy", "--dtype=tf32")
     assert told in error and not (tmp_path / "run").exists()

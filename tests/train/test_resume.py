@@ -178,7 +178,7 @@ def test_what_cannot_be_resumed(tmp_path, folder, capsys):
     assert f"there is no {tmp_path / 'none' / LAST} to resume from; leave out --resume" in error
     assert not (tmp_path / "none").exists()
     for flag in ("--preset=lecture", "--overwrite"):
-        assert "--resume goes on with the run as it is: leave out" in refusal(
+        assert "--resume keeps the run's settings: leave out" in refusal(
             capsys, resume, folder, flag
         )
     shutil.copy(folder / BEST, folder / LAST)

@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 
 from minigpt.data.batches import random_batch
-from minigpt.model.gpt import GPTConfig, loss_backward, loss_forward
+from minigpt.model.gpt import loss_backward, loss_forward
 from minigpt.model.init import init_params
 from minigpt.ops.dropout import Rng
 from minigpt.optim.clipping import GRAD_NORM
 from minigpt.optim.schedule import learning_rate
 from minigpt.params import leaves
-from minigpt.train.config import TrainConfig
 from minigpt.train.step import EVAL_TOKENS, Trainer
 from minigpt.train.threads import Workers
+from tests.tools.options import gpt_config, train_config
 
-CONFIG = GPTConfig(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=0.2)
-TRAIN = TrainConfig(batch_size=5, max_iters=20, warmup_iters=2, learning_rate=0.01)
+CONFIG = gpt_config(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=16, dropout=0.2)
+TRAIN = train_config(batch_size=5, max_iters=20, warmup_iters=2, learning_rate=0.01)
 IDS = np.random.default_rng(0).integers(0, 11, 200, dtype=np.int32)
 
 
@@ -119,7 +119,8 @@ def test_training_learns_a_pattern():
     ids = np.resize(np.arange(11, dtype=np.int32), 200)
     config = dataclasses.replace(CONFIG, dropout=0.0)
     with Workers(2) as workers:
-        this = trainer(workers, dataclasses.replace(TRAIN, max_iters=100), config, "float32")
+        recipe = dataclasses.replace(TRAIN, max_iters=100, lr_decay_iters=None)
+        this = trainer(workers, recipe, config, "float32")
         losses = [this.step(ids, step)[0] for step in range(100)]
         assert losses[0] == pytest.approx(np.log(11), rel=0.05)
         assert this.evaluate(ids) < 0.2

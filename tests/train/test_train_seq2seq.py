@@ -26,10 +26,11 @@ from minigpt.sample import __main__ as sample
 from minigpt.sample import answers
 from minigpt.sample.tasks import TASKS, task_of
 from minigpt.train import __main__ as train
-from minigpt.train.config import TrainConfig, configs
+from minigpt.train.config import resolve
 from minigpt.train.presets import DEFAULTS, PRESETS
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
+from tests.tools.options import train_config
 from tests.tools.training import metrics, refusal, resume
 
 pytestmark = pytest.mark.usefixtures("no_picture")
@@ -44,7 +45,7 @@ FLAGS = (
     *("--warmup-iters=2", "--dropout=0.1", "--gradient-accumulation-steps=2"),
 )
 CONFIG = Seq2SeqConfig(4, 8, 1, 2, 8, source_vocab_size=3, dropout=0.2)
-TRAIN = TrainConfig(task="seq2seq", batch_size=5, max_iters=20, warmup_iters=2)
+TRAIN = train_config(task="seq2seq", batch_size=5, max_iters=20, warmup_iters=2)
 
 
 @pytest.fixture
@@ -130,8 +131,8 @@ def test_shared_embeddings_mean_one_vocabulary(begin, tmp_path, tsv):
         (["--block-size=7"], "pairs are longer than --block-size 7: the longest needs 8"),
         (["--vocab-size=9"], "vocab_size is 9, but the pairs need 4: leave it out"),
         (["--task=text", "--share-embedding"], "share_embedding is for --task seq2seq"),
-        (["--task=images"], "invalid choice: 'images'"),
-        (["--preset=date"], "unknown preset 'date', .*; did you mean 'dates'?"),
+        (["--task=images"], "--task is 'images'; choose from text, seq2seq"),
+        (["--preset=date"], "preset is 'date'; choose from .*; did you mean 'dates'?"),
     ],
 )
 def test_flags_that_cannot_be(begin, tmp_path, capsys, flags, told):
@@ -165,7 +166,7 @@ def test_what_resume_refuses(begin, tmp_path, tsv, capsys):
 
 def test_presets_of_the_tasks():
     assert DEFAULTS == {"text": "quick", "seq2seq": "dates"}
-    config, recipe = configs(PRESETS["dates"], 12, 62)
+    config, recipe = resolve(PRESETS["dates"], {"vocab_size": 12, "source_vocab_size": 62})
     assert (type(config), config.vocab_size, config.source_vocab_size) == (Seq2SeqConfig, 12, 62)
     assert (recipe.task, recipe.batch_size) == ("seq2seq", 32)
     assert count_parameters(config) == sum(w.size for _, w in init_params(config, 0, np).leaves())
@@ -274,7 +275,7 @@ def test_a_checkpoint_of_an_unknown_kind(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "CONFIGS", {"seq2sec": type(CONFIG)})
         save(tmp_path / "a", params, CONFIG, tokenizer=tokenizer, state={})
-    with pytest.raises(UserError, match="unknown model 'seq2sec', .*; did you mean 'seq2seq'?"):
+    with pytest.raises(UserError, match="model is 'seq2sec'; .*; did you mean 'seq2seq'?"):
         load(tmp_path / "a")
 
 
