@@ -20,8 +20,8 @@ MUTANTS = {
     "minigpt::nearest": [
         (
             "a value that is no text has no nearest name",
-            "difflib.get_close_matches(str(word),",
-            "difflib.get_close_matches(word,",
+            "str(word).lstrip(",
+            "word.lstrip(",
             "train/test_train_input.py::test_a_config_file_that_is_no_good",
         ),
     ],
