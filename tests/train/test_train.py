@@ -238,7 +238,7 @@ def test_every_flag_has_a_help_that_tells_the_default(capsys):
         train.main(["--help-all"])
     text = " ".join(capsys.readouterr().out.split())
     for flag in ("head-bias", "qkv-bias", "init-scale", "lr-decay-fraction", "momentum"):
-        assert f"--{flag} " in text
+        assert f"--{flag}" in text
     assert "--share-embedding" in text and "--n-layer N number of blocks (default: 2)" in text
 
 

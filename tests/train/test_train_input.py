@@ -208,10 +208,10 @@ def test_plain_mode_runs_the_ops_as_they_are_written(tmp_path, monkeypatch):
     original = Trainer.step
 
     def step(self, *args):
-        seen.append(backend._plain)
+        seen.append(backend.is_plain())
         return original(self, *args)
 
     monkeypatch.setattr(Trainer, "step", step)
-    before = backend._plain
+    before = backend.is_plain()
     assert begin(tmp_path / "run", "--plain", "--max-iters=2") == 0
-    assert seen == [True, True] and backend._plain == before
+    assert seen == [True, True] and backend.is_plain() == before
