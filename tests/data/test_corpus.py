@@ -98,6 +98,7 @@ def test_wrong_checksum_is_never_taken(cache, network, capsys):
     assert not cache.exists()
 
 
+@pytest.mark.slow
 def test_name_look_up_that_hangs_costs_2_seconds(cache, network, capsys):
     released = threading.Event()
     network += [lambda: released.wait(20)]
@@ -120,12 +121,14 @@ class Slow(io.BytesIO):
         return super().read(size)
 
 
+@pytest.mark.slow
 def test_slow_download_that_goes_on_may_finish(cache, network, monkeypatch):
     monkeypatch.setattr(source, "CONTACT", 0.5)
     network += [lambda: Slow([0.7, 0.2])]
     assert source.load_text() == (TEXT, "tiny Shakespeare")
 
 
+@pytest.mark.slow
 def test_download_that_stalls_is_given_up(cache, network, monkeypatch, capsys):
     monkeypatch.setattr(source, "STALL", 0.3)
     network += [lambda: Slow([0, 1])] * 3

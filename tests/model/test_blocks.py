@@ -29,10 +29,10 @@ MASK = np.array([[True, False, True], [False, True, True]])
 each_two = pytest.mark.parametrize(
     "bias, dropout, key, begins",
     [
-        (True, 0.0, None, False),
+        pytest.param(True, 0.0, None, False, marks=pytest.mark.slow),
         (True, 0.3, RNG, True),
-        (False, 0.0, None, True),
-        (False, 0.3, RNG, False),
+        pytest.param(False, 0.0, None, True, marks=pytest.mark.slow),
+        pytest.param(False, 0.3, RNG, False, marks=pytest.mark.slow),
     ],
 )
 
@@ -125,7 +125,7 @@ def test_backward_of_the_block_of_an_encoder(rng):
 @pytest.mark.parametrize("mask", [None, MASK], ids=["", "padding"])
 @pytest.mark.parametrize("dropout, key", [(0.0, None), (0.3, RNG)])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("Tq", [1, 3, 5])
+@pytest.mark.parametrize("Tq", [1, pytest.param(3, marks=pytest.mark.slow), 5])
 def test_backward_of_cross_attention(rng, Tq, bias, dropout, key, mask):
     def forward(x, memory, **p):
         return cross_attention_forward(x, memory, p, N_HEAD, mask, dropout, key)

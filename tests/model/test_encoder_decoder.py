@@ -26,6 +26,7 @@ from minigpt.optim.adamw import AdamW
 from tests.tools.calling import leaves, map_tree
 from tests.tools.gradcheck import MODEL, assert_same, check_backends, check_backward, check_float32
 from tests.tools.options import rows
+from tests.tools.rings import fast
 
 TINY = Seq2SeqConfig(5, 5, 1, 2, 4, source_vocab_size=4)
 SMALL = Seq2SeqConfig(11, 9, 2, 3, 12, source_vocab_size=8)
@@ -67,7 +68,7 @@ def loss_of(config, source, targets, key=RNG):
     return lambda **p: loss_forward(source, targets, p, config, key)
 
 
-@options
+@pytest.mark.parametrize("options", fast(OPTIONS, "rotary with bigrams"))
 def test_every_gradient_of_the_loss(rng, options):
     config = replace(TINY, **options)
     tree, source, targets = problem(rng, config)
@@ -75,7 +76,7 @@ def test_every_gradient_of_the_loss(rng, options):
     check_backward(loss_of(config, source, targets), loss_backward, **tree, rng=rng, factor=MODEL)
 
 
-@pytest.mark.parametrize("options", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("options", fast(ROWS, *list(ROWS)[2:4]))
 def test_every_gradient_of_a_deeper_model_along_random_directions(rng, options):
     config = replace(SMALL, **options)
     tree, source, targets = problem(rng, config, ((5, 3), (2, 6), (7, 1)))
@@ -83,6 +84,7 @@ def test_every_gradient_of_a_deeper_model_along_random_directions(rng, options):
     check_backward(loss_of(config, source, targets), loss_backward, **tree, rng=rng, factor=MODEL)
 
 
+@pytest.mark.slow
 @turned
 def test_every_gradient_of_the_last_hidden_state(rng, options):
     config = replace(TINY, **options)
@@ -96,6 +98,7 @@ def test_every_gradient_of_the_last_hidden_state(rng, options):
     )
 
 
+@pytest.mark.slow
 @turned
 def test_every_gradient_of_the_decoder(rng, options):
     config = replace(TINY, **options)

@@ -33,6 +33,7 @@ from tests.tools.gradcheck import (
     map_tree,
 )
 from tests.tools.options import gpt_config, rows
+from tests.tools.rings import fast
 
 TINY = gpt_config(vocab_size=5, block_size=4, n_layer=1, n_head=2, n_embd=4)
 SMALL = gpt_config(vocab_size=11, block_size=8, n_layer=2, n_head=3, n_embd=12)
@@ -74,7 +75,7 @@ def loss_of(config, ids, targets, key=RNG):
     return lambda **p: loss_forward(ids, targets, p, config, key)
 
 
-@options
+@pytest.mark.parametrize("options", fast(OPTIONS, "lecture", "rotary with bigrams"))
 def test_every_gradient_of_the_loss(rng, options):
     config = replace(TINY, **options)
     tree, ids, targets = problem(rng, config)
@@ -88,6 +89,7 @@ def test_every_gradient_of_the_embeddings(rng, options):
     check_backward(lambda **p: embed_forward(ids, p), embed_backward, **tables, rng=rng)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("T, options", [(1, {}), (4, {}), (4, TURNED)])
 def test_every_gradient_of_the_last_hidden_state(rng, T, options):
     config = replace(TINY, **options)
@@ -97,7 +99,7 @@ def test_every_gradient_of_the_last_hidden_state(rng, T, options):
     )
 
 
-@pytest.mark.parametrize("options", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("options", fast(ROWS, *list(ROWS)[2:5]))
 def test_every_gradient_of_a_deeper_model_along_random_directions(rng, options):
     config = replace(SMALL, **options)
     tree, ids, targets = problem(rng, config, B=3, T=7)

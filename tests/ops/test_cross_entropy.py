@@ -75,6 +75,7 @@ def test_chunks_make_no_difference(rng, monkeypatch):
         np.testing.assert_allclose(grads2["w"], grads["w"], rtol=1e-12, atol=1e-16)
 
 
+@pytest.mark.slow
 def test_logits_of_a_large_vocabulary_never_exist_whole(rng):
     N, V, C = 1024, 50257, 4
     x, w = (rng.standard_normal(s, dtype=np.float32) for s in ((N, C), (V, C)))
@@ -100,7 +101,9 @@ def test_strided_inputs(rng):
 
 
 @pytest.mark.cupy
-@pytest.mark.parametrize("shape, V", [((5,), 7), ((0, 2), 7), ((300,), 50257)])
+@pytest.mark.parametrize(
+    "shape, V", [((5,), 7), ((0, 2), 7), pytest.param((300,), 50257, marks=pytest.mark.slow)]
+)
 def test_both_passes_at_once_give_what_one_after_the_other_gives(rng, xp, shape, V):
     x, p, targets = inputs(rng, shape, V)
     x, targets, p = xp.asarray(x), xp.asarray(targets), {k: xp.asarray(a) for k, a in p.items()}

@@ -1,13 +1,17 @@
 """Processes that want the same text at the same time."""
 
+import pytest
+
 from tests.tools.faults.long import trained
 from tests.tools.serving import side_by_side
 
 
+@pytest.mark.slow
 def test_many_processes_download_once_and_train_on_the_same_text(tmp_path):
     assert trained(tmp_path) is None
 
 
+@pytest.mark.slow
 def test_who_has_waited_in_vain_downloads_at_once(tmp_path):
     program = """if True:
         import os, time

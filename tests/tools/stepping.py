@@ -1,6 +1,7 @@
 """Small models and steps of their training on either backend."""
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -21,6 +22,7 @@ STEPS = np.random.default_rng(0).integers(0, 5, 5000)
 IDS = (STEPS.cumsum() % 65).astype(np.int32)
 
 
+@functools.cache
 def dates():
     """A Seq2SeqConfig and Pairs for it."""
     pairs = date_pairs(0)[1]

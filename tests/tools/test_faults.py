@@ -29,15 +29,18 @@ def judge():
     return Judge()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [interruptions.kill, interruptions.two_runs])
 def test_a_run_that_is_killed_or_not_alone_loses_nothing(tmp_path, expected, row):
     assert row(1, tmp_path, expected, SEED).failures == []
 
 
+@pytest.mark.slow
 def test_numbers_that_are_not_finite(tmp_path):
     assert numbers.not_finite(3, tmp_path, None, SEED).failures == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", corruption.KINDS)
 def test_damaged_files_and_senseless_input(tmp_path, kind):
     row = corruption.row(kind, 10, tmp_path, None, SEED)
@@ -51,6 +54,7 @@ def runs(tmp_path):
     return [(folder / name).read_bytes() for folder in folders for name in (LAST, BEST)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", {*damage.CHECKPOINTS, *damage.TABLES}, ids=lambda way: way.__name__)
 def test_a_way_to_damage_a_file_mostly_does(runs, way):
     rng = random.Random(0)
@@ -59,6 +63,7 @@ def test_a_way_to_damage_a_file_mostly_does(runs, way):
     assert made == [way(runs[0], runs[1:], rng) for rng in [random.Random(0)] for _ in range(20)]
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_otherwise_is_noticed(tmp_path, expected):
     folder = tmp_path / "run"
     code, err = command.ended(command.begin(tmp_path, "run"))
@@ -113,6 +118,7 @@ def test_what_counts_as_clean(judge, main, told):
     assert fault is None if told is None else told in fault
 
 
+@pytest.mark.slow
 def test_a_command_that_hangs_is_ended(judge, monkeypatch):
     monkeypatch.setattr("tests.tools.faults.judge.LIMIT_S", 0.1)
     start = time.monotonic()
@@ -120,6 +126,7 @@ def test_a_command_that_hangs_is_ended(judge, monkeypatch):
     assert time.monotonic() - start < MOST / 2
 
 
+@pytest.mark.slow
 def test_memory_is_limited():
     program = f"""if True:
         from tests.tools.faults.judge import Judge

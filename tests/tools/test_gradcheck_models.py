@@ -1,4 +1,4 @@
-"""Faults planted in the backward pass of a whole model: each must be found, by name."""
+"""Bugs planted in the backward pass of a whole model: each must be found, by name."""
 
 import numpy as np
 import pytest
@@ -8,14 +8,15 @@ from minigpt.model.init import init_params
 from minigpt.ops import cross_entropy
 from tests.tools.gradcheck import MODEL, check_backward, leaves, map_tree
 from tests.tools.options import gpt_config
+from tests.tools.rings import fast
 from tests.tools.test_gradcheck import check
 
 CONFIG = gpt_config(3, 2, 1, 1, 3, qkv_bias=False, tie_head=False, head_bias=True)
 NAMES = [name for name, _ in init_params(CONFIG, 0, np).leaves()]
 
 
-@pytest.mark.parametrize("wrong", [None, *NAMES])
-def test_a_fault_in_any_parameter_of_a_model_is_found(rng, wrong):
+@pytest.mark.parametrize("wrong", fast({"none": None} | {x: x for x in NAMES}, "none", "lm_head.b"))
+def test_a_bug_in_any_parameter_of_a_model_is_found(rng, wrong):
     tree = map_tree(lambda x: rng.standard_normal(x.shape), init_params(CONFIG, 0, np).tree)
     ids, targets = rng.integers(0, 3, (2, 2, 2))
 

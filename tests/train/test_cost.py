@@ -55,6 +55,7 @@ def measure(config, train):
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "values",
     [

@@ -176,9 +176,9 @@ def test_the_first_gradient_that_went_bad(xp):
 @pytest.mark.parametrize(
     "name, first",
     [
-        ("encoder.h.0.mlp.c_fc.w", "encoder.h.0"),
+        pytest.param("encoder.h.0.mlp.c_fc.w", "encoder.h.0", marks=pytest.mark.slow),
         ("encoder.ln_f.w", "encoder.ln_f"),
-        ("h.0.cross.c_q.w", "h.0"),
+        pytest.param("h.0.cross.c_q.w", "h.0", marks=pytest.mark.slow),
     ],
 )
 def test_the_first_layer_of_an_encoder_decoder(name, first):

@@ -165,7 +165,10 @@ def ticking(monkeypatch):
     monkeypatch.setattr("minigpt.train.run.OVERHEAD_S", 0.2)
 
 
-@pytest.mark.parametrize("seconds", [5.0, 5.0156, 5.0313, 5.0469, 5.0625])
+@pytest.mark.parametrize(
+    "seconds",
+    [5.0, *(pytest.param(s, marks=pytest.mark.slow) for s in (5.0156, 5.0313, 5.0469, 5.0625))],
+)
 def test_a_run_by_the_clock_ends_on_time_with_its_learning_rate_down(tmp_path, ticking, seconds):
     flags = f"--max-seconds={seconds}", "--min-lr=0", "--lr-schedule=wsd", "--log-interval=1"
     begin(tmp_path / "run", *flags, "--eval-interval=1000000")

@@ -178,7 +178,10 @@ def started(folder, *flags):
     return process, time.perf_counter() - start
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    "number, code",
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, capsys, number, code):
     folder = tmp_path / "my run"
     process, _ = started(folder)
@@ -194,6 +197,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, capsys, number, code):
     assert metrics(folder)[-1]["step"] == step + 2
 
 
+@pytest.mark.slow
 def test_the_first_step_comes_soon(tmp_path, corpus):
     (tmp_path / "shakespeare.txt").write_text(corpus, encoding="utf-8")
     times = [math.inf]
@@ -208,6 +212,7 @@ def test_the_first_step_comes_soon(tmp_path, corpus):
     assert min(times) < 2
 
 
+@pytest.mark.slow
 def test_help_comes_at_once():
     times = [math.inf]
     while len(times) <= 10 and min(times) >= 0.5:  # a busy machine is no failure
@@ -242,6 +247,7 @@ def test_every_flag_has_a_help_that_tells_the_default(capsys):
     assert "--share-embedding" in text and "--n-layer N number of blocks (default: 2)" in text
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_bar(tmp_path):
     fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))
     (tmp_path / "text.txt").write_text(TEXT)

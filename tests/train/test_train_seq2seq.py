@@ -104,6 +104,7 @@ def test_interrupted_and_resumed_is_uninterrupted(begin, tmp_path, monkeypatch, 
         assert one.state["measures"] == other.state["measures"]
 
 
+@pytest.mark.slow
 def test_the_built_in_task(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         datasets, "date_pairs", lambda seed: [part[:150] for part in date_pairs(seed, 150, 1)]
