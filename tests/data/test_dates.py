@@ -42,10 +42,12 @@ def test_train_and_validation_share_no_date():
     assert len(years) > 100  # spread over the two centuries
 
 
+@pytest.mark.slow
 def test_the_seed_decides(pairs):
     assert date_pairs(seed=1, forms=1) == pairs != date_pairs(seed=2, forms=1)
 
 
+@pytest.mark.slow
 def test_no_form_means_two_dates(pairs):
     meanings = {}
     for source, target in itertools.chain(*pairs, *date_pairs(seed=3, forms=2)):

@@ -68,7 +68,8 @@ def loss_of(config, source, targets, key=RNG):
     return lambda **p: loss_forward(source, targets, p, config, key)
 
 
-@pytest.mark.parametrize("options", fast(OPTIONS, "rotary with bigrams"))
+@pytest.mark.slow
+@options
 def test_every_gradient_of_the_loss(rng, options):
     config = replace(TINY, **options)
     tree, source, targets = problem(rng, config)
@@ -76,7 +77,7 @@ def test_every_gradient_of_the_loss(rng, options):
     check_backward(loss_of(config, source, targets), loss_backward, **tree, rng=rng, factor=MODEL)
 
 
-@pytest.mark.parametrize("options", fast(ROWS, *list(ROWS)[2:4]))
+@pytest.mark.parametrize("options", fast(ROWS, *list(ROWS)[2:5]))
 def test_every_gradient_of_a_deeper_model_along_random_directions(rng, options):
     config = replace(SMALL, **options)
     tree, source, targets = problem(rng, config, ((5, 3), (2, 6), (7, 1)))

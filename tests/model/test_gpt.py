@@ -199,7 +199,7 @@ def test_threads_do_not_disturb_each_other(rng):
 
 
 @options
-@pytest.mark.parametrize("V", [65, 1000])
+@pytest.mark.parametrize("V", [65, pytest.param(1000, marks=pytest.mark.slow)])
 def test_loss_at_initialization_is_near_that_of_a_uniform_guess(rng, options, V):
     config = replace(SMALL, vocab_size=V, n_embd=48, **options)
     tree = init_params(config, 1, np, "float64").tree
