@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from threadpoolctl import threadpool_limits
-
 from minigpt import cli
+from minigpt.backend.blas import blas_threads
 from minigpt.backend.devices import BACKENDS, load_backend
 from minigpt.errors import UserError
 from minigpt.model.checkpoint import find_checkpoint, load
@@ -67,5 +66,5 @@ def print_samples(options, given):
     check_flags(given, task)
     # A step reads all weights to multiply one vector. One thread uses up the memory's bandwidth;
     # those of BLAS would wait for each other in every product, long where cores are busy.
-    with threadpool_limits(1, user_api="blas"):
+    with blas_threads(1):
         task.decode(checkpoint, options, given)

@@ -6,27 +6,21 @@ A run lives in its --out-dir: `metrics.jsonl`, a line per log or evaluation; `be
 
 import math
 import shlex
-import warnings
 from dataclasses import asdict
 
-from threadpoolctl import threadpool_limits
-
 from minigpt import backend, cli
-from minigpt.backend.devices import PRECISIONS, tf32_products
 from minigpt.errors import UserError
-from minigpt.files import METRICS
 from minigpt.model import count_parameters
 from minigpt.report.loss_curve import draw_losses
 from minigpt.sample.command import SampleConfig, print_samples
 from minigpt.sample.tasks import TASKS
 from minigpt.train.config import TrainConfig, resolve, train_config_of
 from minigpt.train.cost import describe, describe_model, plural
-from minigpt.train.loop import format_measures, train_run
+from minigpt.train.loop import at_work, format_measures, reported, train_run
 from minigpt.train.options import options, parse
 from minigpt.train.resume import folder_of, resume_run, stored_run
 from minigpt.train.run import new_run
-from minigpt.train.run_dir import alone, clear_folder, cut_metrics
-from minigpt.train.threads import Workers
+from minigpt.train.run_dir import alone
 
 SHAKESPEARE = 65  # characters in tiny Shakespeare, which a dry run without --data does not read
 
@@ -93,16 +87,7 @@ def train(own, options):
     """Train as the options say; return the exit code."""
     run = resume_run(options) if own["resume"] else new_run(options, own["overwrite"])
     train_config, state = run.train_config, run.state
-    # One shard needs no thread of its own: BLAS then has all cores.
-    with (
-        threadpool_limits(train_config.cores(), "blas"),
-        Workers(train_config.shards()) as workers,
-        tf32_products(PRECISIONS[train_config.dtype].tf32),
-    ):
-        run.start(workers)
-        if not own["resume"]:
-            clear_folder(run.folder)
-        cut_metrics(run.folder / METRICS, state.step - bool(state.due))
+    with at_work(run, resumed=own["resume"]):
         introduce(run)
         number = train_run(run)
     if state.over:
@@ -123,19 +108,9 @@ def main(argv=None):
     chosen = options(own, given)
     if own["dry_run"]:
         return dry_run(own, chosen)
-    with warnings.catch_warnings():
-        # Numbers that overflow are told as what they mean: that training has diverged.
-        warnings.filterwarnings("ignore", "(overflow|invalid value|divide by zero)")
-        try:
-            folder = alone(folder_of(chosen), make=not own["resume"])
-            with folder, backend.plain(own["plain"]):
-                return train(own, chosen)
-        except MemoryError as error:
-            raise UserError(
-                f"out of memory ({cli.one_line(str(error)) or 'no more is free'}); use a smaller "
-                "--batch-size (with --gradient-accumulation-steps), --block-size or model; "
-                "--dry-run shows what is needed"
-            ) from None
+    folder = alone(folder_of(chosen), make=not own["resume"])
+    with reported(), folder, backend.plain(own["plain"]):
+        return train(own, chosen)
 
 
 if __name__ == "__main__":

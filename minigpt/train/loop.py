@@ -1,9 +1,19 @@
 """The training loop: steps, evaluations and checkpoints, and a progress bar."""
 
+import contextlib
 import sys
 import time
 
+import numpy
+
+from minigpt import cli
+from minigpt.backend.blas import blas_threads
+from minigpt.backend.devices import PRECISIONS, tf32_products
+from minigpt.errors import UserError
+from minigpt.files import METRICS
 from minigpt.train.interrupt import Interrupt
+from minigpt.train.run_dir import clear_folder, cut_metrics
+from minigpt.train.threads import Workers
 
 BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {elapsed}, {remaining} left{postfix}"
 
@@ -37,6 +47,7 @@ def train_steps(run, bar, stop):
         Started.
     bar : tqdm
     stop : Interrupt
+        Or whatever has its attribute `signal`.
     """
     state, throughput = run.state, Throughput()
     if state.due:  # the run was interrupted during an evaluation
@@ -89,28 +100,80 @@ def format_measures(measures):
     return "".join(f", {name.replace('_', ' ')} {x:.2%}" for name, x in measures.items())
 
 
+@contextlib.contextmanager
+def at_work(run, resumed=False):
+    """Give a run what its steps need, for as long as this context lasts: threads, arithmetic,
+    weights and optimizer, and a folder that holds what came before and no more.
+
+    BLAS has its own number of threads again at the end.
+    """
+    train_config, state = run.train_config, run.state
+    # One shard needs no thread of its own: BLAS then has all cores.
+    with (
+        blas_threads(train_config.cores()),
+        Workers(train_config.shards()) as workers,
+        tf32_products(PRECISIONS[train_config.dtype].tf32),
+    ):
+        run.start(workers)
+        if not resumed:
+            clear_folder(run.folder)
+        cut_metrics(run.folder / METRICS, state.step - bool(state.due))
+        yield
+
+
+@contextlib.contextmanager
+def reported():
+    """Leave NumPy's warnings out, in this thread; make a UserError of a lack of memory."""
+    try:
+        # Numbers that overflow are reported as what they mean: that training has diverged.
+        with numpy.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            yield
+    except MemoryError as error:
+        raise UserError(
+            f"out of memory ({cli.one_line(str(error)) or 'no more is free'}); use a smaller "
+            "--batch-size (with --gradient-accumulation-steps), --block-size or model; "
+            "--dry-run shows what is needed"
+        ) from None
+
+
+def progress_bar(run, cls, **settings):
+    """Return a progress bar of a run; `cls` is a tqdm."""
+    state, seconds = run.state, run.train_config.max_seconds
+    return cls(
+        total=round(seconds or run.train_config.max_iters),
+        initial=int(state.seconds) if seconds else state.step,
+        bar_format=BAR,
+        dynamic_ncols=True,
+        leave=False,
+        smoothing=0,
+        **settings,
+    )
+
+
+def train_or_save(run, bar, stop):
+    """Train to the end; where that is not reached, save what --resume goes on from.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If it came at a moment of which nothing can be saved: the last checkpoint holds.
+    """
+    state = run.state
+    try:
+        train_steps(run, bar, stop)
+    except KeyboardInterrupt:
+        # Within a step, the weights are those of the last one until the optimizer begins.
+        if run.trainer.optimizer.step_count != state.step or state.over:
+            raise
+    if not state.over:
+        run.read()
+        run.save_last()
+
+
 def train_run(run):
     """Train to the end, or until a signal asks to stop; return the signal or None."""
     from tqdm import tqdm  # slow to import, and --help needs none
 
-    state, seconds = run.state, run.train_config.max_seconds
-    bar = tqdm(
-        total=round(seconds or run.train_config.max_iters),
-        initial=int(state.seconds) if seconds else state.step,
-        bar_format=BAR,
-        disable=None,
-        dynamic_ncols=True,
-        leave=False,
-        smoothing=0,
-    )
-    with Interrupt() as stop, bar:
-        try:
-            train_steps(run, bar, stop)
-        except KeyboardInterrupt:
-            # Within a step, the weights are those of the last one until the optimizer begins.
-            if run.trainer.optimizer.step_count != state.step or state.over:
-                raise
-        if not state.over:
-            run.read()
-            run.save_last()
+    with Interrupt() as stop, progress_bar(run, tqdm, disable=None) as bar:
+        train_or_save(run, bar, stop)
     return stop.signal

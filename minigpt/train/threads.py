@@ -6,11 +6,13 @@ small model. What the threads did is put together in a fixed order, so that a ru
 number of threads but never on their timing.
 """
 
+import contextlib
 import queue
 import threading
 
-from threadpoolctl import threadpool_limits
+import numpy
 
+from minigpt.backend.blas import blas_threads
 from minigpt.optim.gradients import gather
 
 
@@ -27,12 +29,15 @@ class Workers:
     Parameters
     ----------
     n : int
-        With 1, everything runs in the caller's thread and BLAS keeps its own threads.
+        With 1, everything runs in the caller's thread and BLAS keeps its own threads. All of them
+        handle overflows as the caller's does at the start (numpy.errstate).
     """
 
     def __init__(self, n):
         self.n = n
-        self._blas = threadpool_limits(1, user_api="blas") if n > 1 else None
+        self._blas, self._errors = contextlib.ExitStack(), numpy.geterr()
+        if n > 1:
+            self._blas.enter_context(blas_threads(1))
         self._queues = [queue.SimpleQueue() for _ in range(n - 1)]
         self._done = queue.SimpleQueue()
         for i, tasks in enumerate(self._queues):
@@ -41,6 +46,7 @@ class Workers:
             ).start()
 
     def _work(self, tasks):
+        numpy.seterr(**self._errors)  # of this thread alone
         while (task := tasks.get()) is not None:
             fn, i, item = task
             try:
@@ -84,9 +90,7 @@ class Workers:
         for tasks in self._queues:
             tasks.put(None)
         self._queues = []
-        if self._blas is not None:
-            self._blas.restore_original_limits()
-            self._blas = None
+        self._blas.close()
 
     def __enter__(self):
         return self

@@ -1,0 +1,387 @@
+"""A trained model as a value: text, logits, losses, gradients and attention from Python."""
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from minigpt import cli
+from minigpt.backend import array_module, to_device, to_host
+from minigpt.backend.blas import blas_threads
+from minigpt.backend.devices import load_backend
+from minigpt.data.pairs import padded
+from minigpt.errors import UserError
+from minigpt.files import METRICS
+from minigpt.library.ids import as_batch, as_ids
+from minigpt.model import checkpoint, count_parameters, gpt
+from minigpt.params import Params, mapped
+from minigpt.sample import text as texts
+from minigpt.sample.beam import search
+from minigpt.sample.command import SampleConfig
+from minigpt.sample.prompt import LINES, encode_line
+from minigpt.sample.tasks import task_of
+
+
+class Attention(NamedTuple):
+    """What the tokens of a text attend to.
+
+    Attributes
+    ----------
+    weights : (n_layer, n_head, Tq, Tk) float32
+        Each row sums to 1: `weights[layer, head, query]`.
+    rows, columns : list of str
+        The tokens of the queries and of the keys.
+    """
+
+    weights: np.ndarray
+    rows: list
+    columns: list
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Model:
+    """A model with its tokenizer: what `minigpt.fit` and `minigpt.load` return.
+
+    It is never changed by its methods, which may be called from several threads at once. Errors
+    are those of the commands, as a minigpt.UserError.
+
+    >>> model = minigpt.load("out")
+    >>> print(model.generate("ROMEO:"))
+
+    Attributes
+    ----------
+    config : GPTConfig or Seq2SeqConfig
+    params : Params
+        float32. `model.params.tree["h"][0]["attn"]["c_attn"]["w"]` is an array (C, 3C).
+    tokenizer : CharTokenizer or PairTokenizer
+        `encode` and `decode` turn text into ids and back.
+    history : list of dict
+        The lines of metrics.jsonl: step, train_loss, at evaluations val_loss, ... Empty where a
+        model comes from a file alone.
+    """
+
+    config: object
+    params: Params
+    tokenizer: object
+    history: list = dataclasses.field(default_factory=list)
+
+    @property
+    def backend(self):
+        """Where the arrays live: "numpy" or "cupy"."""
+        return array_module(self.params.flat).__name__
+
+    def to(self, backend):
+        """Return this model with its arrays on a backend, "numpy" or "cupy".
+
+        Raises
+        ------
+        UserError
+            If the backend cannot be used; it says why.
+        """
+        xp, params = load_backend(backend), self.params
+        flat = to_device(to_host(params.flat), xp)
+        return dataclasses.replace(self, params=Params(params.shapes, xp, "float32", flat))
+
+    def save(self, path):
+        """Write a checkpoint, a safetensors file, for `minigpt.load` and `minigpt sample`.
+
+        At any moment there is a whole file at `path`: the old one or the new.
+
+        Raises
+        ------
+        UserError
+            If the file cannot be written.
+        """
+        checkpoint.save(path, self.params, self.config, tokenizer=self.tokenizer, state={})
+
+    def generate(
+        self,
+        prompt="",
+        max_new_tokens=200,
+        temperature=0.8,
+        top_k=200,
+        top_p=1.0,
+        seed=1337,
+        stop="",
+    ):
+        """Return the text that the model continues the prompt with; the prompt is not part of it.
+
+        Parameters
+        ----------
+        prompt : str
+            Left out: a new line.
+        max_new_tokens : int
+        temperature : float
+            0 always takes the likeliest token.
+        top_k : int
+            Draw from the k likeliest tokens; 0 is from all.
+        top_p : float
+            Draw from the likeliest tokens that hold this share of the probability.
+        seed : int
+            The same seed draws the same text.
+        stop : str
+            The text ends before this string.
+
+        Raises
+        ------
+        UserError
+            If a value is not possible, if the prompt holds an unknown character, or if the model
+            is an encoder-decoder.
+        """
+        settings = (max_new_tokens, temperature, top_k, top_p, seed, stop)
+        return "".join(self.stream(prompt, *settings))
+
+    def stream(
+        self,
+        prompt="",
+        max_new_tokens=200,
+        temperature=0.8,
+        top_k=200,
+        top_p=1.0,
+        seed=1337,
+        stop="",
+    ):
+        """Return an iterator over the pieces of `generate`'s text, as they are made.
+
+        Each piece is a str of whole characters.
+
+        >>> for piece in model.stream("ROMEO:"):
+        ...     print(piece, end="", flush=True)
+        """
+        self._check_task("text", "answer")
+        options = cli.build(
+            SampleConfig,
+            {
+                "prompt": prompt,
+                "max_new_tokens": max_new_tokens,
+                "temperature": temperature,
+                "top_k": top_k,
+                "top_p": top_p,
+                "seed": seed,
+                "stop": stop,
+            },
+        )
+        ids = texts.encode(options, options.prompt, self.tokenizer)
+        return on_one_thread(pieces(texts.grow(self, options, ids, range(1))))
+
+    def answer(self, text, beam=1):
+        """Return what an encoder-decoder makes of a text: a str, or a list of str for a list.
+
+        Parameters
+        ----------
+        text : str or list of str
+            A list is answered side by side, which takes little longer than one text.
+        beam : int
+            Beam width; 1 is greedy.
+
+        Raises
+        ------
+        UserError
+            If a text is empty, too long or holds an unknown character, or if the model is a GPT.
+        """
+        self._check_task("seq2seq", "generate")
+        options = cli.build(SampleConfig, {"beam": beam})
+        lines = [text] if isinstance(text, str) else list(text)
+        with blas_threads(1):
+            found = answers(self, lines, options.beam)
+        return found[0] if isinstance(text, str) else found
+
+    def logits(self, ids):
+        """Return the scores of every next token.
+
+        Parameters
+        ----------
+        ids : str, (T,) int or (B, T) int
+            A text, or token ids; at most block_size of them.
+
+        Returns
+        -------
+        logits : (B, T, V) float32, NumPy
+            softmax(logits[b, t]) is the distribution of the token behind ids[b, : t + 1]. B is 1
+            for a text and for (T,).
+
+        Raises
+        ------
+        UserError
+            If ids are not of the vocabulary or too many, or if the model is an encoder-decoder.
+        """
+        self._check_task("text", "answer, loss or loss_and_gradients")
+        ids = as_ids(ids, self.tokenizer, self.config.vocab_size, self.config.block_size)
+        x, _ = gpt.gpt_forward(to_device(ids, self._xp), self.params.tree, self.config)
+        return to_host(gpt.logits(x, self.params.tree))
+
+    def loss(self, ids, targets):
+        """Return the mean cross-entropy of the targets, a float in nats per token.
+
+        Parameters
+        ----------
+        ids : str, (T,) int or (B, T) int
+            What the model reads. Of an encoder-decoder: the source, padded with -1.
+        targets : as ids
+            For a GPT, targets[b, t] follows ids[b, t]. For an encoder-decoder they end with END,
+            the last id of the vocabulary. -1 is ignored.
+
+        Raises
+        ------
+        UserError
+            If the two do not fit each other, or the model.
+        """
+        x, y = self._batch(ids, targets)
+        loss, _ = task_of(self.config).loss_forward(x, y, self.params.tree, self.config)
+        return float(loss)
+
+    def loss_and_gradients(self, ids, targets):
+        """Return the loss, and its gradient by every parameter.
+
+        >>> loss, grads = model.loss_and_gradients(ids[:-1], ids[1:])
+        >>> grads["h"][0]["attn"]["c_attn"]["w"].shape
+
+        Parameters
+        ----------
+        ids, targets : as in `loss`
+
+        Returns
+        -------
+        loss : float
+        grads : tree of NumPy arrays
+            Nested as `model.params.tree`, each of the shape of its parameter.
+        """
+        x, y = self._batch(ids, targets)
+        loss, grads = task_of(self.config).loss_and_gradients(x, y, self.params.tree, self.config)
+        return float(loss), mapped(grads, lambda _, gradient: np.array(to_host(gradient)))
+
+    def attention(self, text, kind=None):
+        """Return the attention weights of a text, by layer and head.
+
+        Parameters
+        ----------
+        text : str
+            1 to block_size tokens.
+        kind : str
+            Of an encoder-decoder: "cross" (the answer on the text, the default), "encoder" or
+            "decoder".
+
+        Returns
+        -------
+        attention : Attention
+
+        Raises
+        ------
+        UserError
+            If the text is empty, too long or holds an unknown character; or if there is no such
+            kind.
+        """
+        task = task_of(self.config)
+        if kind is not None:
+            if not task.map_kinds:
+                raise UserError(f"kind is for an encoder-decoder, but this model is {task.kind}")
+            cli.choose(kind, dict.fromkeys(task.map_kinds), "kind")
+        kind = kind or next(iter(task.map_kinds), None)
+        weights, rows, columns = task.maps(self, as_text("text", text), kind)
+        return Attention(np.stack(weights), rows, columns)
+
+    @property
+    def _xp(self):
+        return array_module(self.params.flat)
+
+    def _check_task(self, name, instead):
+        """Raise a UserError if the model is not for the task `name`."""
+        task = task_of(self.config)
+        if task.name != name:
+            raise UserError(f"this model is {task.kind}: use {instead}")
+
+    def _batch(self, ids, targets):
+        return (to_device(x, self._xp) for x in as_batch(ids, targets, self.tokenizer, self.config))
+
+    def __repr__(self):
+        c, kind = self.config, task_of(self.config).kind
+        return (
+            f"<minigpt.Model: {kind} of {count_parameters(c):,} parameters, {c.n_layer} layers, "
+            f"{c.n_head} heads, {c.n_embd} channels, context {c.block_size}, "
+            f"vocabulary {c.vocab_size}, on {self.backend}>"
+        )
+
+
+def pieces(grown):
+    """Yield what is new in each text of an iterator over lists of one text that grows."""
+    n = 0
+    for (text,) in grown:
+        if text[n:]:
+            yield text[n:]
+        n = len(text)
+
+
+def on_one_thread(items):
+    """Yield the items of a generator, each made with BLAS on one thread.
+
+    Of one row, a product reads all weights: one thread uses up the memory's bandwidth. In between,
+    where the caller works, BLAS has its own threads.
+    """
+    while True:
+        with blas_threads(1):
+            item = next(items, None)
+        if item is None:
+            return
+        yield item
+
+
+def as_text(name, text):
+    """Return a text, or raise a UserError if it is anything else."""
+    if not isinstance(text, str):
+        raise UserError(f"{name} is {text!r:.60}; it must be a str")
+    return text
+
+
+def answers(model, lines, beam):
+    """Return the best answer of an encoder-decoder to each line."""
+    source, target = model.tokenizer
+    names = ["text" if len(lines) == 1 else f"text {i}" for i in range(len(lines))]
+    named = [(name, as_text(name, line)) for name, line in zip(names, lines, strict=True)]
+    ids = [encode_line(*line, source, model.config.block_size) for line in named]
+    found = []
+    for start in range(0, len(ids), LINES):
+        batch = padded(ids[start : start + LINES])
+        found += search(batch, model.params.tree, model.config, beam)
+    return [target.decode(hypotheses[0].ids) for hypotheses in found]
+
+
+def load(path, backend="numpy"):
+    """Return the Model in a run's folder (its best checkpoint, else its last) or in a file.
+
+    >>> model = minigpt.load("out")
+    >>> print(model.generate("ROMEO:"))
+
+    Parameters
+    ----------
+    path : str or path
+        What `minigpt train` or `minigpt.fit` has as --out-dir, or a checkpoint.
+    backend : str
+        "numpy" or "cupy": where the arrays go.
+
+    Raises
+    ------
+    UserError
+        If there is no such file, if it is damaged or no checkpoint, or if the backend cannot be
+        used.
+    """
+    xp, path = load_backend(backend), Path(path)
+    where = {"out_dir": str(path)} if path.is_dir() else {"checkpoint": str(path)}
+    file = checkpoint.find_checkpoint(cli.build(SampleConfig, where))
+    found = checkpoint.load(file, xp, with_optimizer=False)
+    return Model(found.config, found.params, found.tokenizer, read_history(path))
+
+
+def read_history(folder):
+    """Return the metrics of a run, a dict per line; none where there is no run."""
+    try:
+        lines = (folder / METRICS).read_text("utf-8").splitlines()
+    except OSError:
+        return []
+    history = []
+    for line in lines:
+        with contextlib.suppress(ValueError):  # a run that was killed may leave half a line
+            history.append(json.loads(line))
+    return history

@@ -1,0 +1,217 @@
+"""Training as a function call, in a program or a notebook."""
+
+import contextlib
+import importlib.util
+import os
+import sys
+import tempfile
+import types
+from pathlib import Path
+
+from minigpt.errors import UserError
+from minigpt.files import writing
+from minigpt.library.model import load
+from minigpt.train.config import check_options
+from minigpt.train.loop import at_work, progress_bar, reported, train_or_save
+from minigpt.train.options import options as options_of
+from minigpt.train.resume import folder_of, resume_run
+from minigpt.train.run import new_run
+from minigpt.train.run_dir import alone, check_folder
+
+NEVER = types.SimpleNamespace(signal=None)  # asks to stop: no signal handler is installed
+
+
+def fit(
+    data=None,
+    preset=None,
+    *,
+    text=None,
+    pairs=None,
+    out_dir=None,
+    resume=False,
+    overwrite=False,
+    progress=True,
+    **options,
+):
+    """Train a model as `minigpt train` does, with the same result to the bit; return it.
+
+    >>> model = minigpt.fit("my.txt", preset="quick", max_iters=300)
+    >>> print(model.generate("ROMEO:"))
+    >>> dates = minigpt.fit(pairs=[("one", "1"), ("two", "2"), ...], max_iters=500)
+    >>> dates.answer("one")
+
+    Ctrl-C, or interrupting the cell of a notebook, raises KeyboardInterrupt; with an out_dir, the
+    run is saved there and can be resumed. Signal handlers, warning filters and the current folder
+    stay as they are; BLAS has its own number of threads again at the end. It works in any thread,
+    but two trainings at once share the processor, and BLAS on one core each.
+
+    Parameters
+    ----------
+    data : str or path, optional
+        A UTF-8 file: a text, or with task="seq2seq" lines of source TAB target. Left out: tiny
+        Shakespeare, or dates.
+    preset : str, optional
+        "quick" if left out, "dates" for pairs; `minigpt train --help` lists them.
+    text : str, optional
+        In place of data: the text itself. With an out_dir it is kept there.
+    pairs : list of (source, target), optional
+        In place of data: what an encoder-decoder is to learn, as strings.
+    out_dir : str or path, optional
+        Folder for checkpoints and metrics. Left out: a temporary one, gone at the end.
+    resume : bool
+        Resume the run in out_dir. Options given here win over its own.
+    overwrite : bool
+        Delete the existing run in out_dir first.
+    progress : bool
+        Show a progress bar and a line per evaluation.
+    **options
+        Those of the command, as n_layer=4, max_iters=500, backend="cupy".
+
+    Returns
+    -------
+    model : Model
+        The best checkpoint, by validation loss. Its `history` holds the metrics of the run.
+
+    Raises
+    ------
+    UserError
+        With the sentences of the command, if the data or an option cannot be used, or if training
+        has diverged.
+    """
+    if resume and out_dir is None:
+        raise UserError("resume needs out_dir: name the folder of the run")
+    for name, given in (("preset", preset), ("overwrite", overwrite)):
+        if resume and given:
+            raise UserError(f"resume keeps the run's settings: leave out {name}")
+    if sum(x is not None for x in (data, text, pairs)) > 1:
+        raise UserError("give one of data, text and pairs")
+    if data is not None:
+        options["data"] = existing(data)
+    if pairs is not None:
+        options = {"task": "seq2seq", **options}
+        text = "".join(as_line(i, pair) for i, pair in enumerate(pairs))
+    with reported(), contextlib.ExitStack() as stack:
+        lasting = out_dir is not None
+        if not lasting:
+            out_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="minigpt-"))
+        options["out_dir"] = os.fspath(out_dir)
+        own = {"preset": preset, "resume": resume, "overwrite": overwrite}
+        return fit_in(stack, own, options, text, progress, lasting)
+
+
+def fit_in(stack, own, options, text, progress, lasting):
+    """Train in the folder options["out_dir"], which `stack` locks; return the Model.
+
+    Parameters
+    ----------
+    stack : ExitStack
+    own : dict
+        preset, resume, overwrite.
+    options : dict
+    text : str or None
+        What is to be kept in the folder and trained on.
+    progress : bool
+    lasting : bool
+        Whether the folder stays.
+    """
+    folder = folder_of(options)
+    stack.enter_context(alone(folder, make=not own["resume"]))
+    if text is not None:
+        if not own["resume"]:
+            check_folder(folder, own["overwrite"])
+        pairs = options.get("task") == "seq2seq"
+        options["data"] = str(folder / ("data.tsv" if pairs else "data.txt"))
+    with kept(text, options.get("data")):
+        options = options_of(own, check_options(options))
+        run = resume_run(options) if own["resume"] else new_run(options, own["overwrite"])
+    with at_work(run, own["resume"]):
+        if lasting and not own["resume"]:
+            run.save_last()  # so that there is something to resume, whenever it is interrupted
+        with bar_of(run, progress) as bar:
+            train_or_save(run, bar, NEVER)
+    if not run.state.over:
+        raise KeyboardInterrupt
+    return load(folder, run.train_config.backend)
+
+
+def existing(data):
+    """Return the path of a data file as a str, or raise a UserError that tells what to give."""
+    if not isinstance(data, str | os.PathLike):
+        raise UserError(
+            f"data is {data!r:.60}; it must be the path of a file; give a text itself by text=, a "
+            "list of (source, target) by pairs="
+        )
+    if not os.path.exists(data):
+        raise UserError(f"data {str(data)!r:.60} is no file; give a text itself by text=")
+    return os.fspath(data)
+
+
+def as_line(i, pair):
+    """Return the line of a TSV file for pair i, or raise a UserError if it would not be one."""
+    if len(pair) != 2 or not all(isinstance(side, str) for side in pair):
+        raise UserError(f"pairs[{i}] is {pair!r:.60}; it must be two strings, (source, target)")
+    if any(char in side for side in pair for char in "\t\n\r"):
+        raise UserError(f"pairs[{i}] holds a TAB or a line break, which part pairs: replace it")
+    return "\t".join(pair) + "\n"
+
+
+@contextlib.contextmanager
+def kept(text, path):
+    """Write a text to `path`, unless it is None; take it away again where the run cannot begin."""
+    if text is None:
+        yield
+        return
+    if not isinstance(text, str):
+        raise UserError(f"text is {text!r:.60}; it must be a str")
+    try:
+        raw = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"text holds {text[error.start]!r} at position {error.start}, half of a surrogate "
+            "pair, which is no character"
+        ) from None
+    with writing(path):
+        Path(path).write_bytes(raw)
+    try:
+        yield
+    except BaseException:
+        Path(path).unlink(missing_ok=True)
+        raise
+
+
+def in_notebook():
+    """Tell whether this is a notebook, where standard error is no terminal and yet is seen."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if hasattr(ipython, "get_ipython") else None
+    return hasattr(shell, "kernel")
+
+
+def bar_of(run, progress):
+    """Return the progress bar of a run: of widgets in a notebook that has them, else of text."""
+    if not progress:
+        return NoBar()
+    if in_notebook() and importlib.util.find_spec("ipywidgets"):
+        from tqdm.notebook import tqdm
+    else:
+        from tqdm import tqdm
+    return progress_bar(run, tqdm, disable=False if in_notebook() else None)
+
+
+class NoBar(contextlib.nullcontext):
+    """What takes the place of a progress bar: it shows faults alone, on standard error."""
+
+    n = 0
+
+    def __enter__(self):
+        return self
+
+    def update(self, n):
+        """Show nothing."""
+
+    def set_postfix_str(self, text, refresh=True):
+        """Show nothing."""
+
+    def write(self, text, file):
+        """Print what goes to standard error."""
+        if file is sys.stderr:
+            print(text, file=file)
