@@ -122,12 +122,7 @@ MUTANTS = {
         ("later launches begin at the first element", 'table["start"] -= start', "pass", GATHER),
     ],
     "minigpt/backend/gpu/gradients.cu::gather": [
-        (
-            "what was accumulated is overwritten",
-            "add ? flat[i] + float(x[i - start])",
-            "add ? float(x[i - start])",
-            GATHER,
-        ),
+        ("what was accumulated is overwritten", "flat[i] + g : g", "g : g", GATHER),
     ],
     "minigpt/backend/gpu/launch.py::supported": [
         (

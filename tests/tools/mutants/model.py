@@ -13,19 +13,11 @@ MUTANTS = {
             "model/test_bigram.py::test_each_side_of_an_encoder_decoder_has_its_pairs",
         ),
     ],
-    "minigpt/model::LN_2": [
-        (
-            "two places of a block draw the same bits",
-            "LN_1, LN_2, LN_3 = range(5)",
-            "LN_1, LN_2, LN_3 = 0, 1, 2, 2, 4",
-            "model/test_encoder_decoder.py::test_every_dropout_draws_its_own_bits",
-        ),
-    ],
     "minigpt/model::block_forward": [
         (
             "the mask of an encoder's padding is lost",
-            'h, p["attn"], n_head, dropout, at(rng, WEIGHTS), kv, causal, key_mask',
-            'h, p["attn"], n_head, dropout, at(rng, WEIGHTS), kv, causal',
+            "causal, key_mask, rotary",
+            "causal, None, rotary",
             "model/test_encoder_decoder.py::test_padding_changes_nothing",
         ),
     ],
@@ -41,16 +33,16 @@ MUTANTS = {
     "minigpt/model::decoder_backward": [
         (
             "only the first block's gradient of memory",
-            "dmemory = dmemory + dm",
-            "dmemory = dm",
+            "dmemory + of_block",
+            "of_block",
             "model/test_encoder_decoder.py::test_every_gradient_of_a_deeper_model_along_random_directions",
         ),
     ],
     "minigpt/model::decoder_forward": [
         (
             "the decoder reads padding",
-            "partial(block, memory=memory, key_mask=seen)",
-            "partial(block, memory=memory)",
+            "seen, config.rotary",
+            "None, config.rotary",
             "model/test_encoder_decoder.py::test_padding_changes_nothing",
         ),
     ],
@@ -73,55 +65,32 @@ MUTANTS = {
     "minigpt/model::encoder_forward": [
         (
             "an encoder that may not look ahead",
-            "partial(block, causal=False, key_mask=seen)",
-            "partial(block, causal=True, key_mask=seen)",
+            "causal=False",
+            "causal=True",
             "model/test_encoder_decoder.py::test_who_sees_whom",
         ),
     ],
     "minigpt/model::gpt_backward": [
         (
-            "the pairs' gradient is lost",
-            'embedding_backward(dh, bigram_cache)["wte"]',
-            'embedding_backward(0 * dh, bigram_cache)["wte"]',
-            "model/test_gpt.py::test_every_gradient_of_the_loss[rotary with bigrams]",
-        ),
-        (
             "gradients of the layers in the wrong order",
-            '"h": h[::-1], "ln_f": ln_f}',
-            '"h": h, "ln_f": ln_f}',
+            "blocks[::-1]",
+            "blocks",
             "model/test_gpt.py::test_every_gradient_of_a_deeper_model_along_random_directions",
         ),
     ],
     "minigpt/model::gpt_forward": [
         (
-            "a KV cache's last token is not the one before the next",
-            "None if kv is None else kv.previous)",
-            "None)",
-            CACHED,
-        ),
-        (
-            "pairs take the place of tokens",
-            "h = h + of_pairs",
-            "h = of_pairs",
-            "model/test_gpt.py::test_every_gradient_of_the_loss[rotary with bigrams]",
-        ),
-        (
             "all layers draw the same bits",
-            "rng=at(rng, i),",
-            "rng=rng,",
+            "site_key(rng, i)",
+            "rng",
             "model/test_encoder_decoder.py::test_every_dropout_draws_its_own_bits",
         ),
+        ("all layers have the first one's cache", "kv[i]", "kv[0]", CACHED),
         (
-            "all layers have the first one's cache",
-            "kv=None if kv is None else kv[i]",
-            "kv=None if kv is None else kv[0]",
-            CACHED,
-        ),
-        (
-            "positions behind a KV cache are off by one",
-            "start = 0 if kv is None else kv.length",
-            "start = 0 if kv is None else max(kv.length - 1, 0)",
-            CACHED,
+            "the output of a block is not checked",
+            'on_layer(f"h.{i}", x, h)',
+            "pass",
+            "train/test_nonfinite.py::test_the_first_layer_that_went_bad",
         ),
     ],
     "minigpt/model::read": [
@@ -172,7 +141,7 @@ MUTANTS = {
     "minigpt/model::self_attention_backward": [
         (
             "gradients of queries and keys are not turned back",
-            "dqkv = rotary_backward(dqkv, rotary_cache)",
+            "dqkv = rotary_backward(dqkv, cache.rotary)",
             "pass",
             "model/test_gpt.py::test_every_gradient_of_the_loss[rotary with bigrams]",
         ),
@@ -225,6 +194,42 @@ MUTANTS = {
             'backward(dx, cache, dwte=head_grads["w"])',
             "backward(dx, cache)",
             LOSS,
+        ),
+    ],
+    "minigpt/model::SITE_RESIDUAL_2": [
+        (
+            "two sites of a block draw the same bits",
+            "2, 3, 4",
+            "2, 2, 4",
+            "model/test_encoder_decoder.py::test_every_dropout_draws_its_own_bits",
+        ),
+    ],
+    "minigpt/model::embed_backward": [
+        (
+            "the pairs' gradient is lost",
+            "embedding_backward(dh, bigram_cache)",
+            "embedding_backward(0 * dh, bigram_cache)",
+            "model/test_gpt.py::test_every_gradient_of_the_loss[rotary with bigrams]",
+        ),
+    ],
+    "minigpt/model::embed_forward": [
+        (
+            "a KV cache's last token is not the one before the next",
+            "None if kv is None else kv.previous",
+            "None",
+            CACHED,
+        ),
+        (
+            "pairs take the place of tokens",
+            "h + of_pairs",
+            "of_pairs",
+            "model/test_gpt.py::test_every_gradient_of_the_loss[rotary with bigrams]",
+        ),
+        (
+            "positions behind a KV cache are off by one",
+            "kv.length",
+            "max(kv.length - 1, 0)",
+            CACHED,
         ),
     ],
 }
