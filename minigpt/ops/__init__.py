@@ -25,6 +25,8 @@ The contract:
   them, if the op has parameters, a dict with a gradient per parameter, under its name. Integers
   (token ids, targets) have no gradient: embedding returns the dict alone.
 - add_norm has two results, the stream and its layernorm, hence `add_norm_backward(dx, dy, cache)`.
+- linear_activation, embedding_backward_tied and cross_entropy_both exist for speed alone: they are
+  defined as compositions of other ops, which an override does in one go.
 - An op writes to none of its arguments. An override may write to what the caller gives up: that is
   only the `dwte` of embedding_backward_tied.
 - float32 in, float32 out: constants are Python floats, which do not promote.
