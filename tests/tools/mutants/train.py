@@ -133,28 +133,12 @@ MUTANTS = {
             "train/test_threads.py::test_shards_cover_all_rows_once_in_order_and_evenly",
         ),
     ],
-    "minigpt/train::train": [
-        (
-            "an evaluation that is made up for has two lines",
-            "state.step - bool(state.due)",
-            "state.step",
-            "train/test_resume.py::test_an_evaluation_that_was_interrupted_is_made_up_for",
-        ),
-    ],
     "minigpt/train::LossMean.read": [
         (
             "a loss that is not finite is in the mean",
             "self.total, self.count = self.finite",
             "pass",
             "train/test_nonfinite.py::test_a_bad_loss_is_left_out_of_the_mean_and_of_all_files",
-        ),
-    ],
-    "minigpt/train::train_run": [
-        (
-            "an interrupt amid the update is saved",
-            "run.trainer.optimizer.step_count != state.step or state.over",
-            "state.over",
-            "train/test_resume.py::test_an_interrupt_amid_the_update_keeps_the_old_checkpoint",
         ),
     ],
     "minigpt/train::RunState.__post_init__": [
@@ -195,6 +179,22 @@ MUTANTS = {
             "if state.due:",
             "if False:",
             "train/test_resume.py::test_an_evaluation_that_was_interrupted_is_made_up_for",
+        ),
+    ],
+    "minigpt/train::at_work": [
+        (
+            "an evaluation that is made up for has two lines",
+            "state.step - bool(state.due)",
+            "state.step",
+            "train/test_resume.py::test_an_evaluation_that_was_interrupted_is_made_up_for",
+        ),
+    ],
+    "minigpt/train::train_or_save": [
+        (
+            "an interrupt amid the update is saved",
+            "run.trainer.optimizer.step_count != state.step or state.over",
+            "state.over",
+            "train/test_resume.py::test_an_interrupt_amid_the_update_keeps_the_old_checkpoint",
         ),
     ],
 }
