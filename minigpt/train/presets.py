@@ -26,7 +26,7 @@ NANOGPT = {
 }
 # What a preset does not say is the default of GPTConfig or TrainConfig; `options_of` adds it.
 PRESETS = {
-    # The lowest validation loss that a minute on two cores gives: bench/results/tries.md
+    # The lowest validation loss that a minute on two cores gives: bench/experiments.md
     "quick": {"bigram": "auto"},
     # The lowest that half an hour on two cores gives; its end is timed, on any machine.
     # It sees the text many times: strong weight decay is what keeps it from overfitting.
