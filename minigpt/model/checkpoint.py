@@ -24,8 +24,9 @@ from typing import NamedTuple
 import numpy as np
 import safetensors
 
-from minigpt import aliases, cli
+from minigpt import cli
 from minigpt.backend import to_device, to_host
+from minigpt.cli import aliases
 from minigpt.data.tokenizers import tokenizer_from_json
 from minigpt.errors import UserError
 from minigpt.files import BEST, LAST

@@ -61,8 +61,8 @@ class TrainConfig(cli.Config):
     )
     dtype: str = option(
         "float32",
-        "precision of training steps; tf32 and float16 (with loss scaling) need --backend cupy; "
-        "weights, evaluation, checkpoints and samples are float32",
+        "precision of training steps; tf32 (of matrix products alone) and float16 (with loss "
+        "scaling) need --backend cupy; weights and checkpoints are float32",
         choices=tuple(PRECISIONS),
         answers={
             **dict.fromkeys(

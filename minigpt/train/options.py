@@ -3,7 +3,8 @@
 import tomllib
 from pathlib import Path
 
-from minigpt import aliases, cli
+from minigpt import cli
+from minigpt.cli import aliases
 from minigpt.errors import UserError
 from minigpt.model.encoder_decoder import Seq2SeqConfig
 from minigpt.model.gpt import GPTConfig

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from minigpt import aliases, cli
+from minigpt import cli
+from minigpt.cli import aliases
 from minigpt.errors import UserError
 from minigpt.optim.clipping import GRAD_NORM, GRAD_SCALE, LOSS_SCALE, MAX_LOSS_SCALE
 from minigpt.train.config import TrainConfig

@@ -141,6 +141,12 @@ def test_every_number_has_a_bound():
             assert field.option["bounds"] or field.kind not in (int, float), name
 
 
+def test_a_whole_number_is_not_rounded_to_a_float():
+    assert TrainConfig(grad_clip=2**62).grad_clip == 2.0**62
+    with pytest.raises(UserError, match=f"^grad_clip is {2**60 + 1}; it must be a number$"):
+        TrainConfig(grad_clip=2**60 + 1)
+
+
 def test_a_model_beyond_all_memory_is_refused():
     with pytest.raises(UserError, match=r"the model would have 2e\+25 parameters"):
         train_config_of({"n_embd": 10**12})

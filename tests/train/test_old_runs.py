@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from minigpt import aliases, cli
+from minigpt import cli
+from minigpt.cli import aliases
 from minigpt.model.checkpoint import load
 from minigpt.model.encoder_decoder import Seq2SeqConfig
 from minigpt.model.gpt import GPTConfig

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from minigpt import aliases, backend, cli
+from minigpt import backend, cli
+from minigpt.cli import aliases
 from minigpt.errors import UserError
 from minigpt.model.encoder_decoder import Seq2SeqConfig
 from minigpt.model.gpt import GPTConfig

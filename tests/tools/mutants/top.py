@@ -17,12 +17,4 @@ MUTANTS = {
             "train/test_run.py::test_a_folder_is_for_one_run_at_a_time",
         ),
     ],
-    "minigpt::nearest": [
-        (
-            "a value that is no text has no nearest name",
-            "str(word).lstrip(",
-            "word.lstrip(",
-            "train/test_train_input.py::test_a_config_file_that_is_no_good",
-        ),
-    ],
 }

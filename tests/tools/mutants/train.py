@@ -197,4 +197,28 @@ MUTANTS = {
             "train/test_resume.py::test_an_interrupt_amid_the_update_keeps_the_old_checkpoint",
         ),
     ],
+    "minigpt/train::put_together": [
+        (
+            "a decay to the last step does not follow it",
+            'base.get("lr_decay_iters") == base.get("max_iters")',
+            "False",
+            "train/test_config.py::test_a_decay_to_the_last_step_follows_it",
+        ),
+    ],
+    "minigpt/train::resolve": [
+        (
+            "a large vocabulary has bigrams by default",
+            'sizes["vocab_size"] <= BIGRAM_MAX_VOCAB',
+            "True",
+            "train/test_config.py::test_the_default_has_bigrams_where_tokens_are_few",
+        ),
+    ],
+    "minigpt/train::options_of": [
+        (
+            "the defaults win over a preset",
+            "defaults | chosen",
+            "chosen | defaults",
+            "train/test_config.py::test_presets_never_change",
+        ),
+    ],
 }

@@ -9,7 +9,7 @@ import pytest
 from minigpt import cli
 from minigpt.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def ending(capsys, error):

@@ -1,0 +1,38 @@
+"""Command lines and configs: a frozen dataclass gives the flags, their help and the checks."""
+
+from minigpt.cli.fields import (
+    Config,
+    Field,
+    build,
+    check_values,
+    choose,
+    fields_of,
+    nearest,
+    option,
+    option_of,
+)
+from minigpt.cli.flags import Parser, add_flags, add_plain, parser
+from minigpt.cli.program import FAILURES, device_failures, one_line, run
+
+VERSION = "0.1.0"
+
+__all__ = [
+    "FAILURES",
+    "VERSION",
+    "Config",
+    "Field",
+    "Parser",
+    "add_flags",
+    "add_plain",
+    "build",
+    "check_values",
+    "choose",
+    "device_failures",
+    "fields_of",
+    "nearest",
+    "one_line",
+    "option",
+    "option_of",
+    "parser",
+    "run",
+]

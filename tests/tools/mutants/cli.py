@@ -1,0 +1,77 @@
+"""Bugs in command lines and configs."""
+
+FLAGS, OLD = "cli/test_flags.py::", "train/test_old_runs.py::"
+IN_PYTHON = FLAGS + "test_a_config_made_in_python_is_checked_like_a_command_line"
+
+MUTANTS = {
+    "minigpt/cli::Config.__post_init__": [
+        (
+            "a config made in Python is not checked",
+            "in fields_of(type(self)).items()",
+            "in ()",
+            IN_PYTHON,
+        ),
+    ],
+    "minigpt/cli::Field.check": [
+        (
+            "a bound is not checked",
+            "if not WITHIN[word](value, bound)",
+            "if False",
+            IN_PYTHON,
+        ),
+    ],
+    "minigpt/cli::converted": [
+        (
+            "a number of NumPy is refused",
+            "        return int(value)\n",
+            "        return value\n",
+            FLAGS + "test_numbers_and_paths_of_other_libraries_are_accepted",
+        ),
+        (
+            "a whole number that no float can hold is rounded",
+            "isinstance(value, numbers.Integral) and same != value",
+            "False",
+            "train/test_config.py::test_a_whole_number_is_not_rounded_to_a_float",
+        ),
+    ],
+    "minigpt/cli::rename": [
+        (
+            "values of old names stay old",
+            "values.get(value, value) if",
+            "value if",
+            OLD + "test_old_names_become_new_ones",
+        ),
+    ],
+    "minigpt/cli::stored": [
+        (
+            "what an old checkpoint lacks has the default of today",
+            "{**old, **rename(options)}",
+            "rename(options)",
+            OLD + "test_what_an_old_checkpoint_lacks_has_its_value_of_then",
+        ),
+    ],
+    "minigpt/cli::Parser.canonical": [
+        (
+            "the underscores of a flag stay",
+            'flag.replace("_", "-")',
+            "flag",
+            FLAGS + "test_flags_are_understood_as_nanogpt_writes_them",
+        ),
+    ],
+    "minigpt/cli::Parser.switch": [
+        (
+            "=False is understood as =True",
+            "if SWITCH[value.lower()]:",
+            "if True:",
+            FLAGS + "test_flags_are_understood_as_nanogpt_writes_them",
+        ),
+    ],
+    "minigpt/cli::nearest": [
+        (
+            "a value that is no text has no nearest name",
+            "str(word).lstrip(",
+            "word.lstrip(",
+            "train/test_train_input.py::test_a_config_file_that_is_no_good",
+        ),
+    ],
+}
