@@ -15,8 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.lib import report, roofline, timing, traffic
+from bench.lib import report, roofline, traffic
 from minigpt import cli
+from minigpt.backend.devices import usable_cores
 from minigpt.errors import UserError
 from minigpt.train.cost import human
 
@@ -179,7 +180,7 @@ def arguments(argv):
 def main(argv=None):
     """Count every preset; print, write and draw what was found."""
     args = arguments(argv)
-    env = report.environment(timing.cores())
+    env = report.environment(usable_cores())
     env["packages"] |= report.installed("cupy-rocm-7-0")
     records = [r for preset in args.preset for r in bench(preset, args)]
     table(records)

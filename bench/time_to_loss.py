@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.lib import report, timing
+from minigpt.backend.devices import usable_cores
 
 THRESHOLDS = (1.898, 1.70, 1.60, 1.55, 1.50, 1.4697)
 SEEDS = (1, 2, 3)
@@ -146,7 +147,7 @@ def parse(argv):
 def main(argv=None):
     """Time every run with every seed, the seeds in turn."""
     args = parse(argv)
-    env = report.environment(timing.cores())
+    env = report.environment(usable_cores())
     report.print_environment(env)
     records = [{"name": name, "curves": []} for name in args.runs]
     for seed in args.seeds:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from bench.lib import timing, torch_models
+from minigpt.backend.devices import usable_cores
 from minigpt.data.batches import random_batch, windows
 from minigpt.data.datasets import TextData
 from minigpt.model.init import init_params
@@ -56,7 +57,7 @@ def main():
     parser.add_argument("--eval-interval", type=int, default=250)
     parser.add_argument("--data", help="as in minigpt.train")
     args = parser.parse_args()
-    timing.torch_on(timing.cores())
+    timing.torch_on(usable_cores())
     values = {"max_iters": args.max_iters, "lr_decay_iters": args.max_iters, "data": args.data}
     values = PRESETS["nanogpt-cpu"] | values | {"seed": args.seed}
     data = TextData(args.data)

@@ -16,6 +16,7 @@ import threadpoolctl
 
 from bench.lib import timing
 from minigpt import __version__, cli
+from minigpt.backend.devices import usable_cores
 from minigpt.errors import UserError
 
 OPENBLAS_SETTINGS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
@@ -63,7 +64,7 @@ def add_flags(parser, backend=False, seconds=2.0):
             default="numpy",
             help="where minigpt runs (default: numpy)",
         )
-    add_number(parser, "--threads", timing.cores(), "threads of every candidate")
+    add_number(parser, "--threads", usable_cores(), "threads of every candidate")
     parser.add_argument(
         "--seconds",
         type=float,
@@ -93,7 +94,7 @@ def environment(threads, xp=np):
     ]
     record = {
         "cpu": cpu_model(),
-        "cores_usable": timing.cores(),
+        "cores_usable": usable_cores(),
         "threads": threads,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

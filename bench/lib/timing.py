@@ -14,7 +14,6 @@ import contextlib
 import gc
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -31,11 +30,6 @@ SAMPLE_S = 0.05
 SETTLE_S = 0.005
 SLOW_S = 0.5  # a call this long needs one warm-up and no more than a few rounds
 MIN_ROUNDS, MAX_ROUNDS = 5, 200
-
-
-def cores():
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def torch_on(threads):

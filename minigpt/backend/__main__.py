@@ -1,8 +1,12 @@
-"""What this machine has for minigpt, and how to get what is missing: python -m minigpt.backend"""
+"""What this machine has for minigpt, and how to get what is missing: minigpt doctor
+
+It imports the packages that it reports on only where they are there, except NumPy, without which
+no part of minigpt.backend can be imported.
+"""
 
 import contextlib
 import ctypes
-import importlib
+import importlib.util
 import os
 import platform
 import textwrap
@@ -10,18 +14,20 @@ import time
 from importlib import metadata
 
 import numpy
-import threadpoolctl
 
 from minigpt import cli
+from minigpt.backend import is_plain
 from minigpt.backend.devices import (
     INSTALL,
-    TF32_CAPABILITY,
+    PRECISIONS,
     check_precision,
+    decimal,
     load_backend,
     usable_cores,
 )
 from minigpt.errors import UserError
 
+REQUIRED = ("filelock", "numpy", "safetensors", "threadpoolctl", "tqdm")
 OPTIONAL = {
     "matplotlib": "pictures of losses and of attention",
     "pytest": "the tests",
@@ -30,34 +36,53 @@ OPTIONAL = {
 }
 NVIDIA = "libcuda.so.1", "nvcuda.dll"
 AMD = "libamdhip64.so.7", "libamdhip64.so", "amdhip64_7.dll"
-WIDTH, INDENT = 100, 16
+OPENBLAS = "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"  # they choose kernels and blocks for a CPU
+WIDTH, INDENT = 100, 19
 
 
 def version(name):
-    """Return the installed version of a distribution, or None."""
+    """Return the installed version of a package as text, or None."""
+    if importlib.util.find_spec(name) is None:
+        return None
     with contextlib.suppress(metadata.PackageNotFoundError):
         return metadata.version(name)
+    return "installed, of unknown version"
 
 
 def own_rows():
-    """Yield what NumPy and the program itself stand on."""
+    """Yield (name, text) of Python, the packages, BLAS, the CPU and the environment."""
     yield "python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"
     yield "minigpt", cli.VERSION
-    yield "numpy", numpy.__version__
+    for name in REQUIRED:
+        yield name, version(name) or f"missing: pip install {name}"
+    for name, purpose in OPTIONAL.items():
+        yield name, version(name) or f"not installed; for {purpose}: pip install {name}"
+    for text in blas_texts():
+        yield "BLAS", text
+    yield "cores", f"{usable_cores()} usable of {os.cpu_count()}"
+    for name in OPENBLAS:
+        if name in os.environ:
+            yield name, f"{os.environ[name]}: overrides OpenBLAS's own choice, which may be faster"
+    on = "on, by MINIGPT_PLAIN: the ops run as they are written, without overrides, which is slow"
+    yield "plain mode", on if is_plain() else "off"
+
+
+def blas_texts():
+    """Yield a text for each BLAS that NumPy has loaded, or why there is none."""
+    try:
+        threadpoolctl = importlib.import_module("threadpoolctl")
+    except ModuleNotFoundError:
+        yield "unknown without threadpoolctl"
+        return
     for pool in threadpoolctl.threadpool_info():
         if pool["user_api"] == "blas":
             kernels = f" ({pool['architecture']})" if pool.get("architecture") else ""
             blas = f"{pool['internal_api']} {pool['version']}{kernels}"
-            yield "BLAS", f"{blas}, {pool['num_threads']} threads"
-    yield "cores", f"{usable_cores()} usable of {os.cpu_count()}"
-    for name in ("filelock", "safetensors", "threadpoolctl", "tqdm"):
-        yield name, version(name) or f"missing: pip install {name}"
-    for name, purpose in OPTIONAL.items():
-        yield name, version(name) or f"not installed; for {purpose}: pip install {name}"
+            yield f"{blas}, {pool['num_threads']} threads"
 
 
 def called(libraries, function):
-    """Return the number that a driver's function writes, or None if no such library loads."""
+    """Return the number that a function of the driver writes, or None if no library loads."""
     for name in libraries:
         with contextlib.suppress(OSError, AttributeError):
             number = ctypes.c_int(0)
@@ -67,16 +92,16 @@ def called(libraries, function):
 
 
 def driver():
-    """Return (what driver there is, the wheel of CuPy that fits it); asks no CuPy."""
+    """Return (the driver, the command that installs its CuPy); does not ask CuPy."""
     cuda = called(NVIDIA, "cuDriverGetVersion")
     if cuda:
-        text = f"NVIDIA's, for CUDA {numbers(cuda)}"
+        text = f"NVIDIA, for CUDA {numbers(cuda)}"
         if cuda < 12000:
-            return f"{text}: too old, CuPy needs one for CUDA 12", INSTALL
+            return f"{text}: too old, CuPy needs CUDA 12 or later", INSTALL
         return text, f"pip install 'cupy-cuda{min(cuda // 1000, 13)}x[ctk]'"
     if called(AMD, "hipRuntimeGetVersion"):
-        return "AMD's, with ROCm's libraries", "pip install cupy-rocm-7-0"
-    return "none found of NVIDIA or AMD", INSTALL
+        return "AMD, with the ROCm libraries", "pip install cupy-rocm-7-0"
+    return "none found, neither NVIDIA nor AMD", INSTALL
 
 
 def numbers(cuda):
@@ -85,12 +110,12 @@ def numbers(cuda):
 
 
 def cupy_rows(install):
-    """Yield what there is of CuPy, down to the kernels; last, whether it can be used.
+    """Yield (name, text) of CuPy, its runtime, GPUs and kernels; last, whether it can be used.
 
     Parameters
     ----------
     install : str
-        The command that brings the wheel for this machine.
+        The command that installs the wheel for this machine.
     """
     verdict = "--backend cupy"
     found = [d.metadata["Name"] for d in metadata.distributions()]
@@ -98,9 +123,9 @@ def cupy_rows(install):
     if not wheels:
         yield verdict, f"does not work: CuPy is not installed; run {install}"
         return
-    yield "CuPy", ", ".join(f"{name} {version(name)}" for name in wheels)
+    yield "CuPy", ", ".join(f"{name} {metadata.version(name)}" for name in wheels)
     if len(wheels) > 1:
-        yield "", f"they exclude each other: pip uninstall {' '.join(wheels)}, then {install}"
+        yield "", f"only one can be installed: pip uninstall {' '.join(wheels)}, then {install}"
     try:
         cupy = load_backend("cupy")
     except UserError as error:
@@ -113,63 +138,70 @@ def cupy_rows(install):
     else:
         yield "runtime", f"CUDA {numbers(runtime.runtimeGetVersion())}"
     for i in range(runtime.getDeviceCount()):
-        yield f"device {i}", device(cupy, i)
+        yield f"GPU {i}", describe_gpu(cupy, i)
     kernels = importlib.import_module(f"{__package__}.gpu.launch")
-    results = [compiled(cupy, kernels, char) for char in kernels.OPTIONS]
+    results = [compile_kernels(cupy, kernels, char) for char in kernels.OPTIONS]
     for result in results:
         yield "kernels", result
     works = not any("do not compile" in result for result in results)
-    yield verdict, "works" if works else "does not work: see the kernels"
+    yield verdict, "works" if works else "does not work: see the lines on kernels"
 
 
-def device(cupy, i):
-    """Return the name of a device, its memory and what it can do."""
-    with cupy.cuda.Device(i) as this:
-        properties, (free, total) = cupy.cuda.runtime.getDeviceProperties(i), this.mem_info
-        capability = this.compute_capability
-        half = "float16"
-        try:
-            check_precision(half, cupy)
-        except UserError:
-            half = "no float16"
-    kind, tf32 = f"compute capability {capability[:-1]}.{capability[-1]}", "no TF32"
-    if cupy.cuda.runtime.is_hip:
-        kind = properties["gcnArchName"].decode()
-    elif int(capability) >= TF32_CAPABILITY:
-        tf32 = "TF32"
+def describe_gpu(cupy, i):
+    """Return the name of a GPU, its memory and the precisions that it has."""
+    with cupy.cuda.Device(i) as gpu:
+        properties, (free, total) = cupy.cuda.runtime.getDeviceProperties(i), gpu.mem_info
+        kind = f"compute capability {decimal(int(gpu.compute_capability))}"
+        if cupy.cuda.runtime.is_hip:
+            kind = properties["gcnArchName"].decode()
+        precisions = [name for name in PRECISIONS if has_precision(name, cupy)]
     memory = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-    return f"{properties['name'].decode()}, {memory}, {kind}, {half}, {tf32}"
+    return f"{properties['name'].decode()}, {memory}, {kind}, --dtype {'|'.join(precisions)}"
 
 
-def compiled(cupy, kernels, char):
-    """Compile all kernels for a dtype; return how long it took, or what the compiler said."""
+def has_precision(name, cupy):
+    """Tell whether a run can have that precision on the current GPU."""
+    with contextlib.suppress(UserError):
+        check_precision(name, cupy)
+        return True
+    return False
+
+
+def compile_kernels(cupy, kernels, char):
+    """Compile all kernels for a dtype; return how long it took, or the compiler's first error."""
     dtype, start = numpy.dtype(char).name, time.perf_counter()
     try:
         cupy.RawModule(code=kernels.source(), options=kernels.OPTIONS[char]).compile()
     except (RuntimeError, OSError, cupy.cuda.compiler.CompileException) as error:
         return f"for {dtype} do not compile: {cli.one_line(error)}"
-    return (
-        f"for {dtype} ready in {time.perf_counter() - start:.1f} s (less if CuPy has cached them)"
-    )
+    seconds = time.perf_counter() - start
+    return f"for {dtype} ready in {seconds:.1f} s (CuPy caches them)"
 
 
 def numpy_works():
-    """Tell whether a product of NumPy comes out right."""
+    """Tell whether a matrix product of NumPy is right."""
     x = numpy.arange(6.0, dtype=numpy.float32).reshape(2, 3)
     return (x @ x.T).tolist() == [[5.0, 14.0], [14.0, 50.0]]
 
 
+def numpy_verdict():
+    """Return whether the NumPy backend can be used, and if not, what to do."""
+    missing = [name for name in REQUIRED if version(name) is None]
+    if missing:
+        return f"does not work: {', '.join(missing)} missing; run pip install {' '.join(missing)}"
+    return "works" if numpy_works() else "does not work: pip install --force-reinstall numpy"
+
+
 def main(argv=None):
     """Print a row for each part; return 0 if the NumPy backend works."""
-    cli.parser("python -m minigpt.backend", __doc__.partition(":")[0] + ".").parse_args(argv)
+    cli.parser("minigpt doctor", __doc__.partition(":")[0] + ".").parse_args(argv)
     drivers, install = driver()
-    works = numpy_works()
-    told = "works" if works else "does not work: pip install --force-reinstall numpy"
-    rows = [*own_rows(), ("driver", drivers), ("--backend numpy", told), *cupy_rows(install)]
+    verdict = numpy_verdict()
+    rows = [*own_rows(), ("driver", drivers), ("--backend numpy", verdict), *cupy_rows(install)]
     for name, text in rows:
         lines = textwrap.wrap(text, WIDTH - INDENT, break_on_hyphens=False)
         print(f"{name:<{INDENT}}" + f"\n{'':{INDENT}}".join(lines))
-    return 0 if works else 1
+    return 0 if verdict == "works" else 1
 
 
 if __name__ == "__main__":

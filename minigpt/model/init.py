@@ -4,6 +4,7 @@ import math
 from collections import Counter
 
 from minigpt.backend import host_normal, to_device
+from minigpt.backend.devices import load_backend
 from minigpt.params import Params
 
 STD = 0.02  # of every matrix and embedding, as in nanoGPT; GPT-2 has 0.01 for positions
@@ -58,7 +59,7 @@ def embedding_shapes(V, config):
     return shapes
 
 
-def init_params(config, seed, xp, dtype="float32"):
+def init_params(config, seed, xp="numpy", dtype="float32"):
     """Return new Params of a model: matrices normal with standard deviation STD, gains 1, biases 0.
 
     init_scale="residual" divides the projections into the residual stream by the square root of
@@ -71,8 +72,8 @@ def init_params(config, seed, xp, dtype="float32"):
     seed : int
         The numbers depend on it and on the place of a name among the parameters, not on the
         backend.
-    xp : module
-        numpy or cupy.
+    xp : module or str
+        numpy or cupy, or the name of one.
     dtype : str
     """
     return draw_params(config.shapes(), config.init_scale, seed, xp, dtype)
@@ -84,6 +85,7 @@ def draw_params(shape_tree, init_scale, seed, xp, dtype):
     Where there are several stacks of blocks, "encoder.h" beside "h", each counts its own
     projections into the residual stream: a decoder has three a block.
     """
+    xp = load_backend(xp)
     params = Params(shape_tree, xp, dtype)
     names = [name for name, _ in params.leaves() if name.endswith("c_proj.w")]
     residual = Counter(name.partition("h.")[0] for name in names)

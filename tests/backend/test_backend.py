@@ -1,15 +1,20 @@
 """The seam itself: what of CuPy is missing, and arrays of both backends in one call."""
 
+import os
+import subprocess
 import sys
+import threading
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 
-from minigpt.backend import array_module, overridable, to_device, to_host
+from minigpt import backend
+from minigpt.backend import array_module, overridable, plain, to_device, to_host
 from minigpt.backend.devices import PRECISIONS, check_precision, load_backend
 from minigpt.errors import UserError
 from minigpt.ops.layernorm import layernorm_backward, layernorm_forward
+from minigpt.train.threads import Workers
 
 
 class CUDARuntimeError(RuntimeError):
@@ -211,3 +216,100 @@ def test_arrays_come_back_as_they_went(rng, xp):
     back = to_host(moved)
     assert type(back) is np.ndarray and back.dtype == x.dtype
     np.testing.assert_array_equal(back, x)
+
+
+@overridable
+def probed_forward(x):
+    """Stands for any op."""
+    return "as written"
+
+
+@pytest.fixture
+def override(monkeypatch):
+    """Let every op have an override, which returns what is put here."""
+    answers = ["override"]
+    monkeypatch.setattr(backend, "_override", lambda xp, file, name: lambda x: answers[0])
+    monkeypatch.setattr(backend, "_plain", 0)
+    return answers
+
+
+def test_an_override_runs_unless_it_does_not_take_the_arguments(override):
+    assert probed_forward(np.ones(3)) == "override"
+    override[0] = NotImplemented
+    assert probed_forward(np.ones(3)) == "as written" == probed_forward.reference(None)
+    override[0] = None
+    assert probed_forward(np.ones(3)) is None
+
+
+def test_plain_contexts_nest_and_end_with_an_error(override):
+    assert probed_forward(1) == "override" and not backend.is_plain()
+    with plain():
+        assert probed_forward(1) == "as written" and backend.is_plain()
+        with plain(), plain(False):
+            assert probed_forward(1) == "as written"
+        assert probed_forward(1) == "as written"
+    with plain(False):
+        assert probed_forward(1) == "override"
+    with pytest.raises(ZeroDivisionError), plain():
+        raise ZeroDivisionError
+    assert probed_forward(1) == "override" and not backend.is_plain()
+
+
+def test_plain_contexts_may_overlap_in_threads(override):
+    first, second = plain(), plain()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert probed_forward(1) == "as written"
+    second.__exit__(None, None, None)
+    assert probed_forward(1) == "override"
+
+
+@pytest.mark.parametrize("value, on", [("1", True), ("yes", True), ("0", False), ("", False)])
+def test_the_environment_variable_is_plain_mode_for_a_program(value, on):
+    code = "from minigpt import backend; print(backend.is_plain())"
+    env = os.environ | {"MINIGPT_PLAIN": value}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == str(on), done.stderr
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_breakpoint_in_an_op_is_reached_in_plain_mode_only_and_in_all_threads(rng, threads):
+    x, w, b = rng.standard_normal((4, 8)), np.ones(8), np.zeros(8)
+    reached, before = [], sys.gettrace()
+
+    def note(frame, event, _):
+        if frame.f_code is layernorm_forward.reference.__code__:
+            reached.append(threading.current_thread().name)
+
+    def run(_):
+        sys.settrace(note)
+        try:
+            return layernorm_forward(x, w, b)[0]
+        finally:
+            sys.settrace(before)
+
+    with Workers(threads) as workers:
+        fast = workers.map(run, range(threads))
+        assert reached == []
+        with plain():
+            written = workers.map(run, range(threads))
+    assert len(set(reached)) == threads == len(reached)
+    np.testing.assert_allclose(fast, written, rtol=1e-12)
+
+
+def test_an_override_has_the_name_of_the_op_and_its_file(monkeypatch):
+    found = backend._override(np, "layernorm", "layernorm_forward")
+    assert found.__module__ == "minigpt.backend.cpu.layernorm"
+    assert found.__name__ == "layernorm_forward"
+    assert backend._override(np, "layernorm", "no_such_op") is None
+    assert backend._override(np, "no_such_file", "layernorm_forward") is None
+    monkeypatch.setitem(backend.OVERRIDES, "numpy", "deleted")
+    assert backend._override.__wrapped__(np, "layernorm", "layernorm_forward") is None
+
+
+def test_an_import_that_fails_in_an_override_is_no_missing_override(monkeypatch):
+    monkeypatch.setitem(sys.modules, "minigpt.backend.cpu.blocking", None)
+    monkeypatch.delitem(sys.modules, "minigpt.backend.cpu.adamw", raising=False)
+    with pytest.raises(ModuleNotFoundError, match="blocking"):
+        backend._override.__wrapped__(np, "adamw", "adamw_step")

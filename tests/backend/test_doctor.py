@@ -1,10 +1,11 @@
-"""python -m minigpt.backend: what it says of each machine, and that it needs no CuPy."""
+"""minigpt doctor: what it says of each machine, and that it needs no package but NumPy."""
 
 import subprocess
 import sys
 
 import pytest
 
+from minigpt import backend
 from minigpt.backend import __main__ as doctor
 from minigpt.errors import UserError
 
@@ -26,7 +27,7 @@ def test_without_cupy_it_says_what_to_install(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "version", lambda name: None if name == "matplotlib" else "1.2.3")
     code, rows = told(capsys)
     assert code == 0 and rows["--backend numpy"] == "works"
-    assert rows["driver"] == "NVIDIA's, for CUDA 12.4"
+    assert rows["driver"] == "NVIDIA, for CUDA 12.4"
     end = "does not work: CuPy is not installed; run pip install 'cupy-cuda12x[ctk]'"
     assert rows["--backend cupy"] == end
     assert rows["matplotlib"].endswith("pip install matplotlib") and rows["tqdm"] == "1.2.3"
@@ -36,12 +37,12 @@ def test_without_cupy_it_says_what_to_install(capsys, monkeypatch):
 @pytest.mark.parametrize(
     "cuda, hip, driver, install",
     [
-        (13000, None, "NVIDIA's, for CUDA 13.0", "pip install 'cupy-cuda13x[ctk]'"),
-        (15020, None, "NVIDIA's, for CUDA 15.2", "pip install 'cupy-cuda13x[ctk]'"),
-        (11080, None, "NVIDIA's, for CUDA 11.8: too old, CuPy needs one for", doctor.INSTALL),
-        (None, 70051831, "AMD's", "pip install cupy-rocm-7-0"),
-        (None, None, "none found of NVIDIA or AMD", doctor.INSTALL),
-        (0, None, "none found of NVIDIA or AMD", doctor.INSTALL),
+        (13000, None, "NVIDIA, for CUDA 13.0", "pip install 'cupy-cuda13x[ctk]'"),
+        (15020, None, "NVIDIA, for CUDA 15.2", "pip install 'cupy-cuda13x[ctk]'"),
+        (11080, None, "NVIDIA, for CUDA 11.8: too old, CuPy needs CUDA 12", doctor.INSTALL),
+        (None, 70051831, "AMD, with the ROCm libraries", "pip install cupy-rocm-7-0"),
+        (None, None, "none found, neither NVIDIA nor AMD", doctor.INSTALL),
+        (0, None, "none found, neither NVIDIA nor AMD", doctor.INSTALL),
     ],
 )
 def test_the_wheel_fits_the_driver(monkeypatch, cuda, hip, driver, install):
@@ -63,14 +64,20 @@ def test_a_cupy_that_cannot_be_used(capsys, monkeypatch):
         raise UserError("--backend cupy: no NVIDIA driver is running here")
 
     monkeypatch.setattr(doctor.metadata, "distributions", lambda: [Wheel, Wheel])
+    version = doctor.metadata.version
+    monkeypatch.setattr(
+        doctor.metadata, "version", lambda name: "13.0" if "cupy" in name else version(name)
+    )
     monkeypatch.setattr(doctor, "load_backend", refuse)
     code, rows = told(capsys)
-    assert code == 0 and rows["CuPy"].startswith("cupy-cuda12x ")
+    assert code == 0 and rows["CuPy"] == "cupy-cuda12x 13.0"
     assert rows["--backend cupy"].startswith("does not work: no NVIDIA driver is running here")
     Other = type("Other", (), {"metadata": {"Name": "cupy-rocm-7-0"}})
     monkeypatch.setattr(doctor.metadata, "distributions", lambda: [Wheel, Other])
     _, rows = told(capsys)
-    assert "exclude each other: pip uninstall cupy-cuda12x cupy-rocm-7-0, then" in rows["CuPy"]
+    assert (
+        "only one can be installed: pip uninstall cupy-cuda12x cupy-rocm-7-0, then" in rows["CuPy"]
+    )
 
 
 def test_a_numpy_that_does_not_work_is_the_exit_code(capsys, monkeypatch):
@@ -79,21 +86,50 @@ def test_a_numpy_that_does_not_work_is_the_exit_code(capsys, monkeypatch):
     assert code == 1 and rows["--backend numpy"].startswith("does not work: pip install")
 
 
+@pytest.mark.parametrize("names", [("threadpoolctl",), ("filelock", "safetensors", "tqdm")])
+def test_required_packages_that_are_missing_are_named_with_the_command(tmp_path, names):
+    """In a process of its own, where they cannot be imported by anything."""
+    hide = f"import sys; sys.modules.update(dict.fromkeys({names}))\n"
+    code = f"{hide}from minigpt.backend.__main__ import main\nsys.exit(main([]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == ""
+    text = " ".join(done.stdout.split())
+    for name in names:
+        assert f"{name} missing: pip install {name}" in text
+    verdict = f"does not work: {', '.join(names)} missing; run pip install {' '.join(names)}"
+    assert f"--backend numpy {verdict}" in text
+    assert ("BLAS unknown without threadpoolctl" in text) == ("threadpoolctl" in names)
+
+
+def test_it_says_what_the_environment_changes(capsys, monkeypatch):
+    for name in doctor.OPENBLAS:
+        monkeypatch.delenv(name, raising=False)
+    _, rows = told(capsys)
+    assert rows["plain mode"] == "off" and not {*doctor.OPENBLAS} & rows.keys()
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    with backend.plain():
+        _, rows = told(capsys)
+    assert rows["OPENBLAS_CORETYPE"].startswith("Haswell: overrides OpenBLAS's own choice")
+    assert rows["plain mode"].startswith("on, by MINIGPT_PLAIN")
+
+
 def test_it_runs_as_a_command():
     command = [sys.executable, "-m", "minigpt.backend"]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and "--backend numpy works" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert ["--backend", "numpy", "works"] in [line.split() for line in done.stdout.splitlines()]
     done = subprocess.run([*command, "--flag"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
 
 
 @pytest.mark.cupy
-def test_on_a_device_the_kernels_are_compiled(capsys, xp):
+def test_on_a_gpu_the_kernels_are_compiled(capsys, xp):
     if xp.__name__ != "cupy":
         pytest.skip("needs CuPy")
     code, rows = told(capsys)
     assert code == 0 and rows["--backend cupy"] == "works"
-    assert "GiB free" in rows["device 0"]
+    assert "GiB free" in rows["GPU 0"]
+    assert "--dtype float32|" in rows["GPU 0"]
     assert "for float32 ready in" in rows["kernels"] and "for float16 ready" in rows["kernels"]
 
 
@@ -105,4 +141,4 @@ def test_kernels_that_do_not_compile_are_told(capsys, monkeypatch, xp):
     monkeypatch.setattr(kernels, "source", lambda: "this is no C++")
     _, rows = told(capsys)
     assert "for float32 do not compile: " in rows["kernels"]
-    assert rows["--backend cupy"] == "does not work: see the kernels"
+    assert rows["--backend cupy"] == "does not work: see the lines on kernels"
