@@ -6,8 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.backend import to_host
+from minigpt.model.gpt import GPTConfig, loss_backward, loss_forward
+from minigpt.model.init import init_params
 from minigpt.optim.gradients import gather, sum_of_squares
-from minigpt.params import Params, leaves
+from minigpt.params import Params, leaves, map_tree
 
 SHAPES = {
     "b": (3,),
@@ -45,6 +47,47 @@ def test_the_tree_is_nested_as_the_shapes():
     assert list(tree) == list(SHAPES) and isinstance(tree["h"], list)
     assert tree["h"][1]["ln"]["w"].shape == (5,) and tree["cube"].shape == (2, 1, 3)
     assert dict(leaves(tree)).keys() == dict(leaves(SHAPES)).keys()
+
+
+def test_params_can_be_read_like_their_tree():
+    params = Params(SHAPES, np, "float32")
+    assert params["h"][1]["ln"]["w"] is params.tree["h"][1]["ln"]["w"]
+    assert params.get("b") is params["b"] and params.get("c", 7) == 7 and params.get("c") is None
+    assert "wte" in params and "c" not in params and list(params) == [*SHAPES] and len(params) == 4
+    assert {**params}.keys() == params.keys() and dict(params.items())["b"] is params["b"]
+    with pytest.raises(KeyError, match="wpe"):
+        params["wpe"]
+    assert Params([(2,), (3, 1)], np, "float32")[1].shape == (3, 1)
+    assert [name for name, _ in leaves(params)] == NAMES
+    assert all(
+        x is y for x, y in zip(params.ordered(params), params.ordered(params.tree), strict=True)
+    )
+
+
+@pytest.mark.parametrize("build", [lambda p: p, lambda p: p.tree])
+def test_params_stand_where_a_tree_is_expected(rng, build):
+    config = GPTConfig(vocab_size=7, block_size=4, n_layer=2, n_head=2, n_embd=8)
+    params, ids = init_params(config, 0), rng.integers(0, 7, (2, 4))
+    loss, cache = loss_forward(ids, ids, build(params), config)
+    assert loss_backward(1.0, cache)["h"][1]["ln_2"]["w"].any() and 1 < loss < 3
+    assert loss == loss_forward(ids, ids, init_params(config, 0, np), config)[0]
+
+
+@pytest.mark.cupy
+def test_params_are_printed_as_a_table(xp):
+    shapes = {"wte": (50257, 4), "h": [{"ln": {"w": (4,)}}]}
+    assert str(Params(shapes, xp, "float32")).splitlines() == [
+        "wte       (50257, 4)      201,028",
+        "h.0.ln.w  (4,)                  4",
+        f"total     float32, {xp.__name__:<5}  201,032",
+    ]
+    assert str(Params({}, xp, "float16")) == f"total  float16, {xp.__name__}  0"
+
+
+def test_a_map_over_a_tree_keeps_its_nesting():
+    names = map_tree(lambda name, shape: (name, len(shape)), SHAPES)
+    assert names["h"][1]["ln"]["w"] == ("h.1.ln.w", 1) and names["cube"] == ("cube", 3)
+    assert [name for name, _ in leaves(names)] == NAMES
 
 
 def test_matrices_come_first_and_only_they_decay():

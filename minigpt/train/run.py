@@ -13,7 +13,7 @@ from minigpt.files import BEST, LAST, METRICS, writing
 from minigpt.model.checkpoint import save
 from minigpt.model.init import init_params
 from minigpt.optim.clipping import GRAD_SCALE, SKIPPED, STEPS
-from minigpt.optim.schedule import progress
+from minigpt.optim.schedule import budget_used
 from minigpt.params import Params
 from minigpt.sample.tasks import TASKS, task_of
 from minigpt.train.config import resolve, train_config_of
@@ -188,7 +188,7 @@ class Run:
     def progress(self):
         """The fraction of the run that is over: 0 to 1, at 1 it is complete."""
         if self.train_config.max_seconds:
-            return progress(self.state.seconds, self.train_config.max_seconds, self.reserve_s)
+            return budget_used(self.state.seconds, self.train_config.max_seconds, self.reserve_s)
         return min(self.state.step / self.train_config.max_iters, 1.0)
 
     def evaluation_seconds(self):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.optim.schedule import SHAPES, height, learning_rate, progress
+from minigpt.optim.schedule import SHAPES, budget_used, decay, learning_rate
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def test_the_last_step_still_moves(shape):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_by_the_clock_is_by_steps_where_steps_take_equally_long(shape):
     config = replace(COSINE, lr_schedule=shape, warmup_iters=0)
-    by_clock = [learning_rate(i, config, progress(0.3 * i, 17, 2)) for i in range(60)]
+    by_clock = [learning_rate(i, config, budget_used(0.3 * i, 17, 2)) for i in range(60)]
     np.testing.assert_allclose(by_clock, rates(config, 60), rtol=1e-12)
 
 
@@ -83,24 +83,24 @@ def test_by_the_clock_the_first_steps_warm_up_and_the_end_is_in_time(shape):
 
 
 @given(st.sampled_from(SHAPES), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
-def test_the_height_falls_from_one_to_zero(shape, one, other, share):
+def test_the_decay_falls_from_one_to_zero(shape, one, other, share):
     early, late = sorted((one, other))
-    assert 1 >= height(early, shape, share) >= height(late, shape, share) >= 0
-    assert height(0.0, shape, share) == 1 and height(1.0, shape, share) == 0
+    assert 1 >= decay(early, shape, share) >= decay(late, shape, share) >= 0
+    assert decay(0.0, shape, share) == 1 and decay(1.0, shape, share) == 0
 
 
-def test_progress_leaves_time_for_what_comes_after_the_last_step():
-    assert progress(0, 60, 10) == 0
-    assert progress(25, 60, 10) == 0.5
-    assert [progress(seconds, 60, 10) for seconds in (50, 51, 1e9)] == [1, 1, 1]
-    assert [progress(0, 60, reserve) for reserve in (60, 61, math.inf)] == [1, 1, 1]
+def test_the_budget_leaves_time_for_what_comes_after_the_last_step():
+    assert budget_used(0, 60, 10) == 0
+    assert budget_used(25, 60, 10) == 0.5
+    assert [budget_used(seconds, 60, 10) for seconds in (50, 51, 1e9)] == [1, 1, 1]
+    assert [budget_used(0, 60, reserve) for reserve in (60, 61, math.inf)] == [1, 1, 1]
 
 
 def test_a_resumed_run_goes_on_where_its_seconds_were():
     durations = np.random.default_rng(1).uniform(0.1, 0.4, 200)
     seconds = np.cumsum(durations)
-    whole = [learning_rate(i, WSD, progress(t, 60, 5)) for i, t in enumerate(seconds)]
+    whole = [learning_rate(i, WSD, budget_used(t, 60, 5)) for i, t in enumerate(seconds)]
     saved = float(seconds[99])
     again = saved + np.cumsum(durations[100:])
-    rest = [learning_rate(100 + i, WSD, progress(t, 60, 5)) for i, t in enumerate(again)]
+    rest = [learning_rate(100 + i, WSD, budget_used(t, 60, 5)) for i, t in enumerate(again)]
     np.testing.assert_allclose(rest, whole[100:], rtol=1e-9)

@@ -95,17 +95,17 @@ MUTANTS = {
         ),
         (
             "the fall ends at 0, not at min_lr",
-            "down = config.min_lr + share * (lr - config.min_lr)",
-            "down = share * lr",
+            "down = config.min_lr + fraction * (lr - config.min_lr)",
+            "down = fraction * lr",
             COSINE,
         ),
     ],
-    "minigpt/optim::progress": [
+    "minigpt/optim::budget_used": [
         (
             "a run by the clock leaves no time for its end",
             "available = max_seconds - reserve",
             "available = max_seconds",
-            "optim/test_schedule.py::test_progress_leaves_time_for_what_comes_after_the_last_step",
+            "optim/test_schedule.py::test_the_budget_leaves_time_for_what_comes_after_the_last_step",
         ),
     ],
     "minigpt/optim::group_matrices": [
