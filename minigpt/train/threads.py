@@ -1,9 +1,9 @@
-"""Threads over shards of the batch: each takes its rows through the whole forward and backward.
+"""Threads over shards of the batch: each takes its rows through the forward and backward pass.
 
-NumPy releases the GIL in every large call, so plain threads are enough. While they work, BLAS is
-held to one thread each: two of BLAS's threads would wait for each other in every product of a
-small model. What the threads did is put together in a fixed order, so that a run depends on the
-number of threads but never on their timing.
+NumPy releases the GIL in every large call, so that Python's threads are enough. BLAS uses one
+thread in each of them: several would wait for each other in every product of a small model. The
+results are combined in a fixed order, so that a run depends on the number of threads, but never on
+their timing.
 """
 
 import contextlib
@@ -100,7 +100,7 @@ class Workers:
 
 
 def cut(arrays, start, stop):
-    """Return the pieces of arrays that are elements start .. stop - 1 of them end to end."""
+    """Return views on the elements start .. stop - 1 of arrays that are laid end to end."""
     pieces, at = [], 0
     for array in arrays:
         a, b = max(start - at, 0), min(stop - at, array.size)
@@ -113,14 +113,18 @@ def cut(arrays, start, stop):
 
 
 def sum_gradients(workers, trees, grads, add=False):
-    """Put the sum of the shards' gradients into `grads`: shard by shard, in order.
+    """Write the sum of the shards' gradients into `grads`: shard by shard, in order.
+
+    A sum over processes would follow here, before the optimizer takes the norm.
 
     Parameters
     ----------
     workers : Workers
     trees : list of trees of gradients
     grads : Params
-        What they are summed into; what it held is lost unless `add`.
+        Receives the sum.
+    add : bool
+        Whether to add to what `grads` holds, as for a further batch of the same step.
     """
     shards = [grads.ordered(tree) for tree in trees]
 
