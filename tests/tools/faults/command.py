@@ -110,7 +110,7 @@ def contents(folder):
         loaded = checkpoint.load(folder / name)
         arrays = [loaded.params, *(loaded.optimizer_arrays or {}).values()]
         options = {**loaded.state["train"], "out_dir": None, "data": None}
-        state = {**loaded.state, "train": options, "text": None, "seconds": None}
+        state = {**loaded.state, "train": options, "data_name": None, "seconds": None}
         found[name] = [*(x.flat.tobytes() for x in arrays), state, loaded.config]
     return found
 

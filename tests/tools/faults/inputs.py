@@ -6,7 +6,7 @@ import string
 import hypothesis
 from hypothesis import strategies as st
 
-from minigpt.data import batches as data
+from minigpt.data import __main__ as data
 from minigpt.data.__main__ import WalkConfig
 from minigpt.files import BEST
 from minigpt.model.encoder_decoder import Seq2SeqConfig
