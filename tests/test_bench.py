@@ -92,6 +92,7 @@ def test_ratio_pairs_the_samples_of_a_round():
     assert slow.record() | {"median_s": 4.0, "min_s": 2.0, "q1_s": 3.0} == slow.record()
 
 
+@pytest.mark.slow
 def test_memory_is_what_was_allocated():
     size = 3_000_000
     assert abs(timing.traced_peak(lambda: np.ones(size, np.uint8)) - size) < 20_000
@@ -103,6 +104,7 @@ def test_memory_is_what_was_allocated():
         assert timing.resident_start() < peak - size
 
 
+@pytest.mark.slow
 @pytest.mark.cupy
 def test_attention(tmp_path, xp):
     flags = ("--backend", xp.__name__, "--threads", 2)

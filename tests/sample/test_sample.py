@@ -42,7 +42,7 @@ def run(tmp_path, capsys):
     write_checkpoint(tmp_path / "best.safetensors")
 
     def run(*flags):
-        main(["--out-dir", str(tmp_path), *map(str, flags)])
+        main(["--out-dir", str(tmp_path), "--max-new-tokens=40", *map(str, flags)])
         return capsys.readouterr().out
 
     return run
@@ -61,7 +61,12 @@ def test_the_text_is_what_generate_yields(run, tmp_path):
 def test_the_same_seed_writes_the_same_text(run):
     texts = [run("--seed", seed) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
-    assert [len(text) for text in texts] == [501] * 3
+    assert [len(text) for text in texts] == [41] * 3
+
+
+def test_a_text_of_500_tokens_is_the_default(run, tmp_path, capsys):
+    main(["--out-dir", str(tmp_path)])
+    assert len(capsys.readouterr().out) == 501
 
 
 def test_greedy_needs_no_seed(run):
@@ -85,7 +90,7 @@ def test_the_prompt_from_a_file(run, tmp_path):
 
 
 def test_a_long_prompt_is_printed_whole_and_seen_in_part(run, tmp_path, capsys):
-    folder = ["--out-dir", str(tmp_path)]
+    folder = ["--out-dir", str(tmp_path), "--max-new-tokens=40"]
     main([*folder, "--prompt", "bcdefgha"])
     main([*folder, "--prompt", "aaabcdefgha"])
     out, err = capsys.readouterr()
