@@ -191,7 +191,7 @@ def check_causal(tree, rng, T):
 
 
 @pytest.mark.parametrize(
-    "path, T", [("reference", 7), ("fused", 7), ("reference", 131), ("fused", 65), ("fused", 131)]
+    "path, T", [("plain", 7), ("override", 7), ("plain", 131), ("override", 65), ("override", 131)]
 )
 def test_no_token_sees_the_future(rng, path, T):
     with form(path):
@@ -204,7 +204,7 @@ def test_no_token_sees_the_future_in_threads(rng):
         workers.map(lambda seed: check_causal(tree, np.random.default_rng(seed), 70), range(6))
 
 
-@pytest.mark.parametrize("path", ["reference", "fused"])
+@pytest.mark.parametrize("path", ["plain", "override"])
 @pytest.mark.parametrize("lengths", [(3, 4), (1, 1, 1, 4), (60, 71), (130, 1)], ids=str)
 def test_no_token_sees_the_future_through_a_cache(rng, path, lengths):
     tree, ends = model(rng), np.cumsum(lengths)
@@ -224,7 +224,7 @@ def test_no_token_sees_the_future_through_a_cache(rng, path, lengths):
             np.testing.assert_array_equal(run(changed)[:, : t + 1], y[:, : t + 1])
 
 
-@pytest.mark.parametrize("path", ["reference", "fused"])
+@pytest.mark.parametrize("path", ["plain", "override"])
 def test_permuting_the_batch_changes_no_gradient_of_a_model(rng, path):
     tree, ids = model(rng), rng.integers(0, CONFIG.vocab_size, (2, 5, 9))
     order = rng.permutation(5)

@@ -1,4 +1,4 @@
-"""Pairs of passes, called with the arrays of a tree in any form."""
+"""Call forward and backward passes on trees of arrays of any dtype, layout or library."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Derivatives by numbers alone, of functions of one real number at 0 that return an array."""
+"""Numerical derivatives at 0 of functions of one real number that return an array."""
 
 from itertools import pairwise
 

@@ -1,7 +1,7 @@
-"""The judge of every backward pass written by hand, in float64: derivatives by numbers alone.
+"""Gradient checks, in float64: every hand-written backward pass against numerical derivatives.
 
-Three witnesses, of which none knows the formulas: five-point differences and complex steps for the
-whole Jacobian of what is small, and 8 random directions, with a sweep of step sizes, for anything.
+Three methods, none of which knows the formulas: five-point differences and complex steps for the
+whole Jacobian of small problems, and 8 random directions with a sweep of step sizes for any.
 Upstream gradients are random: with dy = 1, softmax and a fresh layernorm have gradient 0, and any
 multiple of the right formula would pass.
 """
@@ -43,20 +43,20 @@ __all__ = [
     "strided",
 ]
 
-# Elements below this share of the largest one, or of 1, are held to the bound times that.
+# The error of an element below this fraction of the largest one, or of 1, is relative to that.
 FLOORS = {"differences": 1e-3, "complex step": 0.1, "directions": 0.1}
 DIRECTIONS = 8
 WHOLE = 5000  # evaluations that a whole Jacobian may cost
 
 
 def relative_error(actual, expected, floor):
-    """Return the largest error of an element, relative to it, or to the floor times the largest."""
+    """Return the largest relative error of an element; small ones are relative to the floor."""
     least = floor * max(1.0, np.abs(expected).max(initial=0.0))
     return (np.abs(actual - expected) / np.maximum(np.abs(expected), least)).max(initial=0.0)
 
 
 def check_exactly(problem, rng):
-    """Assert what holds to the bit: the same twice, 0 of a zero dy, the double of a doubled one."""
+    """Assert, to the bit: the same twice; a zero dy gives zeros, a doubled dy doubled gradients."""
     before = [x.copy() for x in problem.arrays]
     dy = problem.upstream(rng)
     gradients = problem.gradients(dy)
@@ -72,13 +72,13 @@ def check_exactly(problem, rng):
 
 
 def units(shape):
-    """Return the arrays of that shape that are 1 at one place and 0 elsewhere."""
+    """Return the unit arrays of that shape: 1 at one place and 0 elsewhere."""
     n = math.prod(shape)
     return np.eye(n).reshape(n, *shape)
 
 
 def columns(problem, derivative, convert):
-    """Return the Jacobian by numbers alone: for each array x, dy/dx (y.size, x.size)."""
+    """Return the numerical Jacobian: for each array x, dy/dx (y.size, x.size)."""
     jacobian, n_out = [], math.prod(problem.shape)
     for i, x in enumerate(problem.arrays):
         found = [derivative(problem.along({i: v}, convert)) for v in units(x.shape)]
@@ -88,7 +88,7 @@ def columns(problem, derivative, convert):
 
 def check_jacobian(problem):
     """Check each row of the Jacobian, which is the gradient of one element of y."""
-    with form("reference"):
+    with form("plain"):
         expected = {"complex step": columns(problem, complex_step, analytic)}
     expected["differences"] = columns(problem, five_point, read_only)
     for name in FORMS:
@@ -102,7 +102,7 @@ def check_jacobian(problem):
 
 
 def derivative(dxs, direction):
-    """Return what gradients say of the derivative along a direction, and what is not small."""
+    """Return the derivative along a direction, as the gradients give it, and its scale."""
     along = sum((dxs[i] * v).sum() for i, v in direction.items())
     size = sum((dxs[i] ** 2).sum() for i in direction) ** 0.5
     return along, max(abs(along), FLOORS["directions"] * max(1.0, size))
@@ -126,7 +126,7 @@ def check_directions(problem, rng, groups):
                 problem.note(name, i, "directions", best)
         for group in groups:
             part = {i: direction[i] for i in group}
-            with form("reference"):
+            with form("plain"):
                 step = (complex_step(problem.along(part, analytic)) * dy).sum()
             for name, dxs in found.items():
                 along, scale = derivative(dxs, part)

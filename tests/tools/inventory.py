@@ -1,4 +1,4 @@
-"""What there is to check: every gradient that a backward pass of the package has to return."""
+"""Inventory: every gradient that a backward pass of the package returns, and so needs a check."""
 
 import importlib
 import inspect

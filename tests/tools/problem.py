@@ -1,4 +1,4 @@
-"""A pair of passes as functions of a flat list of arrays, to be moved at will."""
+"""A forward and a backward pass as functions of a flat list of arrays."""
 
 import contextlib
 import inspect
@@ -12,7 +12,7 @@ from tests.tools.derivatives import Analytic
 
 BOUNDS = {"differences": 1e-8, "complex step": 1e-13, "directions": 1e-8}  # relative errors
 MODEL = 10  # times that for a whole model, whose numbers are rounded in many ops one by one
-FORMS = "fused", "reference"
+FORMS = "override", "plain"
 
 
 def analytic(x):
@@ -22,8 +22,8 @@ def analytic(x):
 
 @contextlib.contextmanager
 def form(name):
-    """In the form "reference" all ops are their definitions: no namesake replaces them."""
-    if name == "fused":
+    """In the form "plain" all ops are the definitions: no override replaces them."""
+    if name == "override":
         yield
     else:
         with backend.plain():
@@ -88,7 +88,7 @@ class Problem:
         return gradients
 
     def note(self, form, i, check, error):
-        """Assert that the error of the gradient of array i is within its bound, and note it."""
+        """Assert that the error of the gradient of array i is within its bound, and record it."""
         name, bound = self.names[i], self.bounds[check]
         # not >: a NaN must fail
         assert error <= bound, f"{name}: relative error {error:.2e} > {bound:.0e} by {check}"

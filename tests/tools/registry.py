@@ -1,4 +1,4 @@
-"""What the gradient checks have checked, and their worst errors; a plugin of pytest writes it down.
+"""Records of the gradient checks: what was checked, and the worst errors. A pytest plugin.
 
     python -m pytest -p tests.tools.registry --gradients FILE tests/ops tests/model ...
 
@@ -18,7 +18,9 @@ names_only = False
 
 def pytest_addoption(parser):
     parser.addoption("--gradients", metavar="FILE", help="write the worst errors to FILE")
-    parser.addoption("--names-only", action="store_true", help="check no gradient, only note it")
+    parser.addoption(
+        "--names-only", action="store_true", help="check no gradient, only record its name"
+    )
 
 
 def pytest_configure(config):
@@ -32,20 +34,20 @@ def pytest_sessionfinish(session):
 
 
 def subject(backward):
-    """Return what a backward pass is called here: ops.linear, blocks.mlp, gpt.loss."""
+    """Return the name of a backward pass here: ops.linear, blocks.mlp, gpt.loss."""
     place = backward.__module__.removeprefix("minigpt.").removeprefix("model.").partition(".")[0]
     return f"{place}.{backward.__name__.removesuffix('_backward')}"
 
 
 def note(backward, form, name, check, error, bound):
-    """Note a check of the gradient of input `name`."""
+    """Record a check of the gradient of input `name`."""
     key = subject(backward), form, name, check
     worst, _, times = results.get(key, (0.0, None, 0))
     results[key] = [max(worst, float(error)), bound, times + 1]
 
 
 def records():
-    """Return a list of what was noted of the package, in order."""
+    """Return the records of the package's own backward passes, in order."""
     return [
         dict(zip(KEYS, key, strict=True), error=error, bound=bound, times=times)
         for key, (error, bound, times) in sorted(results.items())

@@ -1,4 +1,4 @@
-"""A text on a server of this machine, and many processes that ask for it."""
+"""A local server that has a text, and many processes that download it."""
 
 import contextlib
 import http.server

@@ -1,4 +1,4 @@
-"""The witnesses of the gradient checks, held against derivatives that are known."""
+"""The numerical derivatives of the gradient checks, against derivatives that are known."""
 
 import math
 
@@ -19,7 +19,7 @@ KNOWN = {
 
 
 @pytest.mark.parametrize("f, slope", KNOWN.values(), ids=KNOWN)
-def test_witnesses_know_a_derivative(f, slope):
+def test_known_derivatives_are_found(f, slope):
     assert abs(complex_step(f) - slope) <= 1e-15 * max(1, abs(slope))
     assert abs(five_point(f) - slope) <= 1e-11
     assert best_of([abs(step - slope) for step in sweep(f)], BOUND) <= 1e-10

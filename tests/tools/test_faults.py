@@ -1,4 +1,4 @@
-"""The fault table: a few trials of `python -m tests.tools.faults`, and whether it would notice."""
+"""Fault injection: a few trials of each kind, and whether a failure would be noticed."""
 
 import os
 import random
@@ -97,7 +97,7 @@ def executing(text):
 
 
 @pytest.mark.parametrize(
-    "main, told",
+    "main, reason",
     [
         (raising(UserError("text.txt: empty")), None),
         (said("", 0), None),
@@ -113,9 +113,9 @@ def executing(text):
         (lambda argv: subprocess.run(["true"]) and None, "executed"),
     ],
 )
-def test_what_counts_as_clean(judge, main, told):
+def test_what_counts_as_clean(judge, main, reason):
     fault = judge(main, [])
-    assert fault is None if told is None else told in fault
+    assert fault is None if reason is None else reason in fault
 
 
 @pytest.mark.slow

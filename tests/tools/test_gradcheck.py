@@ -1,4 +1,4 @@
-"""The checks are themselves checked: each of these faults is planted, and must be found."""
+"""The gradient checks are checked: each of these bugs is planted, and must be found."""
 
 import math
 
@@ -20,7 +20,7 @@ from tests.tools.gradcheck import check_backward, check_float32
 
 
 def check(test, faulty, match=None):
-    """Run `test`, which must fail where a fault is planted and pass where none is."""
+    """Run `test`, which must fail where a bug is planted and pass where none is."""
     if faulty:
         with pytest.raises((AssertionError, ValueError), match=match):
             test()
@@ -29,7 +29,7 @@ def check(test, faulty, match=None):
 
 
 def changed(backward, change):
-    """Return `backward` with a fault: `change(gradients, dy, cache)` returns the wrong ones."""
+    """Return `backward` with a bug: `change(gradients, dy, cache)` returns the wrong ones."""
     return lambda dy, cache: change(backward(dy, cache), dy, cache)
 
 
@@ -68,7 +68,7 @@ def softmax_vacuous(dy, cache):
 
 
 def attention_with(fault):
-    """Return attention's backward pass with a fault in it; the weights are not dropped."""
+    """Return attention's backward pass with a bug in it; the weights are not dropped."""
 
     def backward(dy, cache):
         q, k, v, y, w = cache[:5]

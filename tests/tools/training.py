@@ -1,4 +1,4 @@
-"""A training run of a fraction of a second, for the tests of what happens around it."""
+"""A training run of a fraction of a second, for tests."""
 
 import json
 
@@ -16,7 +16,7 @@ FLAGS = (
     *("--threads=2", "--max-iters=12", "--eval-interval=4", "--log-interval=2"),
     *("--warmup-iters=2", "--learning-rate=0.01"),
 )
-# What makes it hardest to go on to the bit.
+# The options that make a bitwise resume hardest.
 EXACT = ("--dropout=0.2", "--gradient-accumulation-steps=2", "--lr-decay-iters=12")
 TIMES = ("seconds", "tokens_per_second")
 
@@ -30,12 +30,12 @@ def begin(folder, *flags):
 
 
 def resume(folder, *flags):
-    """Go on with the run in `folder`; return the exit code."""
+    """Resume the run in `folder`; return the exit code."""
     return train.main(["--resume", f"--out-dir={folder}", *flags])
 
 
 def metrics(folder):
-    """Lines of metrics.jsonl, without what the clock says."""
+    """Lines of metrics.jsonl, without the times."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
 
@@ -52,7 +52,7 @@ def refusal(capsys, call, *args):
 
 
 def same(one, other, name):
-    """Assert that two runs have the same checkpoint, but for the clock and the folder."""
+    """Assert that two runs have the same checkpoint, but for the times and the folder."""
     one, other = (checkpoint.load(folder / name) for folder in (one, other))
     assert (one.config, one.tokenizer.chars) == (other.config, other.tokenizer.chars)
     np.testing.assert_array_equal(one.params.flat, other.params.flat)

@@ -1,4 +1,4 @@
-"""What becomes of a run when things go wrong: `python -m tests.tools.faults [--quick] [WORDS]`.
+"""Fault injection: `python -m tests.tools.faults [--quick] [WORDS]`.
 
 Processes are killed, disks are full, files are damaged, numbers are not finite; many times, at
 random, through the commands that users type. A row of the table is a kind of fault. Whatever is

@@ -1,4 +1,4 @@
-"""`python -m tests.tools.faults [--quick] [--seed N] [WORDS]`: rows named by a word, or all."""
+"""`python -m tests.tools.faults [--quick] [--seed N] [WORDS]`: the rows with a word, or all."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""A run of a second or two that saves at every step, as a process of its own."""
+"""A training run of a second or two that saves at every step, in its own process."""
 
 import contextlib
 import io
@@ -31,7 +31,7 @@ LIMIT_S = 120  # for a process
 
 
 def environment(folder):
-    """Return that of a process without matplotlib, whose import takes longer than all else."""
+    """Return the environment of a process without matplotlib, which is slow to import."""
     stub = folder / "stub" / "matplotlib"
     stub.mkdir(parents=True, exist_ok=True)
     (stub / "__init__.py").write_text("raise ImportError\n")
@@ -103,7 +103,7 @@ def wait_for(process, folder, lines):
 
 
 def contents(folder):
-    """Return what a run has come to, without what the clock says, for comparison by ==."""
+    """Return the results of a run without its times, for comparison by ==."""
     lines = (folder / METRICS).read_text("utf-8").splitlines()
     found = {METRICS: [{k: v for k, v in json.loads(x).items() if k not in TIMES} for x in lines]}
     for name in (BEST, LAST):

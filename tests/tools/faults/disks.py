@@ -87,7 +87,7 @@ def attempts(base, out):
 
 def read_only(trials, base, expected, seed):
     """A row: the folder becomes one that cannot be written, and later one that can again."""
-    must, failures = "one line, exit code 2, nothing changes; writable again, it goes on", []
+    must, failures = "one line, exit code 2, nothing changes; writable again, it continues", []
     for i in range(trials):
         disk = base / f"read-only-{i}"
         with small_disk(disk, "10m") as remount:

@@ -1,4 +1,4 @@
-"""Texts, pairs, configs and flags that hypothesis comes up with."""
+"""Random texts, pairs, configs and flags, by hypothesis."""
 
 import dataclasses
 import string

@@ -1,4 +1,4 @@
-"""A run that is stopped, by whatever signal and at whatever moment, and two runs in one folder."""
+"""A run that is stopped by a signal at a random moment, and two runs in one folder."""
 
 import random
 import signal
@@ -91,5 +91,5 @@ def two_runs(trials, base, expected, seed):
         elif {path.name for path in (base / out).iterdir()} - {*FILES}:
             failures.append(f"trial {i}: something is left behind")
         refused += sum("another run" in err for _, err in results)
-    must = "one goes on and ends as if alone, the others are refused in one line"
+    must = "one continues and ends as if alone, the others are refused in one line"
     return Row("two runs in one folder", trials, must, failures, f"{refused} refused")

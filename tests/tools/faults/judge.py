@@ -1,4 +1,4 @@
-"""Commands that run in this process and must end cleanly, whatever they are given.
+"""Run commands in this process, and judge whether they end cleanly.
 
 Cleanly: with exit code 0, or with 2 and one line of the command's own. No traceback, no hang, not
 much more memory than the process has, nothing executed but modules.

@@ -1,4 +1,4 @@
-"""A run that goes on for long, and many that want the corpus at once."""
+"""A long run, and many processes that want the corpus at once."""
 
 import hashlib
 import os

@@ -106,5 +106,7 @@ def not_finite(trials, base, expected, seed):
         failure = way(base, i, rng)
         if failure:
             failures.append(f"trial {i}, {way.__name__}: {failure}")
-    must = "bad steps are skipped and told; 5 in a row end the run in one line; no NaN in a file"
+    must = (
+        "bad steps are skipped and reported; 5 in a row end the run in one line; no NaN in a file"
+    )
     return Row("losses and gradients that are not finite", trials, must, failures)
