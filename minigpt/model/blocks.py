@@ -25,13 +25,12 @@ from minigpt.ops.add_norm import add_norm_backward, add_norm_forward
 from minigpt.ops.attention import (
     attention_backward,
     attention_forward,
-    attention_weights,
     merge_heads,
     split_heads,
 )
 from minigpt.ops.linear import linear_backward, linear_forward
 from minigpt.ops.linear_activation import linear_activation_backward, linear_activation_forward
-from minigpt.ops.rotary import rotary_backward, rotary_forward
+from minigpt.ops.rotary import rotary_qkv_backward, rotary_qkv_forward
 
 # The sites of a block where dropout draws bits of its own: the weights of its attention layers, and
 # the h that each of its add_norms adds to the stream.
@@ -115,7 +114,7 @@ def self_attention_forward(
     qkv, qkv_cache = linear_forward(x, **p["c_attn"])
     rotary_cache = None
     if rotary:
-        qkv, rotary_cache = rotary_forward(qkv, n_head, 0 if kv is None else kv.length)
+        qkv, rotary_cache = rotary_qkv_forward(qkv, n_head, 0 if kv is None else kv.length)
     q, k, v = split_heads(qkv, 3, n_head)
     if kv is not None:
         k, v = kv.append(k, v)
@@ -130,7 +129,7 @@ def self_attention_backward(dy, cache):
     (dy,) = split_heads(dy, 1, cache.n_head)
     dqkv = merge_heads(*attention_backward(dy, cache.attention))
     if cache.rotary is not None:
-        dqkv = rotary_backward(dqkv, cache.rotary)
+        dqkv = rotary_qkv_backward(dqkv, cache.rotary)
     dx, c_attn = linear_backward(dqkv, cache.qkv)
     return dx, {"c_attn": c_attn, "c_proj": c_proj}
 
@@ -344,7 +343,7 @@ def block_weights(cache):
     -------
     weights : {"self": (B, H, T, T)}, and of a cross block "cross": (B, H, T, Tk)
     """
-    weights = {"self": attention_weights(cache.attn.attention)}
+    weights = {"self": cache.attn.attention.w}
     if isinstance(cache, CrossBlockCache):
-        weights["cross"] = attention_weights(cache.cross.attention)
+        weights["cross"] = cache.cross.attention.w
     return weights

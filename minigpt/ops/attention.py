@@ -5,10 +5,42 @@ keys and values from another, Tq != Tk) are one op: they differ only in what may
 """
 
 import math
+from typing import Any, NamedTuple
 
 from minigpt.backend import array_module, overridable
 from minigpt.ops.dropout import dropout_backward, dropout_forward
 from minigpt.ops.softmax import softmax_backward, softmax_forward
+
+
+class AttentionCache(NamedTuple):
+    """What attention's backward pass needs.
+
+    The definition uses q, k, v, w, dropout and rng. Overrides compute w again, for which they need
+    the masks, and have a use for y. Their own cache may hold something smaller than w, from which
+    it computes `cache.w` when asked.
+
+    Attributes
+    ----------
+    q : (B, H, Tq, D)
+    k, v : (B, H, Tk, D)
+    y : (B, H, Tq, D)
+    w : (B, H, Tq, Tk)
+        The weights, before dropout.
+    causal : bool
+    key_mask : (B, Tk) bool or None
+    dropout : float
+    rng : Rng or None
+    """
+
+    q: Any
+    k: Any
+    v: Any
+    y: Any
+    w: Any
+    causal: bool
+    key_mask: Any
+    dropout: float
+    rng: Any
 
 
 def split_heads(x, n, n_head):
@@ -32,7 +64,9 @@ def merge_heads(*xs):
 def scores(q, k, causal, key_mask):
     """Return s = q @ k^T / sqrt(D), (B, H, Tq, Tk), with -inf wherever q may not see k.
 
-    The -inf is exact: exp makes it a 0 that no later score, however large, can outweigh.
+    If the entries of q and k are independent with variance 1, a sum of D of their products has
+    variance D: the scale brings it back to 1. The mask is exact: a finite number in place of -inf,
+    such as GPT-2's -1e10, is outweighed by scores that are large enough; -inf never is.
     """
     xp = array_module(q)
     s = (q @ k.swapaxes(-1, -2)) * (1 / math.sqrt(q.shape[-1]))
@@ -45,18 +79,12 @@ def scores(q, k, causal, key_mask):
     return s
 
 
-def attention_weights(cache):
-    """Return the weights w (B, H, Tq, Tk) of a forward pass, before dropout."""
-    q, k, _, _, w, _, causal, key_mask, _, _ = cache
-    return softmax_forward(scores(q, k, causal, key_mask))[0] if w is None else w
-
-
 @overridable
 def attention_forward(q, k, v, causal=False, key_mask=None, dropout=0.0, rng=None):
-    """Every query gathers the values, weighted by how well their keys fit it.
+    """Every query takes the mean of the values, weighted by how well their keys fit it.
 
-        s = q @ k^T / sqrt(D)       the scale keeps the variance of s near 1
-        w = softmax(s)              over the keys that may be seen
+        s = q @ k^T / sqrt(D)       -inf where q may not see k
+        w = softmax(s)              over the keys; 0 where q may not see k
         y = dropout(w) @ v
 
     Parameters
@@ -69,39 +97,45 @@ def attention_forward(q, k, v, causal=False, key_mask=None, dropout=0.0, rng=Non
     key_mask : (B, Tk) bool, optional
         True where a key may be seen; False is padding. A query that may see nothing yields 0.
     dropout : float
-        Share of the weights w set to 0, with `rng`; rng=None is none.
+        The probability that a weight is set to 0.
+    rng : Rng, optional
+        None is no dropout.
 
     Returns
     -------
     y : (B, H, Tq, D), dtype of q
-    cache : (q, k, v, y, w, lse, causal, key_mask, dropout, rng)
-        w (B, H, Tq, Tk), or None where the backward pass makes it again; a faster namesake then
-        keeps lse (B, H, Tq, 1) = log sum exp s, from which w = exp(s - lse).
+    cache : AttentionCache
     """
-    s = scores(q, k, causal, key_mask)
-    w, _ = softmax_forward(s)
+    w, _ = softmax_forward(scores(q, k, causal, key_mask))
     y = dropout_forward(w, dropout, rng)[0] @ v
-    return y, (q, k, v, y, w, None, causal, key_mask, dropout, rng)
+    return y, AttentionCache(q, k, v, y, w, causal, key_mask, dropout, rng)
 
 
 @overridable
 def attention_backward(dy, cache):
-    """Gradients of q, k and v: the forward pass read upwards.
+    """Gradients of q, k and v: the forward pass read upwards. For a product y = w @ v, per head,
+
+        dw = dy @ v^T and dv = w^T @ dy
+
+    as in a linear layer. It is applied twice, to dropout(w) @ v and to q @ k^T:
 
         dv = dropout(w)^T @ dy
         dw = dropout(dy @ v^T)        with the mask of the forward pass
-        ds = softmax_backward(dw)     0 wherever w is 0, hence nothing flows from the future
+        ds = softmax_backward(dw)     w * (dw - sum_j w_j dw_j)
         dq = ds @ k / sqrt(D)
         dk = ds^T @ q / sqrt(D)
+
+    ds is 0 wherever w is 0, hence no gradient comes from the future. With the mask m, 0 or
+    1 / (1 - p), y = sum_j w_j m_j v_j and dw_j = m_j dy . v_j, so that sum_j w_j dw_j = dy . y:
+    overrides need no pass over the keys for that sum.
 
     Returns
     -------
     dq : (B, H, Tq, D)
     dk, dv : (B, H, Tk, D)
     """
-    q, k, v, *_, dropout, rng = cache
-    w = attention_weights(cache)
-    dropped, dropout_cache = dropout_forward(w, dropout, rng)
+    q, k, v, w = cache.q, cache.k, cache.v, cache.w
+    dropped, dropout_cache = dropout_forward(w, cache.dropout, cache.rng)
     dv = dropped.swapaxes(-1, -2) @ dy
     dw = dropout_backward(dy @ v.swapaxes(-1, -2), dropout_cache)
     ds = softmax_backward(dw, (w,)) * (1 / math.sqrt(q.shape[-1]))

@@ -1,80 +1,116 @@
 """Rotary positions: Su et al. 2021 (RoFormer), arXiv:2104.09864, eq. 34.
 
-Queries and keys are turned by angles that grow with their position. What a query makes of a key
-then depends on their contents and on the distance between them, and no position is learned.
+Queries and keys are rotated by angles that grow with their position. With R_m the rotation of
+position m, R_m^T R_n = R_(n-m), and so
+
+    (R_m q) . (R_n k) = q . (R_m^T R_n k) = q . (R_(n-m) k):
+
+a score depends on the contents of query and key and on their distance, and no position is learned.
+
+Departures: BASE is 1024 in place of 10000 (Vaswani et al.'s), and the speeds end at exactly
+1 / BASE.
 """
 
 import functools
 
 from minigpt.backend import array_module, overridable
+from minigpt.ops.attention import merge_heads, split_heads
 
-BASE = 1024.0  # the slowest pair turns by 1 / BASE a token; RoFormer's 10000 is for long contexts
-
-
-def angles(x, start, T, D):
-    """Return cos and sin, each (T, D / 2), of position * BASE^(-i / (D/2 - 1)) for pair i.
-
-    Parameters
-    ----------
-    x : array
-        They are where it is, of its precision.
-    start, T : int
-        The positions start .. start + T - 1.
-    """
-    known = 1 << max(start + T - 1, 0).bit_length()
-    return tuple(a[start : start + T] for a in table(array_module(x), known, D, x.real.dtype))
-
-
-@functools.lru_cache(8)
-def table(xp, n, D, dtype):
-    """Return cos and sin for positions 0 .. n - 1: made once, in float64."""
-    speed = BASE ** -xp.linspace(0, 1, D // 2)
-    angle = xp.arange(n)[:, None] * speed
-    return tuple(f(angle).astype(dtype) for f in (xp.cos, xp.sin))
-
-
-def turned(x, n_head, cos, sin):
-    """Return x (B, T, 3 C) with the pairs of its first 2 C channels turned."""
-    B, T, width = x.shape
-    y = x.copy()
-    pairs = y.reshape(B, T, 3, n_head, width // (6 * n_head), 2)[:, :, :2]
-    a, b = pairs[..., 0], pairs[..., 1]
-    cos, sin = cos[:, None, None], sin[:, None, None]
-    a[...], b[...] = a * cos - b * sin, a * sin + b * cos
-    return y
+BASE = 1024.0  # the slowest pair rotates by 1 / BASE per token
 
 
 @overridable
-def rotary_forward(qkv, n_head, start=0):
-    """Turn queries and keys; values stay. With t the position and i the number of a pair:
+def rotary_forward(x, start=0):
+    """Rotate every pair of neighbouring channels. At position t, for pair j of a head:
 
-        y_2i     = x_2i cos(t theta_i) - x_2i+1 sin(t theta_i)
-        y_2i+1   = x_2i sin(t theta_i) + x_2i+1 cos(t theta_i)
-        theta_i  = BASE^(-i / (D/2 - 1))
+        y_2j    = x_2j cos(t theta_j) - x_2j+1 sin(t theta_j)
+        y_2j+1  = x_2j sin(t theta_j) + x_2j+1 cos(t theta_j)
+        theta_j = BASE^(-j / (D/2 - 1))        1 where there is but one pair
 
-    As complex numbers x_2i + i x_2i+1 the pairs are multiplied by exp(i t theta_i).
+    As a complex number, x_2j + i x_2j+1 is multiplied by exp(i t theta_j).
 
     Parameters
     ----------
-    qkv : (B, T, 3 C) float
-        Queries, keys and values, each H heads of D = C / H channels; D is even.
-    n_head : int
+    x : (B, H, T, D) float
+        Queries or keys; D is even.
     start : int
         Position of the first token: the number of tokens in a KV cache.
 
     Returns
     -------
-    y : as qkv
-    cache : (n_head, cos, sin)
-        cos and sin are (T, D / 2).
+    y : as x
+    cache : (cos, sin)
+        Each (T, D / 2).
     """
-    _, T, width = qkv.shape
-    cos, sin = angles(qkv, start, T, width // (3 * n_head))
-    return turned(qkv, n_head, cos, sin), (n_head, cos, sin)
+    cos, sin = angles(x, start, *x.shape[-2:])
+    return rotate(x, cos, sin), (cos, sin)
 
 
 @overridable
 def rotary_backward(dy, cache):
-    """Return the gradient of qkv: a rotation's transpose is its inverse, the same angle back."""
-    n_head, cos, sin = cache
-    return turned(dy, n_head, cos, -sin)
+    """Return dx. The Jacobian is a rotation, and its transpose is its inverse: the same angle back.
+
+    Returns
+    -------
+    dx : (B, H, T, D)
+    """
+    cos, sin = cache
+    return rotate(dy, cos, -sin)
+
+
+@overridable
+def rotary_qkv_forward(qkv, n_head, start=0):
+    """Rotate the queries and keys in the output of their common linear layer; values stay.
+
+    An op of its own, since overrides need no copy for splitting and merging.
+
+    Parameters
+    ----------
+    qkv : (B, T, 3 C) float
+        Queries, keys and values, each H heads of D = C / H channels.
+    n_head : int
+    start : int
+        As in rotary_forward.
+
+    Returns
+    -------
+    y : as qkv
+    cache : (n_head, cos, sin)
+    """
+    q, k, v = split_heads(qkv, 3, n_head)
+    q, cache = rotary_forward(q, start)
+    k, _ = rotary_forward(k, start)
+    return merge_heads(q, k, v), (n_head, *cache)
+
+
+@overridable
+def rotary_qkv_backward(dy, cache):
+    """Return the gradient of qkv (B, T, 3 C)."""
+    n_head, *cache = cache
+    dq, dk, dv = split_heads(dy, 3, n_head)
+    return merge_heads(rotary_backward(dq, cache), rotary_backward(dk, cache), dv)
+
+
+def rotate(x, cos, sin):
+    """Return x (B, H, T, D) with its pairs of channels rotated by angles, given by cos and sin."""
+    y, even, odd = array_module(x).empty_like(x), x[..., ::2], x[..., 1::2]
+    y[..., ::2] = even * cos - odd * sin
+    y[..., 1::2] = even * sin + odd * cos
+    return y
+
+
+def angles(x, start, T, D):
+    """Return cos and sin, each (T, D / 2), of t theta_j for the positions start .. start + T - 1.
+
+    They are where the array x is, and have its dtype.
+    """
+    known = 1 << max(start + T - 1, 0).bit_length()
+    return tuple(a[start : start + T] for a in table(array_module(x), known, D, x.dtype))
+
+
+@functools.lru_cache(8)
+def table(xp, n, D, dtype):
+    """Return cos and sin for positions 0 .. n - 1: computed once, in float64."""
+    theta = BASE ** -xp.linspace(0, 1, D // 2)
+    angle = xp.arange(n)[:, None] * theta
+    return tuple(f(angle).astype(dtype) for f in (xp.cos, xp.sin))

@@ -7,7 +7,14 @@ import itertools
 import numpy as np
 import pytest
 
-from minigpt.ops.attention import attention_backward, attention_forward, merge_heads, split_heads
+from minigpt.backend.attention_cache import LseCache
+from minigpt.ops.attention import (
+    AttentionCache,
+    attention_backward,
+    attention_forward,
+    merge_heads,
+    split_heads,
+)
 from minigpt.ops.dropout import Rng
 from tests.tools.gradcheck import assert_same
 
@@ -114,7 +121,7 @@ def test_float16_is_rounded_once(rng, xp, kernels, D):
     exact, cache = definition(*xs, causal=True)
     found, (*_, lse, _, _, _, _) = passes(*on_device(xp, xs, "float16"), causal=True)
     assert {x.dtype for x in found} == {np.dtype("float16")} and lse.dtype == np.float32
-    for x, y, bound in zip(found, exact, float16_bounds(xs, exact, cache[4]), strict=True):
+    for x, y, bound in zip(found, exact, float16_bounds(xs, exact, cache.w), strict=True):
         assert (np.abs(x.get().astype(float) - y) <= bound).all()
     assert len(kernels) == 3
 
@@ -128,8 +135,8 @@ def test_lse_is_the_log_of_the_sum_of_exponentials(rng, xp):
     total = (np.exp(s) * seen).sum(axis=-1, keepdims=True)
     assert (total == 0).any()
     expected = np.where(total == 0, 0, np.log(np.where(total == 0, 1, total)))
-    np.testing.assert_allclose(cache[5].get(), expected, rtol=0, atol=2e-6)
-    assert cache[4] is None
+    np.testing.assert_allclose(cache.lse.get(), expected, rtol=0, atol=2e-6)
+    assert isinstance(cache, LseCache)
 
 
 def test_heads_are_neither_split_nor_merged_by_copies(rng, xp, kernels):
@@ -165,7 +172,7 @@ def test_a_kv_cache_is_read_where_it_lies(rng, xp, kernels, Tq):
     k, v = store[:, :, :, :T]
     with fresh_pool(xp) as pool:
         y, cache = attention_forward(q, k, v, causal=True)
-        assert pool.total_bytes() == size_in_pool(y.shape, cache[5].shape)
+        assert pool.total_bytes() == size_in_pool(y.shape, cache.lse.shape)
     expected = attention_forward.reference(*(x.get().astype(float) for x in (q, k, v)), causal=True)
     assert_same(y, expected[0], RTOL)
     assert kernels == ["attention_decode_32"]
@@ -225,7 +232,7 @@ def test_what_the_kernels_do_not_take_goes_to_the_definition(rng, xp, kernels, s
     found, cache = passes(*on_device(xp, xs, dtype))
     assert_same(found, expected, rtol)
     assert {x.dtype for x in found} == {np.dtype(dtype)}
-    assert kernels == [] and cache[4] is not None
+    assert kernels == [] and isinstance(cache, AttentionCache)
 
 
 def test_steps_within_a_vector_go_to_the_definition(rng, xp, kernels):

@@ -21,7 +21,7 @@ from minigpt.ops.embedding import (
 from minigpt.ops.layernorm import layernorm_backward, layernorm_forward
 from minigpt.ops.linear import linear_backward, linear_forward
 from minigpt.ops.linear_activation import linear_activation_backward, linear_activation_forward
-from minigpt.ops.rotary import rotary_backward, rotary_forward
+from minigpt.ops.rotary import rotary_qkv_backward, rotary_qkv_forward
 from tests.backend.test_overrides import BIG, CASES, RNG, file_of, make, overridable_ops
 from tests.tools.gradcheck import assert_same, call, float_dtypes, leaves, map_tree
 
@@ -262,8 +262,8 @@ def test_one_launch_where_the_op_has_a_dozen_steps(cupy, rng, launches):
         embedding_backward(dy, cache)
         assert launches == ["embedding_forward", "embedding_backward"]
         launches.clear()
-    _, cache = rotary_forward(cupy.concatenate([x, x, x], axis=2), 2)
-    rotary_backward(cupy.concatenate([dy, dy, dy], axis=2), cache)
+    _, cache = rotary_qkv_forward(cupy.concatenate([x, x, x], axis=2), 2)
+    rotary_qkv_backward(cupy.concatenate([dy, dy, dy], axis=2), cache)
     assert launches == ["rotary", "rotary"]
 
 

@@ -21,7 +21,12 @@ from minigpt.ops.embedding import embedding_backward, embedding_forward
 from minigpt.ops.layernorm import layernorm_backward, layernorm_forward
 from minigpt.ops.linear import linear_backward, linear_forward
 from minigpt.ops.linear_activation import linear_activation_backward, linear_activation_forward
-from minigpt.ops.rotary import rotary_backward, rotary_forward
+from minigpt.ops.rotary import (
+    rotary_backward,
+    rotary_forward,
+    rotary_qkv_backward,
+    rotary_qkv_forward,
+)
 from minigpt.ops.softmax import softmax_backward, softmax_forward
 from tests.tools.gradcheck import (
     assert_same,
@@ -73,7 +78,11 @@ def embedding(numbers, B, T, V, positions=True):
     return (), tables, {"ids": numbers.integers(0, V, (B, T)), "start": 1}
 
 
-def rotary(numbers, B, T, H, D, start):
+def rotary(numbers, B, H, T, D, start):
+    return draw(numbers, (B, H, T, D)), {}, {"start": start}
+
+
+def rotary_qkv(numbers, B, T, H, D, start):
     return draw(numbers, (B, T, 3 * H * D)), {}, {"n_head": H, "start": start}
 
 
@@ -134,7 +143,10 @@ CASES = {
         for positions in (False, True)
     ],
     (rotary_forward, rotary_backward): [
-        (rotary, *spec)
+        (rotary, *spec) for spec in ((2, 1, 3, 2, 0), (0, 2, 3, 4, 1), (3, 2, 317, 34, 5))
+    ],
+    (rotary_qkv_forward, rotary_qkv_backward): [
+        (rotary_qkv, *spec)
         for spec in ((2, 3, 1, 2, 0), (0, 3, 2, 4, 1), (2, 0, 2, 4, 1), (2, 1, 3, 6, 9))
         + ((3, 317, 2, 34, 5),)
     ],

@@ -3,7 +3,14 @@ import math
 import numpy as np
 import pytest
 
-from minigpt.ops.rotary import BASE, rotary_backward, rotary_forward
+from minigpt.ops.attention import merge_heads, split_heads
+from minigpt.ops.rotary import (
+    BASE,
+    rotary_backward,
+    rotary_forward,
+    rotary_qkv_backward,
+    rotary_qkv_forward,
+)
 from tests.tools.gradcheck import (
     check_backends,
     check_backward,
@@ -12,7 +19,8 @@ from tests.tools.gradcheck import (
     forms,
 )
 
-OP = rotary_forward, rotary_backward
+OP = rotary_qkv_forward, rotary_qkv_backward
+OF_HEADS = rotary_forward, rotary_backward
 # B, T, n_head, D, start
 SIZES = [(2, 3, 2, 4, 0), (1, 1, 1, 2, 0), (2, 1, 1, 6, 5), (0, 3, 2, 4, 1), (1, 4, 3, 2, 7)]
 LONG = (3, 131, 2, 10, 3)
@@ -34,12 +42,16 @@ def heads(x, n_head):
 def test_backward_is_the_gradient(rng, size):
     qkv, options = inputs(rng, *size)
     check_backward(*OP, qkv, rng=rng, options=options)
+    q, _, _ = split_heads(qkv, 3, size[2])
+    check_backward(*OF_HEADS, q, rng=rng, options={"start": size[4]})
 
 
 @sizes
 def test_float32_stays_float32(rng, size):
     qkv, options = inputs(rng, *size)
     check_float32(*OP, qkv, rng=rng, options=options)
+    q, _, _ = split_heads(qkv, 3, size[2])
+    check_float32(*OF_HEADS, q, rng=rng, options={"start": size[4]})
 
 
 @pytest.mark.cupy
@@ -47,12 +59,25 @@ def test_float32_stays_float32(rng, size):
 def test_backends_agree(rng, xp, size):
     qkv, options = inputs(rng, *size)
     check_backends(*OP, qkv, rng=rng, xp=xp, options=options)
+    q, _, _ = split_heads(qkv, 3, size[2])
+    check_backends(*OF_HEADS, q, rng=rng, xp=xp, options={"start": size[4]})
 
 
 @pytest.mark.parametrize("size", [*SIZES, LONG], ids=str)
 def test_strided_inputs(rng, size):
     qkv, options = inputs(rng, *size)
     check_strided(*OP, qkv, rng=rng, options=options)
+    q, _, _ = split_heads(qkv, 3, size[2])
+    check_strided(*OF_HEADS, q, rng=rng, options={"start": size[4]})
+
+
+@sizes
+def test_the_packed_form_rotates_queries_and_keys_and_leaves_values(rng, size):
+    qkv, options = inputs(rng, *size)
+    q, k, v = split_heads(qkv, 3, size[2])
+    expected = merge_heads(*(rotary_forward(x, size[4])[0] for x in (q, k)), v)
+    for forward, _ in forms(*OP):
+        np.testing.assert_allclose(forward(qkv, **options)[0], expected, rtol=1e-14, atol=1e-15)
 
 
 @pytest.mark.parametrize("size", [*SIZES, LONG], ids=str)
@@ -134,8 +159,8 @@ def test_a_position_that_is_far_is_exact_in_float32(rng):
 def test_angles_are_made_once(rng, xp, monkeypatch):
     qkv, options = inputs(rng, 2, 5, 2, 4, 0)
     qkv = xp.asarray(qkv.astype("f"))
-    _, (_, *first) = rotary_forward(qkv, **options)
+    _, (_, *first) = rotary_qkv_forward(qkv, **options)
     monkeypatch.setattr(xp, "cos", None)
-    _, (_, *second) = rotary_forward(qkv, **{**options, "start": 2})
+    _, (_, *second) = rotary_qkv_forward(qkv, **{**options, "start": 2})
     for a, b in zip(first, second, strict=True):
         assert xp.may_share_memory(a, b)

@@ -9,7 +9,7 @@ from minigpt import cli
 from minigpt.errors import UserError
 from minigpt.model.blocks import block_weights, cross_block_forward
 from minigpt.model.checkpoint import load
-from minigpt.ops.attention import attention_forward, attention_weights
+from minigpt.ops.attention import attention_forward
 from minigpt.report.attention import (
     START,
     AttentionConfig,
@@ -47,7 +47,7 @@ def seq2seq(seq2seq_checkpoint):  # noqa: F811
 def test_weights_of_the_op(rng, T):
     q, k, v = rng.standard_normal((3, 2, 2, T, 4))
     y, cache = attention_forward(q, k, v, causal=True)
-    w = attention_weights(cache)
+    w = cache.w
     assert w.shape == (2, 2, T, T) and not np.triu(w, 1).any()
     np.testing.assert_allclose(w.sum(axis=-1), 1, rtol=1e-12)
     np.testing.assert_allclose(w @ v, y, atol=1e-12)

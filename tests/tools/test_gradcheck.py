@@ -9,7 +9,7 @@ from minigpt.backend import _override, overridable
 from minigpt.backend.cpu import softmax as cpu_softmax
 from minigpt.ops import cross_entropy
 from minigpt.ops.activation import activation_backward, activation_forward
-from minigpt.ops.attention import attention_backward, attention_forward
+from minigpt.ops.attention import AttentionCache, attention_backward, attention_forward
 from minigpt.ops.dropout import Rng, dropout_backward, dropout_forward
 from minigpt.ops.embedding import embedding_backward, embedding_forward
 from minigpt.ops.layernorm import LayerNormCache, layernorm_backward, layernorm_forward
@@ -71,7 +71,7 @@ def attention_with(fault):
     """Return attention's backward pass with a bug in it; the weights are not dropped."""
 
     def backward(dy, cache):
-        q, k, v, y, w = cache[:5]
+        q, k, v, w = cache.q, cache.k, cache.v, cache.w
         scale = 1.0 if fault == "no scale" else 1 / math.sqrt(q.shape[-1])
         dw = dy @ v.swapaxes(-1, -2)
         ds = softmax_backward(dw, (w,)) * scale
@@ -269,6 +269,6 @@ def test_a_mask_that_leaks_is_found(rng, mask):
     def forward(q, k, v, causal):
         s = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
         w = softmax_forward(MASKS[mask](s, np.tril(np.ones(s.shape[-2:], dtype=bool))))[0]
-        return w @ v, (q, k, v, w @ v, w, None, causal, None, 0.0, None)
+        return w @ v, AttentionCache(q, k, v, w @ v, w, causal, None, 0.0, None)
 
     check(lambda: check_causal(forward, attention_backward, rng), mask != "exact", "the future")

@@ -1,17 +1,18 @@
 """Attention on the CPU by tiles, after FlashAttention: Dao et al. 2022, arXiv:2205.14135.
 
-Scores exist one tile at a time and never above the tiles of the diagonal. Between the passes
-stands one number a query, lse = log sum exp s, from which the backward pass makes the weights
-again; only where sequences are short are the weights kept.
+Scores exist one tile at a time and never above the tiles of the diagonal. The backward pass
+recomputes the weights from one number per query, lse = log sum exp s, as in FlashAttention-2 (Dao
+2023, arXiv:2307.08691, section 3.1). Only for short sequences the weights are kept.
 
 What keeps the work on a tile small, beside its matrix products:
 
 - the softmax is shifted by the row's maximum only where a bound says that exp could overflow:
   |s_ij| <= |q_i| max_j |k_j| / sqrt(D), Cauchy-Schwarz. Without a shift it is the same quotient.
   Each query decides by the keys that it may see, so that none of its bits depends on the future;
-- the quotient's denominator divides y, not w;
+- the quotient's denominator divides y once, at the end, and not w (FlashAttention-2, section 3.1);
 - the scale 1/sqrt(D) goes into the transposed copies of k and v, which cost a copy anyway;
-- sum_j w_j dw_j, which the softmax's gradient needs, is y . dy: no second pass over the keys.
+- sum_j w_j dw_j, which the softmax's gradient needs, is y . dy (ops/attention.py): no second pass
+  over the keys.
 """
 
 import math
@@ -19,6 +20,7 @@ import math
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from minigpt.backend.attention_cache import LseCache
 from minigpt.backend.cpu.attention_tiles import (
     Tiles,
     batches,
@@ -29,13 +31,13 @@ from minigpt.backend.cpu.attention_tiles import (
 )
 from minigpt.backend.cpu.blocking import constant
 from minigpt.backend.cpu.pool import empty
-from minigpt.ops.attention import scores
+from minigpt.ops.attention import AttentionCache, scores
 
 SAFE = 64.0  # exp(64) summed over any sequence that fits in memory stays finite in float32
 
 
 def shifts(q, k, kt, tiles):
-    """Return what each score is lessened by before exp, (B, H, Tq, 1), or None for nothing.
+    """Return what is subtracted from each score before exp, (B, H, Tq, 1), or None for nothing.
 
     It is the row's maximum where exp could overflow, and 0 elsewhere.
     """
@@ -74,7 +76,7 @@ def forward(q, k, v, causal, key_mask, dropout, rng):
     shift = shifts(q, k, kt, tiles)
     if tiles.short:
         y, w = short_forward(q, kt, v, tiles, shift)
-        return y, (q, k, v, y, w, None, causal, key_mask, dropout, rng)
+        return y, AttentionCache(q, k, v, y, w, causal, key_mask, dropout, rng)
     y, total = heads_last(q), np.zeros((*q.shape[:3], 1), q.dtype)
     scratch, y_scratch = tile_buffer(tiles), tile_buffer(tiles)
     ones = constant(tiles.columns, 1, q.dtype)
@@ -95,18 +97,18 @@ def forward(q, k, v, causal, key_mask, dropout, rng):
                 ti[ti == 0] = 1
             yi /= ti
     lse = np.log(total) if shift is None else np.log(total) + shift
-    return y, (q, k, v, y, None, lse, causal, key_mask, dropout, rng)
+    return y, LseCache(q, k, v, y, lse, causal, key_mask, dropout, rng)
 
 
 def one_query(q, k, v, causal):
-    """attention_forward for Tq = 1, as in decoding: it sees all keys, and is all overhead."""
+    """attention_forward for Tq = 1, as in decoding: it sees all keys; call overhead dominates."""
     w = np.matmul(q, k.swapaxes(2, 3))
     w *= 1 / math.sqrt(q.shape[-1])
     w -= np.maximum.reduce(w, axis=-1, keepdims=True)
     np.exp(w, out=w)
     w /= np.add.reduce(w, axis=-1, keepdims=True)
     y = np.matmul(w, v)
-    return y, (q, k, v, y, w, None, causal, None, 0.0, None)
+    return y, AttentionCache(q, k, v, y, w, causal, None, 0.0, None)
 
 
 def put(a, b, to, first, scratch):
@@ -118,7 +120,7 @@ def put(a, b, to, first, scratch):
 
 
 def short_forward(q, kt, v, tiles, shift):
-    """Return y and the weights w: all scores of some sequences at a time."""
+    """Return y and the weights w: all scores of a few sequences at a time."""
     y, w = heads_last(q), empty((*q.shape[:3], tiles.Tk), q.dtype)
     ones = constant(tiles.Tk, 1, q.dtype)
     i, j = slice(0, tiles.Tq), slice(0, tiles.Tk)
@@ -139,16 +141,16 @@ def short_forward(q, kt, v, tiles, shift):
 
 def backward(dy, cache):
     """attention_backward by tiles; see there."""
-    q, k, v, y, w, lse, causal, key_mask, dropout, rng = cache
+    q, k, v, y, kept, causal, key_mask, dropout, rng = cache
     tiles = Tiles(q, k, causal, key_mask, dropout, rng)
     vt = transposed(v, tiles.scale)
     delta = np.einsum("bhtd,bhtd->bht", dy, y)[..., None] * tiles.scale
     dq, dk, dv = gradients_like(q, k)
-    if w is not None and tiles.short:
-        short_backward(dy, q, k, w, vt, delta, tiles, (dq, dk, dv))
+    has_lse = isinstance(cache, LseCache)
+    if tiles.short and not has_lse:
+        short_backward(dy, q, k, kept, vt, delta, tiles, (dq, dk, dv))
         return dq, dk, dv
-    if lse is None:
-        lse = lse_of(w, q, k, causal, key_mask)
+    lse = kept if has_lse else lse_of(kept, q, k, causal, key_mask)
     kt = transposed(k, tiles.scale)
     if tiles.causal and tiles.past < 0:  # queries that see nothing
         dq[...] = 0
@@ -167,7 +169,7 @@ def backward(dy, cache):
                 ds *= p
                 if tiles.rng is not None:
                     p *= mask
-                last = i.stop == tiles.Tq  # comes first, and sees all keys
+                last = i.stop == tiles.Tq  # these queries come first, and see all keys
                 put(p.swapaxes(1, 2), dy[g][:, i], dv[g][:, j], last, d_scratch)
                 put(ds.swapaxes(1, 2), q[g][:, i], dk[g][:, j], last, d_scratch)
                 put(ds, k[g][:, j], dq[g][:, i], j.start == 0, d_scratch)
@@ -199,6 +201,7 @@ def lse_of(w, q, k, causal, key_mask):
 
 
 def attention_forward(q, k, v, causal=False, key_mask=None, dropout=0.0, rng=None):
+    """As the op; a single query, short sequences and long ones go three ways."""
     if q.size == 0 or k.size == 0:
         return NotImplemented
     if q.shape[2] == 1 and key_mask is None and (rng is None or dropout == 0):
@@ -207,12 +210,14 @@ def attention_forward(q, k, v, causal=False, key_mask=None, dropout=0.0, rng=Non
 
 
 def attention_backward(dy, cache):
-    if dy.size == 0 or cache[1].size == 0:
+    """As the op; from kept weights or by tiles."""
+    if dy.size == 0 or cache.k.size == 0:
         return NotImplemented
     return backward(dy, cache)
 
 
 def merge_heads(*xs):
+    """As the op; a view where the arrays lie as split_heads leaves them."""
     first = xs[0]
     B, H, T, D = first.shape
     if len(xs) == 1:

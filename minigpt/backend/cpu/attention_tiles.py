@@ -16,14 +16,14 @@ KEPT = 2**12  # Tq * Tk up to which the weights are kept between the passes: 16 
 def query_rows(Tq):
     """Return the rows of a tile.
 
-    Products of more rows are faster, but half of a tile on the diagonal is computed in vain.
+    Products of more rows are faster, but half of each diagonal tile is wasted work.
     """
     return min(Tq, 64 if Tq <= 256 else 128 if Tq <= 2048 else 256)
 
 
 @functools.lru_cache(8)
-def future(n, dtype):
-    """Return what hides the future of n queries, (n, n): -inf above the diagonal, 0 elsewhere."""
+def causal_mask(n, dtype):
+    """Return the mask of n queries to add to scores, (n, n): -inf above the diagonal, else 0."""
     return np.triu(np.full((n, n), -math.inf, dtype), 1)
 
 
@@ -45,7 +45,7 @@ class Tiles:
         self.rows = self.Tq if self.short else query_rows(self.Tq)
         self.columns = self.Tk if self.short else min(self.Tk, KEYS)
         self.group = min(self.H, max(1, TILE // (self.rows * self.columns)))
-        self.future = future(self.rows, q.dtype) if causal else None
+        self.causal_mask = causal_mask(self.rows, q.dtype) if causal else None
 
     def heads(self):
         """Yield g for all heads of all sequences."""
@@ -80,7 +80,7 @@ class Tiles:
         diagonal = i.start + self.past - j.start  # the first query's last key, in this tile
         first = max(0, diagonal)
         if self.causal and first < width:
-            s[..., first:] += self.future[:n, first - diagonal : width - diagonal]
+            s[..., first:] += self.causal_mask[:n, first - diagonal : width - diagonal]
         if self.key_mask is not None:
             hidden = ~self.key_mask[b, j]
             s[

@@ -1,4 +1,4 @@
-"""Rotary positions on the CPU: a pair of channels is a complex number, turned by a product."""
+"""Rotary positions on the CPU: a pair of channels is a complex number, rotated by a product."""
 
 import numpy as np
 
@@ -6,24 +6,24 @@ from minigpt.backend.cpu.pool import empty
 from minigpt.ops import rotary
 
 
-def turned(x, n_head, cos, sin):
-    """As the op: the first two thirds of the channels times exp(i angle), the rest as it is."""
+def rotary_qkv_forward(qkv, n_head, start=0):
+    """As the op; in the packed array."""
+    cos, sin = rotary.angles(qkv, start, qkv.shape[1], qkv.shape[2] // (3 * n_head))
+    return rotate(qkv, n_head, cos, sin), (n_head, cos, sin)
+
+
+def rotary_qkv_backward(dy, cache):
+    """As the op; in the packed array."""
+    n_head, cos, sin = cache
+    return rotate(dy, n_head, cos, -sin)
+
+
+def rotate(x, n_head, cos, sin):
+    """Multiply the first two thirds of the channels by exp(i angle); copy the rest."""
     C = x.shape[-1] // 3
     x, y = np.ascontiguousarray(x), empty(x.shape, x.dtype)
-    turn = np.tile(cos + 1j * sin, 2 * n_head)  # (T, C)
-    pairs, out = (a[..., : 2 * C].view(turn.dtype) for a in (x, y))
-    np.multiply(pairs, turn, out=out)
+    factor = np.tile(cos + 1j * sin, 2 * n_head)  # (T, C)
+    pairs, out = (a[..., : 2 * C].view(factor.dtype) for a in (x, y))
+    np.multiply(pairs, factor, out=out)
     y[..., 2 * C :] = x[..., 2 * C :]
     return y
-
-
-def rotary_forward(qkv, n_head, start=0):
-    """As the op."""
-    cos, sin = rotary.angles(qkv, start, qkv.shape[1], qkv.shape[2] // (3 * n_head))
-    return turned(qkv, n_head, cos, sin), (n_head, cos, sin)
-
-
-def rotary_backward(dy, cache):
-    """As the op."""
-    n_head, cos, sin = cache
-    return turned(dy, n_head, cos, -sin)

@@ -1,18 +1,18 @@
-"""Attention on the device by tiles, and heads that merge without a copy: see attention.cu."""
+"""Attention on a GPU by tiles, and heads that merge without a copy: see attention.cu."""
 
 import functools
 
 import cupy
 import numpy as np
 
+from minigpt.backend.attention_cache import LseCache
 from minigpt.backend.gpu.launch import OPTIONS, launch
 from minigpt.ops.dropout import threshold
 
-WIDTHS = (32, 64, 128)  # head sizes that there are kernels for; others are filled up with zeros
+WIDTHS = (32, 64, 128)  # head sizes that there are kernels for; others are padded with zeros
 BLOCK = (128,)
-DECODE_MAX_QUERIES = (
-    16  # queries of a block of attention_decode; of attention_forward four times as many
-)
+# Queries of a block of attention_decode; a block of attention_forward has four times as many.
+DECODE_MAX_QUERIES = 16
 ARRAYS = 8
 PROBLEM = np.dtype(  # the struct Problem of attention.cu
     [("sizes", "i4", 6), ("first_sequence", "i8"), ("key", "u8"), ("steps", "i8", (ARRAYS, 3))]
@@ -33,7 +33,7 @@ def supported(*xs):
 
 @functools.lru_cache(maxsize=1024)
 def layout(causal, drop, size, *arrays):
-    """Return what the kernels are told, but for the key of the random bits: a struct Problem.
+    """Return a struct Problem, without the key of the random bits.
 
     The arrays, whose elements take `size` bytes, are given as (shape, strides): q, k, v, y and,
     in the backward pass, dy, dq, dk and dv.
@@ -76,13 +76,15 @@ def attention_forward(q, k, v, causal=False, key_mask=None, dropout=0.0, rng=Non
         else ("attention_forward", 4 * DECODE_MAX_QUERIES)
     )
     run(kernel, q, T, rows, (q, k, v, seen, y, lse, p))
-    return y, (q, k, v, y, None, lse, causal, key_mask, dropout, rng)
+    return y, LseCache(q, k, v, y, lse, causal, key_mask, dropout, rng)
 
 
 def attention_backward(dy, cache):
-    """As the op; from the lse of the faster forward pass."""
-    q, k, v, y, _, lse, causal, key_mask, dropout, rng = cache
-    if lse is None or not supported(q, k, v, y, dy):
+    """As the op; from the lse of the override's forward pass."""
+    if not isinstance(cache, LseCache):
+        return NotImplemented
+    q, k, v, y, lse, causal, key_mask, dropout, rng = cache
+    if not supported(q, k, v, y, dy):
         return NotImplemented
     seen = None if key_mask is None else cupy.ascontiguousarray(key_mask, bool)
     dq, dk, dv = gradients_like(q, k, v)

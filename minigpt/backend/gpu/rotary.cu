@@ -1,7 +1,7 @@
 // Rotary positions: minigpt/ops/rotary.py.
 
-// A thread does two neighbouring pairs of a row (3 C); a block is for one row, and for as many
-// channels as its threads have. sign is 1, or -1 to turn back; values stay, and begin with a thread
+// A thread rotates two neighbouring pairs of a row (3 C); a block covers one row, or as many of its
+// channels as its threads hold. sign is 1, or -1 to rotate back; values stay, and begin with a thread
 // of their own, since C is even. cos and sin are (length, D / 2).
 extern "C" __global__ void rotary(const T* x, const T* cos, const T* sin, T* __restrict__ y,
                                   long long length, long long C, long long D, double sign) {
