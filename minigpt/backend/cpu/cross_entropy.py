@@ -1,4 +1,4 @@
-"""The LM head with its loss on the CPU, by tiles of rows and vocabulary."""
+"""The LM head and its loss on the CPU, by tiles of rows and vocabulary."""
 
 import math
 
@@ -7,18 +7,17 @@ import numpy as np
 from minigpt.backend.cpu.pool import empty, zeros
 from minigpt.ops import cross_entropy
 
-ROWS = 1024  # of x that meet the whole LM head at a time
-LOGITS = 2**18  # in a tile, worked on while it is in the cache: 1 MB in float32
-KEPT = 2**23  # logits that exist at a time where gradients are made of them: 32 MB in float32
-TINY, HUGE = 1e-20, 1e30  # of a sum of exponentials that lost nothing worth to float32
-ONE_HOT = 2**20  # elements up to which a product with one-hot rows beats sorting
+ROWS = 1024  # rows of x that go through the whole LM head at a time
+LOGITS = 2**18  # logits of a tile, which stays in the L2 cache: 1 MB in float32
+KEPT = 2**23  # logits that exist at one time where gradients are computed: 32 MB in float32
+TINY, HUGE = 1e-20, 1e30  # between them, a sum of exponentials is exact enough in float32
 
 
 def cross_entropy_forward(x, targets, w, b=None, count=None):
     """As the op; by tiles of rows and vocabulary."""
     if x.size == 0:
         return NotImplemented
-    loss, _, cache = run(x, targets, w, b, count)
+    loss, _, cache = compute(x, targets, w, b, count)
     return loss, cache
 
 
@@ -27,18 +26,18 @@ def cross_entropy_backward(dloss, cache):
     x, targets, w, b, _, count = cache
     if x.size == 0:
         return NotImplemented
-    return run(x, targets, w, b, count, dloss)[1]
+    return compute(x, targets, w, b, count, dloss)[1]
 
 
 def cross_entropy_both(x, targets, w, b=None, count=None, dloss=1.0):
     """As the op; the logits of some rows are computed once, for loss and gradients."""
     if x.size == 0:
         return NotImplemented
-    loss, gradients, _ = run(x, targets, w, b, count, dloss)
+    loss, gradients, _ = compute(x, targets, w, b, count, dloss)
     return loss, *gradients
 
 
-def run(x, targets, w, b, count, dloss=None):
+def compute(x, targets, w, b, count, dloss=None):
     """Return the loss, (dx, grads) or, without `dloss`, None, and the cache."""
     V, C = w.shape
     x2, t = x.reshape(-1, C), targets.reshape(-1)
@@ -127,8 +126,8 @@ def sum_rows(x, ones):
 def logit_tiles(x, w, b, keep=False):
     """Yield slices of the vocabulary with the logits (n, columns) of x.
 
-    All use one memory, unless the caller is to keep them. The rows of w are read once for all
-    rows of x.
+    All share one buffer, unless the caller keeps them. The rows of w are read once for all rows
+    of x.
     """
     n, V = len(x), len(w)
     width = min(V, max(1, LOGITS // n))

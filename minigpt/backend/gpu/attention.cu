@@ -1,19 +1,19 @@
 // Attention by tiles: what both passes share, and the forward pass. After FlashAttention-2,
 // Dao 2023, arXiv:2307.08691, algorithms 1 and 2: scores exist one tile at a time, in registers,
-// and never beyond the tiles of the diagonal. Between the passes stands one number a query,
-// lse = log sum exp s, from which the backward pass makes the weights again. Departures:
+// and never beyond the tiles of the diagonal. The backward pass recomputes the weights from one
+// number per query, lse = log sum exp s. Departures:
 //
-// - the backward pass has one kernel by queries, which finds dq and delta = sum(dy * y), and one
-//   by keys, which finds dk and dv: two more products a tile, and no atomics;
-// - everything is in float, whatever T is.
+// - the backward pass has one kernel over queries, which computes dq and delta = sum(dy * y), and
+//   one over keys, which computes dk and dv: two more products per tile, and no atomics;
+// - all arithmetic is in float, whatever T is.
 //
-// A block holds R * DOWN vectors of a head still (queries; in the last kernel keys) and moves
+// A block keeps R * DOWN vectors of a head in place (queries; in the last kernel keys) and moves
 // C * ACROSS of the other kind past them, tile by tile. Its threads are a grid of DOWN x ACROSS;
 // each has R x C scores of a tile, of adjacent rows and columns, so that neighbouring keys share
 // the word of random bits that drops them. In shared memory the vectors of a tile lie in the
-// order in which threads meet them: thread t's vector i at i * threads + t. Each is PAD floats
-// longer than its contents, so that adjacent ones begin in different banks. While a tile is at
-// work, the next one is on its way from global memory to registers.
+// order in which threads read them: thread t's vector i at i * threads + t. Each is PAD floats
+// longer than its contents, so that adjacent ones begin in different banks. While a tile is
+// processed, the next one is loaded from global memory into registers.
 
 #define UNROLL _Pragma("unroll")
 
@@ -21,7 +21,7 @@ namespace attention {
 
 constexpr int ACROSS = 8, DOWN = 16;  // threads side by side, and one above the other
 constexpr int THREADS = ACROSS * DOWN;
-constexpr int BLOCKS = 3;  // on a multiprocessor at least: bounds the registers of a thread
+constexpr int BLOCKS = 3;  // at least, on a multiprocessor: bounds the registers of a thread
 constexpr int PAD = 4;     // as many floats as are read at a time
 
 struct Steps {  // of an array (B, H, T, D), in elements; D's is 1
@@ -38,7 +38,7 @@ struct Problem {
 __device__ inline int across() { return threadIdx.x % ACROSS; }
 __device__ inline int down() { return threadIdx.x / ACROSS; }
 
-// What one block works on: a head of a sequence.
+// The head of a sequence that a block works on.
 struct Head {
   const Problem& p;
   const int sequence, head, past;
@@ -62,14 +62,14 @@ struct Head {
   // The place of query i in an array (B, H, Tq).
   __device__ inline long long query(int i) const { return (long long)blockIdx.x * p.queries + i; }
 
-  // Key j is there and no padding.
+  // Whether key j exists and is not padding.
   __device__ inline bool real(int j) const { return j < p.keys && (!seen || seen[j]); }
 
   __device__ inline bool sees(int i, int j) const {
     return i < p.queries && (!p.causal || j <= i + past);
   }
 
-  // What dropout makes of the weights of query i and keys j .. j + N - 1: 0 or 1 / (1 - p).
+  // The factors of dropout for the weights of query i and keys j .. j + N - 1: 0 or 1 / (1 - p).
   template <int N>
   __device__ inline void drop(int i, int j, float (&factor)[N]) const {
     UNROLL for (int n = 0; n < N; ++n) factor[n] = 1.0f;
@@ -86,7 +86,7 @@ struct Head {
   }
 };
 
-// ---- Tiles: N vectors of D numbers, or fewer of fewer, filled up with zeros. ----
+// ---- Tiles: N vectors of D numbers, padded with zeros where there are fewer. ----
 
 template <int N, int D>
 struct alignas(16) Tile {
@@ -119,7 +119,7 @@ __device__ inline void fetch(Share<N, D>& share, const T* x, const Steps& steps,
   }
 }
 
-// Write them down in the order in which SIDE threads will meet them.
+// Write them to shared memory in the order in which SIDE threads will read them.
 template <int SIDE, int N, int D>
 __device__ inline void put(const Share<N, D>& share, Tile<N, D>& tile) {
   UNROLL for (int n = 0; n < N * D / THREADS; ++n) {
@@ -160,8 +160,8 @@ struct Sums {
   Four at[R][D / 32];
 };
 
-// sums += s @ b, where s is spread over the threads. What was put before is there for all
-// threads to read, and when it returns, all have read it.
+// sums += s @ b, where s is spread over the threads. Tiles that were put before the call are
+// visible to all threads within it, and when it returns, all have read them.
 template <int R, int C, int D>
 __device__ inline void gather(const float (&s)[R][C], Tile<R * DOWN, C * ACROSS>& exchange,
                               const Tile<C * ACROSS, D>& b, Sums<R, D>& sums) {
@@ -206,8 +206,8 @@ __device__ inline float across_reduce(float v) {
 
 // ---- The forward pass. ----
 
-// One row of a tile of scores becomes weights, still to be divided by their total; lines 9
-// and 10 of algorithm 1. Returns by how much what was found before is to be lessened.
+// Turn one row of a tile of scores into weights, still to be divided by their total; lines 9
+// and 10 of algorithm 1. Returns the factor that scales down the sums so far.
 template <int C>
 __device__ inline float online_softmax(const Head& at, int i, int j, const bool (&real)[C],
                                        float (&s)[C], float& top, float& total) {
@@ -237,7 +237,7 @@ __device__ inline void forward(const T* q, const T* k, const T* v, const bool* s
   __shared__ Tile<C * ACROSS, D> moving;  // keys, then their values
   __shared__ Tile<R * DOWN, C * ACROSS> exchange;
   const Head at(p, seen);
-  // The blocks that see most keys come first: those that run last are then short.
+  // The blocks that see most keys start first, so that the last ones to run are short.
   const int start = (gridDim.y - 1 - blockIdx.y) * R * DOWN, i = start + down() * R;
   const int last = min(start + R * DOWN, p.queries) - 1;
   const int stop = p.causal ? min(p.keys, last + at.past + 1) : p.keys;

@@ -7,14 +7,14 @@
 
 namespace attention {
 
-// sum(dy * y) of one query, for all threads of its row.
+// sum(dy * y) of one query, returned to all threads of its row.
 __device__ inline float delta_of(const float* dy, const T* y, int width) {
   float sum = 0.0f;
   for (int d = across(); d < width; d += ACROSS) sum += dy[d] * (float)y[d];
   return across_reduce<Sum>(sum);
 }
 
-// Of one query and key: the score s becomes the weight after dropout, and dy . v becomes ds.
+// For one query and key: turn the score s into the weight after dropout, and dy . v into ds.
 __device__ inline void weigh(const Head& at, bool visible, float lse, float delta, float factor,
                              float& s, float& ds) {
   const float w = visible ? expf(s * at.scale - lse) : 0.0f;

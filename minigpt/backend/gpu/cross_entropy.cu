@@ -1,8 +1,8 @@
-// Softmax cross-entropy at the end of a large vocabulary.
+// Softmax cross-entropy over the logits of a large vocabulary: minigpt/ops/cross_entropy.py.
 
 // A block per row of logits (n, V), to which the bias b, if any, is added. lse and losses are (n);
-// a row whose target is -1 has loss 0. With `gradient`, the logits become their own gradient:
-// (softmax - onehot) * dloss / count; dloss is read from the device where it is there.
+// a row whose target is -1 has loss 0. With `gradient`, the logits are replaced by their gradient,
+// (softmax - onehot) * dloss / count; dloss_at, if not null, points to dloss on the GPU.
 extern "C" __global__ void cross_entropy(T* logits, const T* b, const int* targets, float* lse,
                                          float* losses, long long V, double count,
                                          long long gradient, const float* dloss_at, double dloss) {
@@ -13,8 +13,8 @@ extern "C" __global__ void cross_entropy(T* logits, const T* b, const int* targe
   // Read before any thread may write to it.
   const float right = target < 0 ? 0.0f : float(x[target]) + (b ? float(b[target]) : 0.0f);
 
-  // Maximum and sum of exponentials in one pass: a larger maximum shrinks the sum so far. It
-  // begins finite, so that no difference is infinity minus infinity.
+  // Maximum and sum of exponentials in one pass: a larger maximum scales the sum so far down. It
+  // starts finite, so that no difference is infinity minus infinity.
   float top = -3.0e38f, total = 0.0f;
   for (long long first = threadIdx.x; first < V; first += 4 * step) {
     float v[4], highest = top;

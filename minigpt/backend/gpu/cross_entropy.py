@@ -1,4 +1,4 @@
-"""The LM head with its loss on a GPU: three products, and one kernel between them."""
+"""The LM head and its loss on a GPU: three matrix products, and one kernel between them."""
 
 import cupy
 import numpy as np
@@ -6,14 +6,14 @@ import numpy as np
 from minigpt.backend.gpu.launch import launch, supported
 from minigpt.ops import cross_entropy
 
-LOGITS = 2**27  # that exist at one time: 512 MB in float32
+LOGITS = 2**27  # logits that exist at one time: 512 MB in float32
 
 
 def cross_entropy_forward(x, targets, w, b=None, count=None):
     """As the op; the loss of 16-bit arrays, and lse, are float32."""
     if not supported(x, w, b):
         return NotImplemented
-    loss, _, cache = run(x, targets, w, b, count)
+    loss, _, cache = compute(x, targets, w, b, count)
     return loss, cache
 
 
@@ -22,7 +22,7 @@ def cross_entropy_backward(dloss, cache):
     x, targets, w, b, _, count = cache
     if not supported(x, w, b):
         return NotImplemented
-    return run(x, targets, w, b, count, dloss)[1]
+    return compute(x, targets, w, b, count, dloss)[1]
 
 
 def cross_entropy_both(x, targets, w, b=None, count=None, dloss=1.0):
@@ -32,11 +32,11 @@ def cross_entropy_both(x, targets, w, b=None, count=None, dloss=1.0):
     """
     if not supported(x, w, b):
         return NotImplemented
-    loss, gradients, _ = run(x, targets, w, b, count, dloss)
+    loss, gradients, _ = compute(x, targets, w, b, count, dloss)
     return loss, *gradients
 
 
-def run(x, targets, w, b, count, dloss=None):
+def compute(x, targets, w, b, count, dloss=None):
     """Return the loss, (dx, grads) or, without `dloss`, None, and the cache."""
     V, C = w.shape
     x2, t = x.reshape(-1, C), cupy.ascontiguousarray(targets.reshape(-1), np.int32)
