@@ -27,7 +27,7 @@ from minigpt.backend.cpu.attention_tiles import (
     gradients_like,
     heads_last,
     tile_buffer,
-    transposed,
+    transpose,
 )
 from minigpt.backend.cpu.blocking import constant
 from minigpt.backend.cpu.pool import empty
@@ -72,7 +72,7 @@ def is_below(limit, a, b):
 def forward(q, k, v, causal, key_mask, dropout, rng):
     """attention_forward by tiles; see there."""
     tiles = Tiles(q, k, causal, key_mask, dropout, rng)
-    kt = transposed(k, tiles.scale)
+    kt = transpose(k, tiles.scale)
     shift = shifts(q, k, kt, tiles)
     if tiles.short:
         y, w = short_forward(q, kt, v, tiles, shift)
@@ -143,7 +143,7 @@ def backward(dy, cache):
     """attention_backward by tiles; see there."""
     q, k, v, y, kept, causal, key_mask, dropout, rng = cache
     tiles = Tiles(q, k, causal, key_mask, dropout, rng)
-    vt = transposed(v, tiles.scale)
+    vt = transpose(v, tiles.scale)
     delta = np.einsum("bhtd,bhtd->bht", dy, y)[..., None] * tiles.scale
     dq, dk, dv = gradients_like(q, k)
     has_lse = isinstance(cache, LseCache)
@@ -151,7 +151,7 @@ def backward(dy, cache):
         short_backward(dy, q, k, kept, vt, delta, tiles, (dq, dk, dv))
         return dq, dk, dv
     lse = kept if has_lse else lse_of(kept, q, k, causal, key_mask)
-    kt = transposed(k, tiles.scale)
+    kt = transpose(k, tiles.scale)
     if tiles.causal and tiles.past < 0:  # queries that see nothing
         dq[...] = 0
     p_scratch, ds_scratch, d_scratch = (tile_buffer(tiles) for _ in range(3))

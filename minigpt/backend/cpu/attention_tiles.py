@@ -125,7 +125,7 @@ def words_of(key, counter):
     return z
 
 
-def transposed(x, scale=1.0):
+def transpose(x, scale=1.0):
     """Return scale * x^T, (B, H, D, T): BLAS multiplies faster by small matrices that lie so."""
     B, H, T, D = x.shape
     return np.multiply(x.swapaxes(2, 3), scale, out=empty((B, H, D, T), x.dtype))

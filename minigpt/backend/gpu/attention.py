@@ -100,7 +100,7 @@ def attention_backward(dy, cache):
 
 def gradients_like(q, k, v):
     """Return arrays for dq, dk and dv that merge_heads can join as q, k and v were split."""
-    if joined((q, k, v)) is not None:
+    if join((q, k, v)) is not None:
         return split_like(q, 3)
     return split_like(q, 1) + split_like(k, 2)
 
@@ -121,7 +121,7 @@ def split_like(x, n):
     ]
 
 
-def joined(xs):
+def join(xs):
     """Return the array (B, T, n C) that split_heads made xs of, or None if there is none."""
     first, n = xs[0], len(xs)
     B, H, T, D = first.shape
@@ -135,5 +135,5 @@ def joined(xs):
 
 def merge_heads(*xs):
     """As the op; a view where the arrays lie as split_heads leaves them."""
-    whole = joined(xs)
+    whole = join(xs)
     return NotImplemented if whole is None else whole

@@ -1,8 +1,8 @@
 // Rotary positions: minigpt/ops/rotary.py.
 
 // A thread rotates two neighbouring pairs of a row (3 C); a block covers one row, or as many of its
-// channels as its threads hold. sign is 1, or -1 to rotate back; values stay, and begin with a thread
-// of their own, since C is even. cos and sin are (length, D / 2).
+// channels as its threads hold. sign is 1, or -1 to rotate back. Values stay; they begin with a
+// thread of their own, since C is even. cos and sin are (length, D / 2).
 extern "C" __global__ void rotary(const T* x, const T* cos, const T* sin, T* __restrict__ y,
                                   long long length, long long C, long long D, double sign) {
   const long long c = 4 * ((long long)blockIdx.y * blockDim.x + threadIdx.x), n = 3 * C - c;
