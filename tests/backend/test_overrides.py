@@ -12,6 +12,7 @@ import pytest
 
 import minigpt
 from minigpt.backend import _override
+from minigpt.ops import activation as activation_module
 from minigpt.ops.activation import activation_backward, activation_forward
 from minigpt.ops.add_norm import add_norm_backward, add_norm_forward
 from minigpt.ops.attention import attention_backward, attention_forward
@@ -279,3 +280,14 @@ def test_calls_do_not_disturb_the_results_of_others(rng, pair, spec):
     for case, dy, result in zip(cases, dys, results, strict=True):
         y, cache = call(pair[0], *case, np.asarray)
         assert_same(result, (y, pair[1](dy, cache)), 0)
+
+
+def test_an_activation_that_no_override_knows_runs_as_an_op(rng, monkeypatch):
+    """So a new one is a function in ops/activation.py and a line in its KINDS."""
+    monkeypatch.setitem(activation_module.KINDS, "square", lambda x: (x * x, 2 * x))
+    x, w, dy = (rng.standard_normal(shape).astype("f") for shape in ((3, 4), (4, 5), (3, 5)))
+    y, cache = linear_activation_forward(x, w, kind="square")
+    dx, _ = linear_activation_backward(dy, cache)
+    assert np.allclose(y, (x @ w) ** 2, rtol=1e-5)
+    assert np.allclose(dx, 2 * (dy * (x @ w)) @ w.T, rtol=1e-4, atol=1e-4)
+    assert np.array_equal(activation_forward(x, "square")[0], x * x)

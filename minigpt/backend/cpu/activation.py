@@ -75,7 +75,7 @@ INTO = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": relu}
 
 def takes(kind, dtype):
     """Tell whether there is a version of this activation for this dtype."""
-    return kind != "gelu" or dtype == np.float32
+    return kind in INTO and (kind != "gelu" or dtype == np.float32)
 
 
 def activate(x, kind, b=None):

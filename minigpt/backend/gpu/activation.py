@@ -29,7 +29,7 @@ def multiply_by_slope(dy, x, kind, b=None):
 
 def activation_forward(x, kind):
     """As the op; x is kept, not the slope."""
-    if not supported(x):
+    if kind not in KINDS or not supported(x):
         return NotImplemented
     return activate(x, kind), (x, kind, None)
 
@@ -37,7 +37,7 @@ def activation_forward(x, kind):
 def activation_backward(dy, cache):
     """As the op."""
     x, kind, slope = cache
-    if slope is not None or dy.shape != x.shape or not supported(dy, x):
+    if kind not in KINDS or slope is not None or dy.shape != x.shape or not supported(dy, x):
         return NotImplemented
     dx, _ = multiply_by_slope(dy, x, kind)
     return dx
