@@ -35,8 +35,8 @@ NOTE = """
 ms: median, +- half the distance of the quartiles. x: torch's median over minigpt's; above 1
 minigpt is faster. GFLOP/s of minigpt: products of visible queries and keys, 2 forward, 4 backward.
 +MB: what forward + backward add at their peak to the resident memory of a fresh process (cupy: to
-the memory pool). sdpa: torch's scaled_dot_product_attention; naive: written out in torch."""
-LABELS = {"minigpt": "minigpt", "sdpa": "torch SDPA", "naive": "torch, written out"}
+the memory pool). sdpa: torch's scaled_dot_product_attention; naive: unfused, in torch."""
+LABELS = {"minigpt": "minigpt", "sdpa": "torch SDPA", "naive": "torch, naive"}
 PASSES = ("forward", "backward", "both")
 
 
@@ -78,7 +78,7 @@ def minigpt_passes(shape, arrays, workers):
 
 
 def torch_passes(torch, shape, arrays, naive):
-    """Return the same for torch, as autograd runs them: built-in or written out attention."""
+    """Return the same for torch, as autograd runs them: built-in or naive attention."""
     device = "cpu" if isinstance(arrays[0], np.ndarray) else "cuda"
     q, k, v, dy = (torch.from_dlpack(x).to(device) for x in arrays)
     xs = [x.requires_grad_() for x in (q, k, v)]
@@ -157,7 +157,7 @@ def memory(shape, names, args, xp):
 
 
 def bench(shape, args, torch, xp):
-    """Check, time and weigh one problem; return a record per pass."""
+    """Check and time one problem, and measure its memory; return a record per pass."""
     print(f"{shape} ...", file=sys.stderr, flush=True)
     records = []
     with Workers(len(shards(shape, args.threads)) if xp is np else 1) as workers:
@@ -182,12 +182,12 @@ def bench(shape, args, torch, xp):
 def table(records):
     """Print a row per problem and pass."""
     names = list(dict.fromkeys(name for r in records for name in r["times"]))
-    weighed = [
+    with_memory = [
         name for name in names if any(name in r.get("peak_extra_bytes", {}) for r in records)
     ]
     headings = ["B,H,T,D", "pass", "rounds", *(f"{name} ms" for name in names)]
     headings += [f"x {name}" for name in names[1:]] + ["GFLOP/s"]
-    headings += [f"{name} +MB" for name in weighed]
+    headings += [f"{name} +MB" for name in with_memory]
     rows = []
     for r in records:
         time, extra = r["times"], r.get("peak_extra_bytes", {})
@@ -196,7 +196,7 @@ def table(records):
         ratios = [r.get(f"ratio_to_{name}", {}).get("of_medians") for name in names[1:]]
         row += [f"{x:.2f}" if x else "" for x in ratios]
         row.append(f"{r['flops'] / time['minigpt']['median_s'] / 1e9:.0f}")
-        row += [f"{extra[name] / 1e6:.1f}" if name in extra else "" for name in weighed]
+        row += [f"{extra[name] / 1e6:.1f}" if name in extra else "" for name in with_memory]
         rows.append(row)
     report.print_table(headings, rows)
     print(NOTE)

@@ -27,21 +27,22 @@ SHOWN = 10  # rows
 LEAST = 1e-7  # what a picture shows of losses that are the same in float32
 
 
-def ours(config, train, split):
+def ours(config, train_config, split):
     """Yield the loss of each step of minigpt."""
-    with Workers(train.shards()) as workers:
-        trainer = Trainer(init_params(config, train.seed, np), config, train, np, workers)
-        for step in range(train.max_iters):
+    with Workers(train_config.shards()) as workers:
+        params = init_params(config, train_config.seed, np)
+        trainer = Trainer(params, config, train_config, np, workers)
+        for step in range(train_config.max_iters):
             yield trainer.step(split, step)[0]
 
 
-def theirs(config, train, split):
+def theirs(config, train_config, split):
     """Yield the loss of each step of torch."""
     from bench.lib import nanogpt_torch, torch_models
 
     model = torch_models.GPT(config)
-    model.load(init_params(config, train.seed, np).tree)
-    yield from nanogpt_torch.losses(model, split, train, config.block_size)
+    model.load(init_params(config, train_config.seed, np).tree)
+    yield from nanogpt_torch.losses(model, split, train_config, config.block_size)
 
 
 def draw(path, records, _):
@@ -83,10 +84,10 @@ def main(argv=None):
     given = {"max_iters": args.steps, "lr_decay_iters": 5000, "batch_size": args.batch_size}
     given |= {"dropout": 0.0, "threads": args.threads, "data": args.data}
     data = TextData(args.data)
-    config, train = resolve(PRESETS[args.preset] | given, data.sizes)
-    record = {"preset": args.preset, "train": dataclasses.asdict(train)}
-    record |= {"torch": list(theirs(config, train, data.train))}
-    record |= {"minigpt": list(ours(config, train, data.train))}
+    config, train_config = resolve(PRESETS[args.preset] | given, data.sizes)
+    record = {"preset": args.preset, "train": dataclasses.asdict(train_config)}
+    record |= {"torch": list(theirs(config, train_config, data.train))}
+    record |= {"minigpt": list(ours(config, train_config, data.train))}
     steps = sorted({1, *range(0, args.steps + 1, max(1, args.steps // SHOWN))} - {0})
     rows = [
         [f"{i:,}", *(f"{record[name][i - 1]:.4f}" for name in ("torch", "minigpt"))]

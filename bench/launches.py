@@ -2,7 +2,7 @@
 
 Where CuPy's kernels run on the CPU (CUPY_ON_CPU is set), every launch is seen, and of each the
 distinct bytes of device memory that it reads and writes are counted (traffic.py). Beside them stand
-the bytes that the arithmetic needs (roofline.py), and the time that both allow on three devices,
+the bytes that the arithmetic needs (roofline.py), and the time that both allow on three GPUs,
 which is a prediction from their data sheets: nothing here has run on a GPU.
 
 Presets are too big to be counted whole. A step of 1 and 2 layers, on batches of 1 and 2, gives what
@@ -25,10 +25,10 @@ PRESETS = ("nanogpt-cpu", "nanogpt-baby", "lecture", "gpt2")
 FORMATS = {"float32": ("float32", "tf32"), "float16": ("float16",)}  # of the products
 SMALL = (1, 1), (2, 1), (1, 2), (2, 2)  # layers and sequences
 NOTE = """
-before: the ops of minigpt/ops on CuPy; after: with backend/fused_cupy.py. A step is one batch and
-the optimizer. kernels: launches outside of matrix products. copies: memory set or copied by the
-runtime. bytes: distinct bytes that each launch reads and writes, added up; products: operands once,
-result once. x least: over the minimum that bench/roofline.py defines."""
+before: the ops of minigpt/ops on CuPy; after: with the overrides in backend/gpu. A step is one
+batch and the optimizer. kernels: launches outside of matrix products. copies: memory set or copied
+by the runtime. bytes: distinct bytes that each launch reads and writes, added up; products:
+operands once, result once. x bound: over the lower bound that bench/lib/roofline.py defines."""
 PREDICTED = """
 Predicted, not measured: the larger of bytes / bandwidth and FLOPs / peak for products, attention
 and the rest, added up. A launch costs Python some 10 us: where kernels + products + copies take
@@ -66,8 +66,8 @@ def by_kind(counts):
 
 def bench(preset, args):
     """Count one preset before and after; return its records."""
-    config, train = traffic.problem(preset, **sizes(args), dtype=args.dtype)
-    own = config.n_layer, train.batch_size
+    config, train_config = traffic.problem(preset, **sizes(args), dtype=args.dtype)
+    own = config.n_layer, train_config.batch_size
     corners = [own] if args.whole else list(SMALL)
     variants = [fused for fused in (False, True) if fused or not args.no_before]
     requests = [
@@ -77,18 +77,18 @@ def bench(preset, args):
         for n_layer, batch_size in corners
     ]
     found = traffic.counts(requests)
-    least, records = roofline.minimum(config, train), []
+    bound, records = roofline.minimum(config, train_config), []
     for i, fused in enumerate(variants):
         counts = found[len(corners) * i : len(corners) * (i + 1)]
         counts = counts[0] if args.whole else scaled(counts, *own)
         kinds = by_kind(counts)
-        attention = roofline.attention_flops(config, train)
+        attention = roofline.attention_flops(config, train_config)
         record = {"preset": preset, "variant": "after" if fused else "before"}
         record |= {"n_layer": own[0], "batch_size": own[1], "block_size": config.block_size}
         record |= {"dtype": args.dtype, "whole": args.whole, "kinds": kinds, "counts": counts}
         record |= {"launches": kinds["kernel"][0] + kinds["attention"][0]}
         record |= {"bytes": sum(entry[1] for entry in kinds.values())}
-        record |= {"minimum_bytes": least, "ratio": record["bytes"] / sum(least.values())}
+        record |= {"minimum_bytes": bound, "ratio": record["bytes"] / sum(bound.values())}
         record["predicted_s"] = {
             f"{name} {format}": roofline.seconds(device, kinds, format, attention)
             for name, device in roofline.DEVICES.items()
@@ -112,13 +112,13 @@ def title(record):
 
 def table(records):
     """Print a row per preset and variant, then the times predicted from them."""
-    headings = ["preset", "", "kernels", "products", "copies", "bytes", "least", "x least"]
+    headings = ["preset", "", "kernels", "products", "copies", "bytes", "lower bound", "x bound"]
     rows = []
     for r in records:
         times = [f"{r['kinds'][kind][0]:,}" for kind in ("product", "copy")]
-        least = sum(r["minimum_bytes"].values())
+        bound = sum(r["minimum_bytes"].values())
         rows.append([title(r), r["variant"], f"{r['launches']:,}", *times])
-        rows[-1] += [human(r["bytes"], "B"), human(least, "B"), f"{r['ratio']:.2f}"]
+        rows[-1] += [human(r["bytes"], "B"), human(bound, "B"), f"{r['ratio']:.2f}"]
     report.print_table(headings, rows)
     print(f"{NOTE}\n")
     names = list(records[0]["predicted_s"])
@@ -138,7 +138,7 @@ def profile(records):
         rows = [[name, f"{n:,}", human(size, "B")] for name, (n, size, _) in most if n]
         report.print_table(["kind and name", "times", "bytes"], rows)
         rows = [[part, human(size, "B")] for part, size in r["minimum_bytes"].items()]
-        report.print_table(["the least of", "bytes"], rows)
+        report.print_table(["lower bound of", "bytes"], rows)
 
 
 def draw(path, records, env):
@@ -147,15 +147,17 @@ def draw(path, records, env):
     with report.figure(path) as [axes]:
         for i, variant in enumerate(dict.fromkeys(r["variant"] for r in records)):
             mine = [r for r in records if r["variant"] == variant]
-            places = [presets.index(r["preset"]) + 0.4 * i - 0.2 for r in mine]
-            bars = axes.bar(places, [r["ratio"] for r in mine], 0.38, label=variant)
+            positions = [presets.index(r["preset"]) + 0.4 * i - 0.2 for r in mine]
+            bars = axes.bar(positions, [r["ratio"] for r in mine], 0.38, label=variant)
             texts = [f"{r['launches']:,}\nkernels" for r in mine]
             axes.bar_label(bars, texts, fontsize=8, padding=2)
         axes.axhline(1, color="0.3", linewidth=1)
         axes.set_xticks(range(len(presets)), presets)
         axes.margins(y=0.2)
         dtype = records[0]["dtype"]
-        report.label(axes, "", "bytes (least = 1)", f"A training step on CuPy, {dtype}, counted")
+        report.label(
+            axes, "", "bytes (lower bound = 1)", f"A training step on CuPy, {dtype}, counted"
+        )
 
 
 def arguments(argv):

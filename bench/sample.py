@@ -1,9 +1,9 @@
 """Tokens per second, one sequence and eight: python bench/sample.py
 
-minigpt with its KV cache; torch without one, computing the whole context anew for every token as
+minigpt with its KV cache; torch without one, recomputing the whole context for every token as
 nanoGPT does; and GPT2LMHeadModel of transformers with its KV cache, where that is installed. All
 have the same weights, prompt and number of tokens, and draw from the full distribution. Reading
-the prompt is part of the time. Before anything is timed, the logits behind a prompt are compared;
+the prompt is part of the time. Before anything is timed, the logits after a prompt are compared;
 a difference ends with exit code 1.
 """
 
@@ -29,12 +29,12 @@ CHARACTERS = 65
 TOLERANCE = 1e-4  # of the largest logit
 NOTE = """
 ms: median for all tokens of a run, +- half the distance of the quartiles. x: median over minigpt's,
-above 1 minigpt is faster. bound: share of the rate at which the weights could be read once per
+above 1 minigpt is faster. bound: % of the rate at which the weights could be read once per
 step, from the measured rate of a matrix-vector product as large as all weights."""
 
 
 def minigpt_candidate(config, params, ids, n):
-    """Return (logits behind a prompt, function that draws n tokens)."""
+    """Return (logits after a prompt, function that draws n tokens)."""
     kv = KVCache(config, len(ids), np, np.float32)
     next_logits(ids[:, :-1], params.tree, config, kv)
     last = next_logits(ids[:, -1:], params.tree, config, kv)
@@ -126,15 +126,15 @@ def bench(name, batch, args, torch):
             "prompt_tokens": prompt,
             "new_tokens": n,
             "candidate": candidate,
-            "time": taken.record(),
-            "tokens_per_s": batch * n / taken.median,
-            "ratio_to_minigpt": timing.ratio(taken, times["minigpt"]),
+            "time": measured.record(),
+            "tokens_per_s": batch * n / measured.median,
+            "ratio_to_minigpt": timing.ratio(measured, times["minigpt"]),
             "weight_bytes": read,
             "read_bytes_per_s": bandwidth,
             "copy_bytes_per_s": timing.copy_bandwidth(read),
-            "share_of_bound": n / taken.median * read / bandwidth,
+            "share_of_bound": n / measured.median * read / bandwidth,
         }
-        for candidate, taken in times.items()
+        for candidate, measured in times.items()
     ]
 
 
@@ -172,10 +172,10 @@ def draw(path, records, env):
     with report.figure(path) as [axes]:
         for i, name in enumerate(names):
             mine = [r for r in records if r["candidate"] == name]
-            places = [groups.index((r["model"], r["batch"])) for r in mine]
+            positions = [groups.index((r["model"], r["batch"])) for r in mine]
             offset = 0.8 * (i + 0.5) / len(names) - 0.4
             rates = [r["tokens_per_s"] for r in mine]
-            bars = axes.bar(np.add(places, offset), rates, 0.75 / len(names), label=name)
+            bars = axes.bar(np.add(positions, offset), rates, 0.75 / len(names), label=name)
             axes.bar_label(bars, [f"{rate:,.0f}" for rate in rates], fontsize=8, padding=2)
         report.log_y(axes)
         axes.margins(y=0.15)

@@ -1,7 +1,7 @@
 """How the cost of a training step grows: python bench/scaling.py
 
-Three sweeps over one model: threads; sequence length, with the number of tokens in a batch held;
-width, with the size of a head held. BLAS has one thread in each of minigpt's.
+Three sweeps over one model: threads; sequence length, at a constant number of tokens per batch;
+width, at a constant head size. BLAS has one thread in each of minigpt's.
 """
 
 import contextlib
@@ -35,11 +35,11 @@ def step(workers, n_embd, block_size, args):
         raise UserError(f"--tokens is {args.tokens}, not a multiple of the context {block_size}")
     values = {"n_layer": args.n_layer, "n_embd": n_embd, "n_head": max(1, n_embd // HEAD_SIZE)}
     values |= {"block_size": block_size, "batch_size": args.tokens // block_size}
-    config, train = resolve(PRESETS["nanogpt-cpu"] | values, {"vocab_size": VOCABULARY})
+    config, train_config = resolve(PRESETS["nanogpt-cpu"] | values, {"vocab_size": VOCABULARY})
     ids = np.random.default_rng(1337).integers(0, VOCABULARY, 100_000, dtype=np.int32)
-    trainer = Trainer(init_params(config, 1337, np), config, train, np, workers)
+    trainer = Trainer(init_params(config, 1337, np), config, train_config, np, workers)
     numbers = iter(range(2**62))
-    return lambda: trainer.step(ids, next(numbers)), flops_per_step(config, train)
+    return lambda: trainer.step(ids, next(numbers)), flops_per_step(config, train_config)
 
 
 def sweep(name, values, args):
@@ -84,7 +84,7 @@ def table(records):
     report.print_table(headings, rows)
     print(
         "\nms: median, +- half the distance of the quartiles. x first: median over the first one's."
-        "\nGFLOP/s: matrix products, 6 FLOPs per weight and token, attention by its triangle."
+        "\nGFLOP/s: matrix products, 6 FLOPs per weight and token, attention by its lower triangle."
     )
 
 

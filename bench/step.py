@@ -33,10 +33,10 @@ CHARACTERS = 65  # vocabulary of the presets for tiny Shakespeare
 TOLERANCE = 1e-4  # relative difference of the loss, and of each gradient by norm
 NOTE = """
 ms: median, +- half the distance of the quartiles. x: median over minigpt's, above 1 minigpt is
-faster; in brackets the quartiles of the ratio within a round. peak: share of the rate of float32
-matrix products, measured before and after, for the FLOPs that a step needs: 6 per weight of a
+faster; in brackets the quartiles of the ratio within a round. peak: % of the rate of float32 matrix
+products (SGEMM), measured before and after, for the FLOPs that a step needs: 6 per weight of a
 matrix and token, and attention by its lower triangle (in brackets by the full square, as nanoGPT
-counts). MB: peak resident memory of a process of its own; +MB: less what it held after its imports.
+counts). MB: peak resident memory of a process of its own; +MB: less what its imports take.
 """
 
 
@@ -45,16 +45,16 @@ class Problem(NamedTuple):
 
     name: str
     config: GPTConfig
-    train: TrainConfig
+    train_config: TrainConfig
 
     @property
     def tokens(self):
-        return self.train.batch_size * self.config.block_size
+        return self.train_config.batch_size * self.config.block_size
 
     def flops(self):
         """Return FLOPs of the matrix products of a step, by triangle and by full square."""
         c = self.config
-        by_triangle = flops_per_step(c, self.train)
+        by_triangle = flops_per_step(c, self.train_config)
         hidden = c.n_layer * (c.block_size - 1) * c.n_embd
         return by_triangle, by_triangle + 6 * hidden * self.tokens
 
@@ -79,7 +79,7 @@ def tokens_of(problem):
 def minigpt_trainer(problem, workers):
     """Return a minigpt Trainer with fresh weights."""
     params = init_params(problem.config, 1337, np)
-    return Trainer(params, problem.config, problem.train, np, workers)
+    return Trainer(params, problem.config, problem.train_config, np, workers)
 
 
 def minigpt_step(problem, workers):
@@ -105,7 +105,7 @@ def check(problem, workers):
     theirs = torch_models.GPT(problem.config)
     theirs.load(ours.params.tree)
     T = problem.config.block_size
-    text = tokens_of(problem)[: problem.train.batch_size * (T + 1)].reshape(-1, T + 1)
+    text = tokens_of(problem)[: problem.train_config.batch_size * (T + 1)].reshape(-1, T + 1)
     ids, targets = text[:, :-1], text[:, 1:]
     loss, _ = ours.gradients(np.ascontiguousarray(ids), np.ascontiguousarray(targets), Rng.of(0))
     want = theirs(*(torch.from_numpy(x).long() for x in (ids, targets)))
@@ -128,7 +128,7 @@ def torch_steps(problem, kind, names):
 
     weights = init_params(problem.config, 1337, np).tree
     ids = tokens_of(problem)
-    return torch_models.steps(problem.config, problem.train, weights, ids, kind, names)
+    return torch_models.steps(problem.config, problem.train_config, weights, ids, kind, names)
 
 
 def memory(name, args, candidate, kind):
@@ -175,7 +175,7 @@ def compare(this, args, names, kind, busy):
             "busy": busy,
             "dropout": this.config.dropout,
         }
-        record |= {"batch_size": this.train.batch_size, "block_size": this.config.block_size}
+        record |= {"batch_size": this.train_config.batch_size, "block_size": this.config.block_size}
         record |= {"time": taken.record(), "tokens_per_s": this.tokens / taken.median}
         record |= {"flops": this.flops(), "sgemm_peak_flops_per_s": peak}
         record |= {"share_of_peak": [r / peak for r in rate]}
@@ -187,7 +187,7 @@ def compare(this, args, names, kind, busy):
 
 
 def bench(name, args, torch):
-    """Check, time and weigh one preset; return a record per candidate."""
+    """Check and time one preset, and measure its memory; return a record per candidate."""
     this = problem(name, args)
     print(f"{name} ...", file=sys.stderr, flush=True)
     names, kind = [], None
@@ -197,7 +197,7 @@ def bench(name, args, torch):
         with Workers(args.threads) as workers:
             check(this, workers)
         names = ["torch eager"] + ["torch compiled"] * args.compile + ["torch bf16"] * args.bf16
-        kind = args.optimizer or torch_models.faster_optimizer(this.config, this.train)
+        kind = args.optimizer or torch_models.faster_optimizer(this.config, this.train_config)
     records = compare(this, args, names, kind, busy=False)
     if not args.no_memory:
         for record in records:
@@ -237,9 +237,10 @@ def draw(path, records, env):
     with report.figure(path) as [axes]:
         for i, name in enumerate(names):
             mine = [r for r in records if r["candidate"] == name]
-            places = [presets.index(r["preset"]) + 0.8 * (i + 0.5) / len(names) - 0.4 for r in mine]
+            offset = 0.8 * (i + 0.5) / len(names) - 0.4
+            positions = [presets.index(r["preset"]) + offset for r in mine]
             heights = [r["ratio_to_minigpt"]["of_medians"] for r in mine]
-            bars = axes.bar(places, heights, 0.75 / len(names), label=name)
+            bars = axes.bar(positions, heights, 0.75 / len(names), label=name)
             texts = [report.three_digits(1e3 * r["time"]["median_s"]) for r in mine]
             axes.bar_label(bars, texts, fontsize=8, padding=2)
         labels = [next(r for r in records if r["preset"] == name) for name in presets]
@@ -285,7 +286,9 @@ def main(argv=None):
             with Workers(1) as workers:
                 this = problem(name, args)
                 ops = op_profile.by_op(minigpt_step(this, workers), min(2.0, args.seconds))
-            print(f"\n{name}: {this.train.batch_size} x {this.config.block_size}, one thread")
+            print(
+                f"\n{name}: {this.train_config.batch_size} x {this.config.block_size}, one thread"
+            )
             op_profile.table(ops)
             next(r for r in records if r["preset"] == name)["ops"] = ops
     report.finish(args, "step", env, records, draw)

@@ -22,7 +22,7 @@ from minigpt.backend.devices import usable_cores
 
 THRESHOLDS = (1.898, 1.70, 1.60, 1.55, 1.50, 1.4697)
 SEEDS = (1, 2, 3)
-# Names and what the command is told: each is a run planned to end at its time.
+# Names, and preset and --max-seconds of each run.
 PLAN = {
     **{
         name: ("quick", s)
@@ -32,7 +32,7 @@ PLAN = {
 }
 LINE = re.compile(r"^step +([\d,]+) .*validation (\d+\.\d+)")
 NOTE = """
-s: median over the seeds, with the least and the most; - where not all of them came so low. The
+s: median over the seeds, with the lowest and the highest; - where not all of them came so low. The
 seeds are not chosen, and the validation split takes no part in training."""
 
 
@@ -52,11 +52,11 @@ def curve(command):
 
 
 def minigpt_run(preset, seconds, seed, flags):
-    """Return the curve of a run by the clock, in a folder that is then removed."""
+    """Return the curve of a run with a wall-clock budget, in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         out = ["--out-dir", str(Path(folder) / "run"), "--seed", str(seed)]
-        clock = ["--preset", preset, "--max-seconds", str(seconds)]
-        return curve([sys.executable, "-m", "minigpt.train", *clock, *out, *flags])
+        budget = ["--preset", preset, "--max-seconds", str(seconds)]
+        return curve([sys.executable, "-m", "minigpt.train", *budget, *out, *flags])
 
 
 def torch_run(seed, flags):
@@ -76,7 +76,7 @@ def summary(curves):
 
 
 def median_text(times):
-    """Return the median of some seconds, with the least and the most."""
+    """Return the median of some seconds, with the lowest and the highest."""
     return f"{statistics.median(times):.1f} ({min(times):.1f} - {max(times):.1f})"
 
 

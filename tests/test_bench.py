@@ -187,7 +187,8 @@ def test_step(tmp_path):
     assert found["flops"][0] < found["flops"][1]
     ops = {r["op"]: r["calls"] for r in found["ops"]}
     assert ops["attention_forward"] == ops["attention_backward"] == 4
-    assert ops["linear_forward"] == 16 and ops["sum_gradients"] == 1
+    assert ops["linear_forward"] == 12 and ops["linear_activation_forward"] == 4
+    assert ops["sum_gradients"] == 1
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Problems for bench/attention.py and what must come out of them, by the reference op."""
+"""Problems for bench/attention.py and their right results, from the reference op."""
 
 import argparse
 from typing import NamedTuple

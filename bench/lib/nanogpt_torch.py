@@ -31,20 +31,18 @@ def validation_loss(model, split, block_size, rows=64):
     return total / count
 
 
-def losses(model, split, train, block_size):
+def losses(model, split, train_config, block_size):
     """Train a torch model; yield the loss of each step, once it is taken."""
-    adamw = torch_models.optimizer(model, train, "fused")
-    for step in range(train.max_iters):
-        x, y = (
-            torch.from_numpy(a).long()
-            for a in random_batch(split, train.seed, step, train.batch_size, block_size)
-        )
+    adamw = torch_models.optimizer(model, train_config, "fused")
+    for step in range(train_config.max_iters):
+        batch = random_batch(split, train_config.seed, step, train_config.batch_size, block_size)
+        x, y = (torch.from_numpy(ids).long() for ids in batch)
         for group in adamw.param_groups:
-            group["lr"] = learning_rate(step, train)
+            group["lr"] = learning_rate(step, train_config)
         adamw.zero_grad(set_to_none=True)
         loss = model(x, y)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), train.grad_clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), train_config.grad_clip)
         adamw.step()
         yield loss.item()
 
@@ -61,12 +59,12 @@ def main():
     values = {"max_iters": args.max_iters, "lr_decay_iters": args.max_iters, "data": args.data}
     values = PRESETS["nanogpt-cpu"] | values | {"seed": args.seed}
     data = TextData(args.data)
-    config, train = resolve(values, data.sizes)
+    config, train_config = resolve(values, data.sizes)
     model = torch_models.GPT(config)
     model.load(init_params(config, args.seed, np).tree)
     start = time.perf_counter()
-    for step, _ in enumerate(losses(model, data.train, train, config.block_size), 1):
-        if step % args.eval_interval == 0 or step == train.max_iters:
+    for step, _ in enumerate(losses(model, data.train, train_config, config.block_size), 1):
+        if step % args.eval_interval == 0 or step == train_config.max_iters:
             found = validation_loss(model, data.val, config.block_size)
             seconds = time.perf_counter() - start
             print(f"step {step:>6,}   validation {found:.4f}   {seconds:7.1f} s", flush=True)

@@ -1,4 +1,4 @@
-"""Where a step of minigpt spends its time: every op is wrapped by a clock for an extra run."""
+"""Where a step of minigpt spends its time: every op is timed in an extra run."""
 
 import contextlib
 import functools

@@ -56,7 +56,7 @@ def add_number(parser, flag, default, help):
 
 
 def add_flags(parser, backend=False, seconds=2.0):
-    """Add the flags that every bench has; `--backend` where it can run on a device."""
+    """Add the flags that every bench has; `--backend` where it can run on a GPU."""
     if backend:
         parser.add_argument(
             "--backend",
@@ -144,9 +144,7 @@ def print_environment(record):
     packages = ", ".join(f"{name} {version}" for name, version in record["packages"].items())
     print(f"{record['cpu']}, {record['cores_usable']} cores usable, {record['threads']} threads")
     print(f"Python {record['python']}, minigpt {record['minigpt']}, {packages}")
-    print(
-        f"BLAS of NumPy: {blas}" + (f"; device: {record['device']}" if "device" in record else "")
-    )
+    print(f"BLAS of NumPy: {blas}" + (f"; GPU: {record['device']}" if "device" in record else ""))
     for name, value in record["openblas_settings"].items():
         print(f"warning: {name}={value} is set; figures are valid only without it (env -u {name})")
     print()

@@ -42,10 +42,10 @@ DEVICES = {
 }
 
 
-def minimum(config, train):
+def minimum(config, train_config):
     """Return {part: bytes} of a step of one batch, as the head of this file defines them."""
     T, C, L, V = config.block_size, config.n_embd, config.n_layer, config.vocab_size
-    N, P = train.batch_size * T, count_parameters(config)
+    N, P = train_config.batch_size * T, count_parameters(config)
     dropped = int(config.dropout > 0)  # then a sublayer's gradient is not that of the stream
     rows = min(N, V) * C
     blocks = 12 * C * C
@@ -66,20 +66,20 @@ def minimum(config, train):
         + 4 * (2 * L + 1) * N,
         "embedding": rows + 2 * T * C + 2 * N * C + (2 * rows if config.tie_head else V * C),
     }
-    low = 2 if train.dtype == "float16" else WORD
+    low = 2 if train_config.dtype == "float16" else WORD
     sizes = {part: low * n for part, n in floats.items()}
     sizes["norm and optimizer"] = WORD * 8 * P + (low < WORD) * low * P  # the copy in 16 bit
     sizes["batch"] = 6 * WORD * N  # ids and targets: gathered, then read
     return sizes
 
 
-def attention_flops(config, train):
+def attention_flops(config, train_config):
     """Return FLOPs of attention's products by its lower triangle, 2 forward and 5 backward.
 
     The backward pass makes the scores again: they were not kept.
     """
     T = config.block_size
-    return 7 * config.n_layer * train.batch_size * T * (T + 1) * config.n_embd
+    return 7 * config.n_layer * train_config.batch_size * T * (T + 1) * config.n_embd
 
 
 def seconds(device, kinds, product_format, attention):

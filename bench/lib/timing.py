@@ -92,7 +92,7 @@ def measure(candidates, seconds=3.0, rounds=None, warmup=2, xp=np):
     warmup : int
         Untimed calls of each candidate before, at least; one where a call is slow.
     xp : module
-        numpy: wall clock. cupy: device events around the calls, on the default stream.
+        numpy: wall clock. cupy: GPU events around the calls, on the default stream.
 
     Returns
     -------
@@ -196,7 +196,7 @@ def read_bandwidth(nbytes, repeats=8):
 def traced_peak(fn, xp=np):
     """Return the bytes of arrays that a second call of `fn` adds at its peak.
 
-    numpy: as NumPy tells tracemalloc. cupy: growth of the emptied memory pool.
+    numpy: as NumPy reports to tracemalloc. cupy: growth of the emptied memory pool.
     """
     fn()
     gc.collect()
@@ -227,7 +227,7 @@ def resident_peak():
 
 
 def resident_start():
-    """Return the resident bytes now, from where `resident_peak` then starts anew.
+    """Return the resident bytes now, and reset `resident_peak` to them.
 
     Where the system cannot do that (it is Linux's /proc), return the peak so far.
     """

@@ -58,7 +58,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a layernorm and beside a residual path."""
+    """Attention and MLP, each after a layernorm, with a residual connection."""
 
     def __init__(self, config):
         super().__init__()
@@ -101,7 +101,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def generate(self, ids, max_new_tokens):
-        """Return ids (B, T) with tokens added, drawn as nanoGPT does: all of the context, anew."""
+        """Return ids (B, T) with tokens added, each from the whole context as in nanoGPT."""
         for _ in range(max_new_tokens):
             logits = self(ids[:, -self.config.block_size :])
             new = torch.multinomial(F.softmax(logits, dim=-1), num_samples=1)
@@ -137,33 +137,33 @@ def as_torch(name, array):
     return x.T if name.endswith(".w") and x.ndim == 2 and name != "lm_head.w" else x
 
 
-def optimizer(model, train, kind):
+def optimizer(model, train_config, kind):
     """Return AdamW with decay on matrices alone; kind is "foreach" or "fused"."""
     matrices = [x for x in model.parameters() if x.ndim >= 2]
     rest = [x for x in model.parameters() if x.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": train.weight_decay}]
+    groups = [{"params": matrices, "weight_decay": train_config.weight_decay}]
     groups.append({"params": rest, "weight_decay": 0.0})
-    betas = (train.beta1, train.beta2)
-    return torch.optim.AdamW(groups, lr=train.min_lr, betas=betas, **{kind: True})
+    betas = (train_config.beta1, train_config.beta2)
+    return torch.optim.AdamW(groups, lr=train_config.min_lr, betas=betas, **{kind: True})
 
 
-def faster_optimizer(config, train):
+def faster_optimizer(config, train_config):
     """Return "foreach" or "fused", whichever of torch's AdamW takes less time on this model."""
     model = GPT(config)
     for x in model.parameters():
         x.grad = 1e-3 * torch.randn_like(x)
-    kinds = {kind: optimizer(model, train, kind).step for kind in ("foreach", "fused")}
+    kinds = {kind: optimizer(model, train_config, kind).step for kind in ("foreach", "fused")}
     times = timing.measure(kinds, seconds=1.0)
     return min(kinds, key=lambda kind: times[kind].median)
 
 
-def steps(config, train, weights, ids, kind, names):
+def steps(config, train_config, weights, ids, kind, names):
     """Return {name: function}, each of which takes a training step; they share one model.
 
     Parameters
     ----------
     config : GPTConfig
-    train : TrainConfig
+    train_config : TrainConfig
     weights : tree of minigpt parameters
         What training starts from.
     ids : (N,) int array
@@ -175,17 +175,17 @@ def steps(config, train, weights, ids, kind, names):
     """
     model = GPT(config)
     model.load(weights)
-    adamw = optimizer(model, train, kind)
+    adamw = optimizer(model, train_config, kind)
     data, T = torch.from_numpy(ids).long(), config.block_size
 
     def step(forward=model, bf16=False):
-        starts = torch.randint(len(data) - T, (train.batch_size,)).tolist()
+        starts = torch.randint(len(data) - T, (train_config.batch_size,)).tolist()
         x = torch.stack([data[i : i + T] for i in starts])
         y = torch.stack([data[i + 1 : i + 1 + T] for i in starts])
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = forward(x, y)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), train.grad_clip or math.inf)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), train_config.grad_clip or math.inf)
         adamw.step()
         adamw.zero_grad(set_to_none=True)
 

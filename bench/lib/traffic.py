@@ -27,7 +27,7 @@ from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
 
 CHARACTERS = 65  # vocabulary of the presets for tiny Shakespeare
-WATCHED = 2**31  # bytes of device memory, of which all arrays are made
+WATCHED = 2**31  # bytes of GPU memory, which all arrays are in
 COMPILER = '#!/bin/sh\nexec {cxx} -fsanitize=thread -nodefaultlibs "$@"\n'
 KINDS = ("attention", "kernel", "product", "copy")
 WHOLE = {}  # how many logits may exist at one time, by name, before `cut_alike`
@@ -45,8 +45,8 @@ def counts(requests):
     Parameters
     ----------
     requests : list of dict
-        preset, n_layer, batch_size, block_size, dtype; fused: whether backend/fused_cupy.py is
-        used; whole_batch: the number of sequences that this is to tell of.
+        preset, n_layer, batch_size, block_size, dtype; fused: whether overrides
+        are used; whole_batch: the number of sequences that the result is scaled to.
 
     Returns
     -------
@@ -96,7 +96,7 @@ def watched(cupy, found):
         found.extend(file.read().splitlines())
 
 
-def cut_alike(config, train, whole_batch):
+def cut_alike(config, train_config, whole_batch):
     """Let the head cut this batch into as many parts as the whole one: then counts are linear."""
     V, T = config.vocab_size, config.block_size
     limits = ("minigpt.ops.cross_entropy", "CHUNK"), ("minigpt.backend.gpu.cross_entropy", "LOGITS")
@@ -104,18 +104,18 @@ def cut_alike(config, train, whole_batch):
         module = importlib.import_module(module)
         limit = WHOLE.setdefault(name, getattr(module, name))
         parts = -(-whole_batch * T // max(1, limit // V))
-        setattr(module, name, V * -(-train.batch_size * T // parts))
+        setattr(module, name, V * -(-train_config.batch_size * T // parts))
 
 
 def count(cupy, preset, fused, whole_batch, **sizes):
     """Return what `counts` does, for one problem: of its second step, in the steady state."""
-    config, train = problem(preset, **sizes)
-    cut_alike(config, train, whole_batch)
+    config, train_config = problem(preset, **sizes)
+    cut_alike(config, train_config, whole_batch)
     rng = np.random.default_rng(1337)
     ids = rng.integers(0, config.vocab_size, 100_000, dtype=np.int32)
     lines = []
     with backend.plain(not fused), Workers(1) as workers, watched(cupy, lines):
-        trainer = Trainer(init_params(config, 1337, cupy), config, train, cupy, workers)
+        trainer = Trainer(init_params(config, 1337, cupy), config, train_config, cupy, workers)
         split = backend.to_device(ids, cupy)
         trainer.step(split, 0)
         ctypes.CDLL(None).traffic_mark()
