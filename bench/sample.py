@@ -20,7 +20,8 @@ from bench.lib import report, timing
 from minigpt import cli
 from minigpt.model.init import init_params
 from minigpt.params import leaves
-from minigpt.sample.generate import KVCache, generate, next_logits
+from minigpt.sample.generate import generate, next_logits
+from minigpt.sample.kv_cache import KVCache
 from minigpt.train.config import resolve
 from minigpt.train.presets import PRESETS
 

@@ -15,7 +15,7 @@ from minigpt.model.gpt import (
 )
 from minigpt.ops.cross_entropy import cross_entropy_backward, cross_entropy_forward
 from minigpt.params import Params
-from minigpt.sample.generate import KVCache
+from minigpt.sample.kv_cache import KVCache
 from minigpt.train.threads import Workers
 from tests.backend.test_overrides import CASES, make
 from tests.tools.gradcheck import assert_same, call, forms, leaves, map_tree, read_only

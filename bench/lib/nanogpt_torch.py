@@ -13,7 +13,7 @@ import torch
 
 from bench.lib import timing, torch_models
 from minigpt.backend.devices import usable_cores
-from minigpt.data.batches import random_batch, windows
+from minigpt.data.batches import eval_batches, random_batch
 from minigpt.data.datasets import TextData
 from minigpt.model.init import init_params
 from minigpt.optim.schedule import learning_rate
@@ -25,7 +25,7 @@ def validation_loss(model, split, block_size, rows=64):
     """Return the mean over every prediction of a split, nats per token."""
     total = count = 0
     with torch.no_grad():
-        for x, y in windows(split, block_size, rows):
+        for x, y in eval_batches(split, block_size, rows):
             total += model(torch.from_numpy(x).long(), torch.from_numpy(y).long()).item() * y.size
             count += y.size
     return total / count

@@ -14,13 +14,13 @@ from minigpt.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class WalkConfig:
+class WalkConfig(cli.Config):
     """The walk."""
 
     data: str | None = cli.option(
         None, "text file in UTF-8; tiny Shakespeare if left out", metavar="FILE"
     )
-    block_size: int = cli.option(8, "tokens that a prediction can look back on, itself included")
+    block_size: int = cli.option(8, "tokens of context for a prediction", min=1)
     encode: str | None = cli.option(None, "text to turn into ids; the first word if left out")
     decode: str | None = cli.option(
         None, 'ids to turn into text, such as "14 43 43 9"; those of --encode if left out'
@@ -34,7 +34,7 @@ def main(argv=None):
     config = cli.build(WalkConfig, vars(parser.parse_args(argv)))
     text, name = load_text(config.data)
     tokenizer = CharTokenizer.from_text(text)
-    ids = tokenizer.encode_array(text)
+    ids = tokenizer.encode(text)
     check_length(*split(ids), config.block_size)
     sections = (
         *describe_text(text, name, tokenizer),
@@ -53,7 +53,10 @@ def describe_text(text, name, tokenizer):
     return (
         _section(f"Text: {name}, {len(text):,} characters. The first 100:", start.rstrip("\n")),
         _section(f"Vocabulary: {len(chars)} different characters, sorted", lines),
-        _section("Token table: id and character", token_table(chars)),
+        _section(
+            "Token table: id and character",
+            token_table([tokenizer.label(i) for i in range(tokenizer.vocab_size)]),
+        ),
     )
 
 
@@ -62,7 +65,7 @@ def describe_codec(text, tokenizer, config):
     sample = config.encode
     if sample is None:
         sample = (re.search(r"\w+", text) or re.search(".", text, re.DOTALL))[0]
-    ids = tokenizer.encode(sample)
+    ids = tokenizer.encode(sample).tolist()
     shown = ids if config.decode is None else _numbers(config.decode)
     return _section(
         "Encode and decode",

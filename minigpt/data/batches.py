@@ -40,7 +40,7 @@ def check_length(train, val, block_size):
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio
 
 
-def random_places(n, seed, step, batch_size):
+def uniform(n, seed, step, batch_size):
     """Draw (batch_size,) int64, each of 0 .. n - 1 as likely as any other, at every draw."""
     # Philox numbers its output by a counter. The step is in the second 64-bit word of it, which
     # the draws of one step never reach. Raw bits: the one stream that NumPy promises to keep.
@@ -48,51 +48,51 @@ def random_places(n, seed, step, batch_size):
     return (bits % np.uint64(n)).astype(np.int64)
 
 
-def even_places(n, seed, step, batch_size):
+def weyl(n, seed, step, batch_size):
     """Return (batch_size,) int64 that fill 0 .. n - 1 evenly from step to step.
 
-    Each place is a golden ratio of the whole behind the one before it, round and round, from one
-    that the seed draws: a Weyl sequence. As far as it has come, its gaps have three lengths at
-    most, none longer than 2.62 times the shortest (Knuth, The Art of Computer Programming, volume
-    3, section 6.4, theorem S). After as many windows as fit a text side by side, nearly nine
-    tenths of it have been seen; by random places it is 1 - 1/e, not two thirds.
+    A Weyl sequence: each start is a golden ratio of the whole behind the one before it, modulo the
+    whole; the seed draws the first. At any time its gaps have three lengths at most, none longer
+    than 2.62 times the shortest (Knuth, The Art of Computer Programming, volume 3, section 6.4,
+    theorem S). After as many windows as fit a text side by side, nearly nine tenths of it have
+    been seen; by uniform starts it is 1 - 1/e, not two thirds.
     """
     first = np.random.Philox(key=seed).random_raw(1)
     i = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.uint64)
-    turned = (first + i * GOLDEN) >> np.uint64(32)  # of 2^32; the product wraps around as it should
-    return (turned * np.uint64(n) >> np.uint64(32)).astype(np.int64)
+    fraction = (first + i * GOLDEN) >> np.uint64(32)  # of 2^32; the product wraps as it should
+    return (fraction * np.uint64(n) >> np.uint64(32)).astype(np.int64)
 
 
-PLACES = {"uniform": random_places, "weyl": even_places}
+SAMPLERS = {"uniform": uniform, "weyl": weyl}
 
 
-def random_batch(ids, seed, step, batch_size, block_size, places="uniform"):
+def random_batch(ids, seed, step, batch_size, block_size, sampler="uniform"):
     """Take windows of the ids from here and there: the batch of a training step.
 
     The same arguments always give the same batch, so that the step is all that a run has to know
-    to go on where it was.
+    to resume where it was.
 
     Parameters
     ----------
     ids : (N,) int32, block_size < N <= 2**32
-        On a device the windows are gathered there; the places are the same.
+        On a GPU the windows are gathered there; their starts are the same.
     seed, step : int, not negative
     batch_size, block_size : int
-    places : str
-        Where the windows begin: a key of PLACES.
+    sampler : str
+        How the starts of the windows are drawn: a key of SAMPLERS.
 
     Returns
     -------
     x, y : (batch_size, block_size) int32, where ids are
         y is x moved on by one token.
     """
-    starts = PLACES[places](len(ids) - block_size, seed, step, batch_size)
+    starts = SAMPLERS[sampler](len(ids) - block_size, seed, step, batch_size)
     xp = array_module(ids)
     where = to_device(starts, xp)[:, None] + xp.arange(block_size)
     return ids[where], ids[1:][where]
 
 
-def windows(ids, block_size, batch_size):
+def eval_batches(ids, block_size, batch_size):
     """Iterate over consecutive windows, which together ask for every token but the first once.
 
     Parameters
@@ -114,6 +114,6 @@ def windows(ids, block_size, batch_size):
         yield ids[None, whole:n], ids[None, whole + 1 :]
 
 
-def counted(targets):
-    """Return how many targets of a text's batch count: all, and no device has to be asked."""
+def count_targets(targets):
+    """Return how many targets of a text's batch count: all, and no GPU has to be asked."""
     return targets.size

@@ -6,13 +6,19 @@ import math
 import os
 import queue
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
 
 from minigpt.errors import UserError
-from minigpt.files import Taken, acquire, release
+from minigpt.files import (
+    AlreadyLocked,
+    acquire,
+    read_bytes,
+    read_text,
+    release,
+    write_atomically,
+)
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 REFERENCE = "the Python language reference"
@@ -46,9 +52,9 @@ def load_text(path=None):
         anything but tiny Shakespeare.
     """
     if path is not None:
-        return _decode(_read(path, "--data"), path), str(path)
+        return read_text(path, "--data", empty=False), str(path)
     corpus = os.environ.get("MINIGPT_CORPUS")
-    raw = _read(corpus, "MINIGPT_CORPUS") if corpus else _cached() or _shared()
+    raw = read_bytes(corpus, "MINIGPT_CORPUS") if corpus else _cached() or _shared()
     if raw is None:
         return reference_text(), REFERENCE
     if not _is_corpus(raw):
@@ -58,30 +64,6 @@ def load_text(path=None):
             "the variable, or give your own text by --data"
         )
     return raw.decode("utf-8"), "tiny Shakespeare"
-
-
-def _read(path, where):
-    if os.path.isdir(path):
-        raise UserError(f"{where} {path} is a folder; name a text file")
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except (OSError, ValueError) as error:  # ValueError: of a name that no file can have
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{where} {path} cannot be read: {reason}; name a text file") from None
-
-
-def _decode(raw, path):
-    try:
-        text = raw.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"--data {path} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start} "
-            "(counted from 0) does not fit; save the file as UTF-8"
-        ) from None
-    if not text:
-        raise UserError(f"--data {path} is empty; name a file with text in it")
-    return text
 
 
 def _is_corpus(raw):
@@ -116,8 +98,8 @@ def _turn():
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
         lock = acquire(path)
-    except Taken:
-        with contextlib.suppress(Taken):
+    except AlreadyLocked:
+        with contextlib.suppress(AlreadyLocked):
             release(acquire(path, WAIT))
     try:
         yield
@@ -137,13 +119,14 @@ def _downloaded():
         raw = _download()
     except ConnectionError as error:
         _say(
-            f"cannot download tiny Shakespeare ({error}); taking {REFERENCE} "
-            "in its place; give your own text by --data FILE"
+            f"cannot download tiny Shakespeare ({error}); using {REFERENCE} instead; "
+            "give your own text by --data FILE"
         )
         return None
     path = cache_file()
     try:
-        _keep(raw, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, [raw], own_name=True)
         _say(f"downloaded tiny Shakespeare to {path}")
     except OSError as error:
         _say(f"downloaded tiny Shakespeare, but cannot keep it in {path}: {error.strerror}")
@@ -152,19 +135,6 @@ def _downloaded():
 
 def _say(line):
     print(line, file=sys.stderr, flush=True)
-
-
-def _keep(raw, path):
-    """Write a file under a name of its own, then rename it: nobody ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=path.name, dir=path.parent)
-    try:
-        with open(handle, "wb") as file:
-            file.write(raw)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _download():

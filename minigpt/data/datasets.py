@@ -26,7 +26,7 @@ class TextData:
     ----------
     path : str, optional
         A text file; tiny Shakespeare if left out.
-    tokenizer : CharTokenizer, optional
+    tokenizer : Tokenizer, optional
         That of a run that is resumed; made from the text if left out.
     name : str, optional
         What a run that is resumed was trained on.
@@ -44,9 +44,12 @@ class TextData:
         self.tokenizer = tokenizer or CharTokenizer.from_text(text)
         self.sizes = {"vocab_size": self.tokenizer.vocab_size}
         self.sha256 = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-        self.train, self.val = split(self.tokenizer.encode_array(text))
+        ids = self.tokenizer.encode(text)
+        self.train, self.val = split(ids)
+        unit = self.tokenizer.unit
+        tokens = "" if unit == "characters" else f"{len(ids):,} {unit}, "
         self.description = (
-            f"{self.name}: {len(text):,} characters, {self.tokenizer.vocab_size} different"
+            f"{self.name}: {len(text):,} characters, {tokens}{self.tokenizer.vocab_size} different"
         )
 
     def check(self, block_size):
@@ -95,15 +98,16 @@ class PairData:
         }
         self.sha256 = digest(self.pairs)
         self.train, self.val = (Pairs(part, self.tokenizer) for part in (train, val))
+        source, target = self.tokenizer
         self.description = (
             f"{self.name}: {len(self.train):,} pairs, {len(self.val):,} more for validation, "
-            f"{self.tokenizer.source.vocab_size} different characters in sources, "
-            f"{self.tokenizer.target.vocab_size} in targets"
+            f"{source.vocab_size} different {source.unit} in sources, "
+            f"{target.vocab_size} in targets"
         )
 
     def check(self, block_size):
         """Raise a UserError if pairs are too long for a model of this block size."""
-        check_lengths(self.pairs, block_size)
+        check_lengths(block_size, self.train, self.val, unit=self.tokenizer.source.unit)
 
     def move(self, xp):
         """Leave the pairs on the host: batches are padded there, and brought to a GPU whole."""

@@ -8,7 +8,7 @@ import numpy as np
 from minigpt.data.corpus import load_text
 from minigpt.errors import UserError
 
-BUCKET = 8  # characters: sources in a batch differ in length by less, and so do targets
+BUCKET = 8  # tokens: sources in a batch differ in length by less, and so do targets
 
 
 def read_pairs(path):
@@ -69,8 +69,7 @@ class Sequences(NamedTuple):
     @classmethod
     def of(cls, texts, tokenizer, end=None):
         """Encode texts, each with the id `end` behind it if there is one."""
-        ids = tokenizer.encode_array("".join(texts))
-        lengths = np.array([len(text) for text in texts])
+        ids, lengths = tokenizer.encode_each(texts)
         if end is not None:
             ids, lengths = np.insert(ids, lengths.cumsum(), end), lengths + 1
         return cls(ids, lengths.cumsum() - lengths, lengths)
@@ -78,9 +77,9 @@ class Sequences(NamedTuple):
     def rows(self, which):
         """Return the sequences `which` (B,), one a row, padded with -1 to the longest of them."""
         lengths = self.lengths[which, None]
-        places = np.arange(lengths.max())
-        ids = self.ids.take(self.starts[which, None] + places, mode="clip")
-        return np.where(places < lengths, ids, np.int32(-1))
+        t = np.arange(lengths.max())
+        ids = self.ids.take(self.starts[which, None] + t, mode="clip")
+        return np.where(t < lengths, ids, np.int32(-1))
 
 
 class Pairs:
@@ -95,7 +94,7 @@ class Pairs:
     def __init__(self, pairs, tokenizer):
         sources, targets = zip(*pairs, strict=True)
         self.source = Sequences.of(sources, tokenizer.source)
-        self.target = Sequences.of(targets, tokenizer.target, tokenizer.vocab_size - 1)
+        self.target = Sequences.of(targets, tokenizer.target, tokenizer.end)
         buckets = [-(-x.lengths // BUCKET) for x in (self.source, self.target)]
         bucket = buckets[0] * (buckets[1].max() + 1) + buckets[1]
         self.order = np.argsort(bucket, kind="stable")
@@ -104,13 +103,18 @@ class Pairs:
     def __len__(self):
         return len(self.order)
 
+    @property
+    def lengths(self):
+        """Return the tokens that a model needs for each pair: (N,) int, of its longer side."""
+        return np.maximum(self.source.lengths, self.target.lengths)
+
     def rows(self, which):
         """Return (source, targets) of the pairs `which`: (B, Ts), (B, T) int32, -1 is padding."""
         return self.source.rows(which), self.target.rows(which)
 
 
 def random_pairs(pairs, seed, step, batch_size):
-    """Draw the batch of a training step, as data.random_batch: a function of its arguments.
+    """Draw the batch of a training step, as batches.random_batch: a function of its arguments.
 
     The bucket is that of a pair drawn from all, and the batch is drawn from the bucket: every
     pair comes as often as any other.
@@ -130,13 +134,13 @@ def random_pairs(pairs, seed, step, batch_size):
     return pairs.rows(pairs.order[first + (bits[1:] % np.uint64(last - first)).astype(np.int64)])
 
 
-def all_pairs(pairs, batch_size):
+def eval_batches(pairs, batch_size):
     """Iterate over batches (source, targets) of all pairs, short ones first; see random_pairs."""
     for start in range(0, len(pairs), batch_size):
         yield pairs.rows(pairs.order[start : start + batch_size])
 
 
-def counted(targets):
+def count_targets(targets):
     """Return how many targets of a batch, still on the host, are not padding."""
     return int((targets >= 0).sum())
 
@@ -160,19 +164,26 @@ def split_pairs(pairs):
     return [pair for i, pair in enumerate(pairs, 1) if i % 10], pairs[9::10]
 
 
-def check_lengths(pairs, block_size):
+def check_lengths(block_size, *parts, unit="tokens"):
     """Make sure that all sources, and all targets with END, fit the model.
+
+    Parameters
+    ----------
+    block_size : int
+    *parts : Pairs
+    unit : str
+        What the tokens are, in the plural.
 
     Raises
     ------
     UserError
         If not: how many do not, the longest, and what to set.
     """
-    needed = [max(len(source), len(target) + 1) for source, target in pairs]
-    longer = sum(n > block_size for n in needed)
+    needed = np.concatenate([part.lengths for part in parts])
+    longer = int((needed > block_size).sum())
     if longer:
         raise UserError(
-            f"{longer} of {len(pairs)} pairs are longer than --block-size {block_size}: the "
-            f"longest needs {max(needed)} (characters of a source, or of a target and its end); "
-            f"set --block-size {max(needed)}, or leave them out"
+            f"{longer} of {len(needed)} pairs are longer than --block-size {block_size}: the "
+            f"longest needs {needed.max()} ({unit} of a source, or of a target and its end); "
+            f"set --block-size {needed.max()}, or leave them out"
         )

@@ -1,4 +1,8 @@
-"""Tokenizers: from text to token ids and back, and the table that says which is which."""
+"""Tokenizers: from text to token ids and back, and the table that says which is which.
+
+Tokenizer is what the rest of the program knows of them: no other file takes a token for a
+character. A new kind is a subclass with an entry in KINDS.
+"""
 
 import json
 import unicodedata
@@ -6,12 +10,124 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minigpt import cli
 from minigpt.errors import UserError
 
-SHOWN = 100  # characters of a vocabulary that an error message lists
+MAX_SHOWN = 100  # characters of a vocabulary that an error message lists
 
 
-class CharTokenizer:
+class Tokenizer:
+    """What every tokenizer of one text can do.
+
+    A subclass gives `kind`, `vocab_size`, `encode`, `decode`, `label`, `to_json` and `from_json`;
+    and `decoder`, where a character may be spread over several tokens.
+
+    Attributes
+    ----------
+    kind : str
+        Its name in KINDS and in the JSON of `to_json`.
+    unit : str
+        What its tokens are, in the plural, for messages.
+    vocab_size : int
+        Number of tokens; ids run from 0 to one less.
+    """
+
+    kind = ""
+    unit = "tokens"
+    vocab_size: int
+
+    def encode(self, text):
+        """Return the ids of a text: (N,) int32, a NumPy array.
+
+        Raises
+        ------
+        UserError
+            If a part of the text has no token: names the first one and its place.
+        """
+        raise NotImplementedError
+
+    def decode(self, ids):
+        """Return the text of `ids`, an iterable of integers.
+
+        Raises
+        ------
+        UserError
+            If an id is not in the vocabulary: names the first one and its place.
+        """
+        raise NotImplementedError
+
+    def label(self, i):
+        """Return the text that stands for token `i` in tables and pictures; see `visible`."""
+        raise NotImplementedError
+
+    def to_json(self):
+        """Return the table as text, for a checkpoint: a JSON object with the key "kind"."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_json(cls, table):
+        """Read back what `to_json` wrote, or raise a UserError."""
+        raise NotImplementedError
+
+    def decoder(self):
+        """Return a new StreamDecoder, for ids that come one after the other."""
+        return StreamDecoder(self)
+
+    def encode_each(self, texts):
+        """Encode many texts at once.
+
+        Returns
+        -------
+        ids : (M,) int32
+            Of all texts, one behind the other.
+        lengths : (len(texts),) int
+            Tokens of each text.
+        """
+        rows = [self.encode(text) for text in texts]
+        return np.concatenate([np.empty(0, np.int32), *rows]), np.array([*map(len, rows)], int)
+
+    def default_prompt(self):
+        """Return the ids of a new line or, where it has no token, the first id: (N,) int32."""
+        try:
+            return self.encode("\n")
+        except UserError:
+            return np.zeros(1, np.int32)
+
+    def fits(self, config):
+        """Tell whether a model of this config has these tokens; it may have more, as padding."""
+        return self.vocab_size <= config.vocab_size and not hasattr(config, "source_vocab_size")
+
+    def check_ids(self, ids):
+        """Return `ids` as a list; a UserError names the first one that is not in the vocabulary."""
+        ids = list(ids)
+        for position, i in enumerate(ids):
+            if not 0 <= i < self.vocab_size:
+                raise UserError(
+                    f"token id {i} at position {position}, counted from 0, is out of range: "
+                    f"the {self.vocab_size} tokens have ids 0 to {self.vocab_size - 1}"
+                )
+        return ids
+
+
+class StreamDecoder:
+    """Text of tokens that come one after the other. This one is for tokens of whole characters.
+
+    The texts of all `push` and of `flush`, one behind the other, are the text of all ids.
+    """
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def push(self, ids):
+        """Return the text that `ids`, an iterable, complete: never a part of a character."""
+        return self.tokenizer.decode(ids)
+
+    def flush(self):
+        """Return what stands for a character that has not been completed; "" if there is none."""
+        return ""
+
+
+class CharTokenizer(Tokenizer):
     """One token per character; the ids number the characters in sorted order.
 
     Parameters
@@ -19,6 +135,9 @@ class CharTokenizer:
     chars : str
         The vocabulary, no character twice: `chars[i]` is the token with id i.
     """
+
+    kind = "char"
+    unit = "characters"
 
     def __init__(self, chars):
         self.chars = chars
@@ -59,72 +178,49 @@ class CharTokenizer:
 
     @property
     def vocab_size(self):
-        """Number of tokens; ids run from 0 to one less."""
+        """Number of characters."""
         return len(self.chars)
 
-    def fits(self, config):
-        """Tell whether a model of this config has these tokens; it may have more, as padding."""
-        return self.vocab_size <= config.vocab_size and not hasattr(config, "source_vocab_size")
-
     def encode(self, text):
-        """Return the ids of `text` as a list of int; see `encode_array`."""
-        return self.encode_array(text).tolist()
-
-    def encode_array(self, text):
-        """Return the ids of `text` as an array.
-
-        Returns
-        -------
-        ids : (len(text),) int32, a NumPy array
-
-        Raises
-        ------
-        UserError
-            If a character is not in the vocabulary: names the first one and its place.
-        """
+        """Return the ids of a text, one per character: (N,) int32."""
         ids = self._ids.take(_code_points(text), mode="clip")
         if ids.min(initial=0) < 0:
             raise UserError(self._unknown(text, int(ids.argmin())))
         return ids
 
-    def decode(self, ids):
-        """Return the text of `ids`, an iterable of integers.
+    def encode_each(self, texts):
+        """Encode many texts at once: (M,) int32, and the length of each."""
+        return self.encode("".join(texts)), np.array([*map(len, texts)], int)
 
-        Raises
-        ------
-        UserError
-            If an id is not in the vocabulary: names the first one and its place.
-        """
-        ids = list(ids)
-        for position, i in enumerate(ids):
-            if not 0 <= i < self.vocab_size:
-                raise UserError(
-                    f"token id {i} at position {position}, counted from 0, is out of range: "
-                    f"the {self.vocab_size} tokens have ids 0 to {self.vocab_size - 1}"
-                )
-        return "".join(self.chars[i] for i in ids)
+    def decode(self, ids):
+        """Return the text of `ids`, an iterable of integers."""
+        return "".join([self.chars[i] for i in self.check_ids(ids)])
+
+    def label(self, i):
+        """Return the character."""
+        return self.chars[i]
 
     def _unknown(self, text, position):
         """Say that the character at `position` has no token, and which characters have one."""
         lines = text[:position].split("\n")
         place = f" (line {len(lines)}, column {len(lines[-1]) + 1})" if "\n" in text else ""
-        rest = self.vocab_size - SHOWN
+        rest = self.vocab_size - MAX_SHOWN
         return (
             f"{text[position]!r} at position {position}, counted from 0{place}, is not in the "
-            f"vocabulary, which holds {self.vocab_size} characters: {self.chars[:SHOWN]!r}"
+            f"vocabulary, which holds {self.vocab_size} characters: {self.chars[:MAX_SHOWN]!r}"
             f"{f' and {rest} more' if rest > 0 else ''}; "
             "leave it out, or train on a text that has it"
         )
 
 
 class PairTokenizer(NamedTuple):
-    """The two vocabularies of an encoder-decoder; where they are one, both are that one.
+    """The two tokenizers of an encoder-decoder; where they are one, both are that one.
 
-    The last id of the target, END, stands for no character.
+    The last id of the target, END, stands for no text.
     """
 
-    source: CharTokenizer
-    target: CharTokenizer
+    source: Tokenizer
+    target: Tokenizer
 
     @classmethod
     def from_pairs(cls, pairs, shared=False):
@@ -147,7 +243,8 @@ class PairTokenizer(NamedTuple):
             fields = json.loads(table)
             if fields.keys() == {"kind", "source", "target"} and fields["kind"] == "pair":
                 sides = (json.dumps(fields[side]) for side in cls._fields)
-                return cls(*map(CharTokenizer.from_json, sides))
+                kinds = {name: kind for name, kind in KINDS.items() if kind is not cls}
+                return cls(*(tokenizer_from_json(side, kinds) for side in sides))
         except (ValueError, TypeError, AttributeError):
             pass  # the same message for all that is wrong with it
         raise UserError(
@@ -165,6 +262,11 @@ class PairTokenizer(NamedTuple):
         """Number of tokens of the target, END included."""
         return self.target.vocab_size + 1
 
+    @property
+    def end(self):
+        """The id END."""
+        return self.target.vocab_size
+
     def fits(self, config):
         """Tell whether a model of this config has exactly these tokens."""
         return (self.vocab_size, self.source.vocab_size) == (
@@ -176,8 +278,14 @@ class PairTokenizer(NamedTuple):
 KINDS = {"char": CharTokenizer, "pair": PairTokenizer}
 
 
-def tokenizer_from_json(table):
+def tokenizer_from_json(table, kinds=None):
     """Return the tokenizer that some `to_json` wrote.
+
+    Parameters
+    ----------
+    table : str
+    kinds : dict of classes, optional
+        KINDS if left out.
 
     Raises
     ------
@@ -186,10 +294,9 @@ def tokenizer_from_json(table):
     """
     try:
         kind = json.loads(table)["kind"]
-        cls = KINDS[kind]
     except (ValueError, TypeError, KeyError):
-        cls = CharTokenizer
-    return cls.from_json(table)
+        kind = "char"  # its error shows the table
+    return cli.choose(kind, kinds or KINDS, "the kind of tokenizer").from_json(table)
 
 
 def _code_points(text):
@@ -197,11 +304,15 @@ def _code_points(text):
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
-def visible(char):
-    r"""Return `char` in a form that can be seen and takes known room: a tab is \t, a space ' '."""
-    if char == " ":
-        return "' '"
-    combines = unicodedata.category(char).startswith("M")  # it would change the one before it
+def visible(token):
+    r"""Return a token in a form that can be seen and takes known room: a tab is \t, a space ' '."""
+    shown = "".join(map(_visible_char, token))
+    return f"'{shown}'" if token != token.strip(" ") else shown
+
+
+def _visible_char(char):
+    """Return a character, or its escape if it is not printable or would change its neighbour."""
+    combines = unicodedata.category(char).startswith("M")
     return char if char.isprintable() and not combines else ascii(char)[1:-1]
 
 
@@ -211,20 +322,21 @@ def token_table(tokens, columns=12):
     Parameters
     ----------
     tokens : sequence of str
-        Characters, in the order of their ids.
+        The labels of the tokens, in the order of their ids.
     columns : int
     """
     digits = len(str(len(tokens) - 1))
     cells = [f"{i:{digits}} {visible(token)}" for i, token in enumerate(tokens)]
-    widths = [max(map(_width, cells[column::columns])) for column in range(len(cells[:columns]))]
+    widths = [max(map(display_width, cells[i::columns])) for i in range(len(cells[:columns]))]
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
-    return "\n".join("  ".join(map(_pad, row, widths)).rstrip() for row in rows)
+    return "\n".join("  ".join(map(pad, row, widths)).rstrip() for row in rows)
 
 
-def _pad(text, width):
-    return text + " " * (width - _width(text))
+def pad(text, width):
+    """Return a text with spaces behind it, as wide as `width` columns of a terminal."""
+    return text + " " * (width - display_width(text))
 
 
-def _width(text):
+def display_width(text):
     """Columns that `text` takes in a terminal: Chinese, Japanese and Korean take two each."""
     return sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in text)

@@ -12,17 +12,14 @@ from minigpt import cli
 from minigpt.backend import array_module, to_device, to_host
 from minigpt.backend.blas import blas_threads
 from minigpt.backend.devices import load_backend
-from minigpt.data.pairs import padded
 from minigpt.errors import UserError
 from minigpt.files import METRICS
 from minigpt.library.ids import as_batch, as_ids
 from minigpt.model import checkpoint, count_parameters, gpt
 from minigpt.params import Params, mapped
-from minigpt.sample import text as texts
-from minigpt.sample.beam import search
-from minigpt.sample.command import SampleConfig
-from minigpt.sample.prompt import LINES, encode_line
+from minigpt.sample.answers import AnswerOptions, answer_lines
 from minigpt.sample.tasks import task_of
+from minigpt.sample.text import TextOptions, generate_text
 
 
 class Attention(NamedTuple):
@@ -152,20 +149,16 @@ class Model:
         ...     print(piece, end="", flush=True)
         """
         self._check_task("text", "answer")
-        options = cli.build(
-            SampleConfig,
-            {
-                "prompt": prompt,
-                "max_new_tokens": max_new_tokens,
-                "temperature": temperature,
-                "top_k": top_k,
-                "top_p": top_p,
-                "seed": seed,
-                "stop": stop,
-            },
+        options = TextOptions(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            stop=stop,
         )
-        ids = texts.encode(options, options.prompt, self.tokenizer)
-        return on_one_thread(pieces(texts.grow(self, options, ids, range(1))))
+        model = self.params, self.config, self.tokenizer
+        return on_one_thread(generate_text(*model, as_text("prompt", prompt), options))
 
     def answer(self, text, beam=1):
         """Return what an encoder-decoder makes of a text: a str, or a list of str for a list.
@@ -183,10 +176,13 @@ class Model:
             If a text is empty, too long or holds an unknown character, or if the model is a GPT.
         """
         self._check_task("seq2seq", "generate")
-        options = cli.build(SampleConfig, {"beam": beam})
+        beam = AnswerOptions(beam=beam).beam
         lines = [text] if isinstance(text, str) else list(text)
+        names = ["text" if len(lines) == 1 else f"text {i}" for i in range(len(lines))]
+        lines = [as_text(name, line) for name, line in zip(names, lines, strict=True)]
+        model = self.params, self.config, self.tokenizer
         with blas_threads(1):
-            found = answers(self, lines, options.beam)
+            found = [best.text for best, *_ in answer_lines(*model, lines, beam, names)]
         return found[0] if isinstance(text, str) else found
 
     def logits(self, ids):
@@ -280,7 +276,8 @@ class Model:
                 raise UserError(f"kind is for an encoder-decoder, but this model is {task.kind}")
             cli.choose(kind, dict.fromkeys(task.map_kinds), "kind")
         kind = kind or next(iter(task.map_kinds), None)
-        weights, rows, columns = task.maps(self, as_text("text", text), kind)
+        model = self.params, self.config, self.tokenizer
+        weights, rows, columns = task.maps(*model, as_text("text", text), kind, "text")
         return Attention(np.stack(weights), rows, columns)
 
     @property
@@ -305,15 +302,6 @@ class Model:
         )
 
 
-def pieces(grown):
-    """Yield what is new in each text of an iterator over lists of one text that grows."""
-    n = 0
-    for (text,) in grown:
-        if text[n:]:
-            yield text[n:]
-        n = len(text)
-
-
 def on_one_thread(items):
     """Yield the items of a generator, each made with BLAS on one thread.
 
@@ -333,19 +321,6 @@ def as_text(name, text):
     if not isinstance(text, str):
         raise UserError(f"{name} is {text!r:.60}; it must be a str")
     return text
-
-
-def answers(model, lines, beam):
-    """Return the best answer of an encoder-decoder to each line."""
-    source, target = model.tokenizer
-    names = ["text" if len(lines) == 1 else f"text {i}" for i in range(len(lines))]
-    named = [(name, as_text(name, line)) for name, line in zip(names, lines, strict=True)]
-    ids = [encode_line(*line, source, model.config.block_size) for line in named]
-    found = []
-    for start in range(0, len(ids), LINES):
-        batch = padded(ids[start : start + LINES])
-        found += search(batch, model.params.tree, model.config, beam)
-    return [target.decode(hypotheses[0].ids) for hypotheses in found]
 
 
 def load(path, backend="numpy"):
@@ -368,9 +343,7 @@ def load(path, backend="numpy"):
         used.
     """
     xp, path = load_backend(backend), Path(path)
-    where = {"out_dir": str(path)} if path.is_dir() else {"checkpoint": str(path)}
-    file = checkpoint.find_checkpoint(cli.build(SampleConfig, where))
-    found = checkpoint.load(file, xp, with_optimizer=False)
+    found = checkpoint.load(checkpoint.find_checkpoint(path), xp, with_optimizer=False)
     return Model(found.config, found.params, found.tokenizer, read_history(path))
 
 

@@ -16,7 +16,7 @@ from minigpt.train.loop import at_work, progress_bar, reported, train_or_save
 from minigpt.train.options import options as options_of
 from minigpt.train.resume import folder_of, resume_run
 from minigpt.train.run import new_run
-from minigpt.train.run_dir import alone, check_folder
+from minigpt.train.run_dir import check_folder, locked
 
 NEVER = types.SimpleNamespace(signal=None)  # asks to stop: no signal handler is installed
 
@@ -115,7 +115,7 @@ def fit_in(stack, own, options, text, progress, lasting):
         Whether the folder stays.
     """
     folder = folder_of(options)
-    stack.enter_context(alone(folder, make=not own["resume"]))
+    stack.enter_context(locked(folder, make=not own["resume"]))
     if text is not None:
         if not own["resume"]:
             check_folder(folder, own["overwrite"])

@@ -1,9 +1,9 @@
-"""Checkpoints: a safetensors file that holds all there is to know of a model, and no pickle.
+"""Checkpoints: a safetensors file that holds all there is to know of a model, without pickle.
 
     metadata   format      "minigpt 1"
                model       "gpt" or "seq2seq"; "gpt" if left out
                config      GPTConfig or Seq2SeqConfig, as JSON
-               tokenizer   the tokenizer's table, as JSON; of two, where source and target differ
+               tokenizer   the tokenizer's table, as JSON; two, of an encoder-decoder
                state       what the caller keeps beside them (step, losses, ...), as JSON
     tensors    the weights, float32, under their dotted names: wte, wpe, h.0.ln_1.w, ...
                optimizer.m.NAME and optimizer.v.NAME: the optimizer's moments, where they are kept
@@ -13,10 +13,8 @@ They are written here, since the library's header differs from run to run: this 
 give equal files, straight from the arrays, with the permissions that the user's other files have.
 """
 
-import contextlib
 import dataclasses
 import json
-import os
 import struct
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +27,7 @@ from minigpt.backend import to_device, to_host
 from minigpt.cli import aliases
 from minigpt.data.tokenizers import tokenizer_from_json
 from minigpt.errors import UserError
-from minigpt.files import BEST, LAST
+from minigpt.files import BEST, LAST, write_atomically
 from minigpt.model.encoder_decoder import Seq2SeqConfig
 from minigpt.model.gpt import GPTConfig
 from minigpt.params import Params, leaves
@@ -46,7 +44,7 @@ class Checkpoint(NamedTuple):
     Attributes
     ----------
     config : GPTConfig or Seq2SeqConfig
-    tokenizer : CharTokenizer or PairTokenizer
+    tokenizer : Tokenizer or PairTokenizer
     params : Params
         float32, on the backend asked for.
     optimizer_arrays : {"m": Params, "v": Params} or None
@@ -67,9 +65,9 @@ def save(path, params, config, *, tokenizer, state, optimizer=None):
     ----------
     path : str or path
     params : Params
-        float32; what is on a device comes to the host in one copy.
+        float32; from a GPU they come to the host in one copy.
     config : GPTConfig or Seq2SeqConfig
-    tokenizer : CharTokenizer or PairTokenizer
+    tokenizer : Tokenizer or PairTokenizer
     state : dict
         Of what JSON knows; floats come back to the bit.
     optimizer : AdamW, optional
@@ -92,7 +90,7 @@ def save(path, params, config, *, tokenizer, state, optimizer=None):
     if bad:
         raise UserError(
             f"{path}: not saved, since {bad[0]} holds numbers that are not finite: what was there "
-            "before is unchanged; go on from it with a lower --learning-rate"
+            "before is unchanged; resume from it with a lower --learning-rate"
         )
     metadata = {
         "format": FORMAT,
@@ -101,11 +99,19 @@ def save(path, params, config, *, tokenizer, state, optimizer=None):
         "tokenizer": tokenizer.to_json(),
         "state": json.dumps(state, allow_nan=False),
     }
-    replace(Path(path), [header(tensors, metadata), *tensors.values()])
+    parts = [header(tensors, metadata), *tensors.values()]
+    try:
+        write_atomically(Path(path), parts)
+    except OSError as error:
+        size = sum(memoryview(part).nbytes for part in parts) / 1e6
+        raise UserError(
+            f"{path}: cannot save the checkpoint ({size:.1f} MB): {error.strerror or error}; "
+            "what was there before is unchanged"
+        ) from None
 
 
 def on_host(params):
-    """Return Params on the host: these, or a copy of those on a device."""
+    """Return Params on the host: these, or a copy of those on a GPU."""
     return Params(params.shapes, np, params.flat.dtype, to_host(params.flat))
 
 
@@ -122,37 +128,6 @@ def header(tensors, metadata):
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
-
-
-def replace(path, parts):
-    """Write `parts` (bytes or contiguous arrays) to a temporary file, sync it, rename it to `path`.
-
-    The temporary name is fixed, so that what a killed process leaves is overwritten by the next.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            size = sum(memoryview(part).nbytes for part in parts) / 1e6
-            raise UserError(
-                f"{path}: cannot save the checkpoint ({size:.1f} MB): {error.strerror or error}; "
-                "what was there before is unchanged"
-            ) from None
-        raise
-    with contextlib.suppress(OSError):  # Windows and some network disks cannot sync a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def load(path, xp=np, with_optimizer=True):
@@ -188,7 +163,7 @@ def load(path, xp=np, with_optimizer=True):
         raise UserError(f"{path}: {cli.one_line(error)}") from None
     except (safetensors.SafetensorError, OSError) as error:
         reason = cli.one_line(error)
-        raise UserError(f"{path}: damaged, or no safetensors file ({reason}); {ELSE}") from None
+        raise UserError(f"{path}: damaged, or not a safetensors file ({reason}); {ELSE}") from None
 
 
 def read(file, xp, with_optimizer):
@@ -196,7 +171,7 @@ def read(file, xp, with_optimizer):
     metadata = file.metadata() or {}
     found = metadata.get("format", "")
     if not found.startswith("minigpt "):
-        raise UserError(f"a safetensors file of another kind, not a checkpoint of minigpt; {ELSE}")
+        raise UserError(f"not a minigpt checkpoint: it has no minigpt metadata; {ELSE}")
     if found != FORMAT:
         raise UserError(f"its format is {found!r}, but this version reads {FORMAT!r} only; {ELSE}")
     names = set(file.keys())
@@ -221,7 +196,7 @@ def read_metadata(metadata, n_tensors):
         except (KeyError, ValueError, RecursionError):
             fields[key] = None
         if not isinstance(fields[key], dict):
-            raise UserError(f"damaged: its metadata {key!r} is missing or no JSON object; {ELSE}")
+            raise UserError(f"damaged: its metadata {key!r} is missing or not an object; {ELSE}")
     cls = cli.choose(metadata.get("model", "gpt"), CONFIGS, "model")
     config = cli.build(cls, aliases.stored(fields["config"], cli.fields_of(cls)))
     if config.n_layer > n_tensors:
@@ -229,7 +204,7 @@ def read_metadata(metadata, n_tensors):
     try:
         tokenizer = tokenizer_from_json(metadata.get("tokenizer", ""))
     except RecursionError:
-        raise UserError(f"damaged: its tokenizer is no JSON that can be read; {ELSE}") from None
+        raise UserError(f"damaged: its tokenizer is not readable JSON; {ELSE}") from None
     if not tokenizer.fits(config):
         raise UserError(
             f"its tokenizer has {tokenizer.vocab_size} tokens, but its config has "
@@ -241,7 +216,7 @@ def read_metadata(metadata, n_tensors):
 def check_tensors(file, names, expected):
     """Raise a UserError if the tensors in the file are not float32 of the `expected` shapes."""
     faults = [f"{name} is missing" for name in expected if name not in names]
-    faults += [f"{name!r} has no place in it" for name in sorted(names - expected.keys())]
+    faults += [f"unexpected tensor {name!r}" for name in sorted(names - expected.keys())]
     for name in [name for name in expected if name in names]:
         x = file.get_slice(name)
         came, needed = (x.get_dtype(), tuple(x.get_shape())), ("F32", expected[name])
@@ -266,15 +241,27 @@ def read_params(file, shape_tree, xp, prefix=""):
     return Params(shape_tree, xp, "float32", to_device(params.flat, xp))
 
 
-def find_checkpoint(options):
-    """Path of the checkpoint that --checkpoint or --out-dir stands for."""
-    if options.checkpoint is not None:
-        return Path(options.checkpoint)
-    for name in (BEST, LAST):
-        path = Path(options.out_dir, name)
-        if path.exists():
-            return path
-    raise UserError(
-        f"--out-dir {options.out_dir}: no {BEST} or {LAST} there; make them by "
-        f"`python -m minigpt.train --out-dir {options.out_dir}`, or name a file by --checkpoint"
-    )
+def find_checkpoint(path):
+    """Return the path of a checkpoint: of a run's folder its best, else its last; or of a file.
+
+    Parameters
+    ----------
+    path : str or path
+        A folder, or a file.
+
+    Raises
+    ------
+    UserError
+        If the folder has none, or there is nothing at all.
+    """
+    path = Path(path)
+    for file in (path / BEST, path / LAST):
+        if file.exists():
+            return file
+    if path.is_dir() or not (path.exists() or path.suffix == Path(BEST).suffix):
+        found = f"no {BEST} or {LAST} there" if path.is_dir() else "there is no such folder or file"
+        raise UserError(
+            f"{path}: {found}; train a model with `python -m minigpt.train --out-dir {path}`, or "
+            "name the folder of a run or a checkpoint"
+        )
+    return path

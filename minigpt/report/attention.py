@@ -1,12 +1,12 @@
-"""What a trained model looks at: `python -m minigpt.attention --out-dir DIR --prompt TEXT`.
+"""Attention maps of a trained model: `minigpt attention --out-dir DIR --prompt TEXT`.
 
-Attention by layer and head, as text in the terminal and as a picture. Rows are queries, columns
-are the tokens that they look at, and each row of weights sums to 1. Of a GPT it is self-attention
-over the prompt, with its triangle. Of an encoder-decoder it is, at --kind,
+One map per layer and head, as text in the terminal and as a picture. Rows are queries, columns are
+keys, and each row of weights sums to 1. Of a GPT it is causal self-attention over the prompt. Of an
+encoder-decoder it is, by --kind,
 
-    cross      how what it answers (rows) is aligned with the prompt (columns)
-    encoder    how the prompt looks at itself
-    decoder    how what it answers looks at what it has written before
+    cross      the answer (rows) aligned with the prompt (columns)
+    encoder    self-attention over the prompt
+    decoder    causal self-attention over the answer
 """
 
 import shutil
@@ -14,12 +14,12 @@ import sys
 import warnings
 from dataclasses import dataclass
 
-from minigpt import cli
+from minigpt import backend, cli
 from minigpt.backend.devices import BACKENDS, load_backend
-from minigpt.data.tokenizers import visible
+from minigpt.data.tokenizers import display_width, pad, visible
 from minigpt.errors import UserError
 from minigpt.model.checkpoint import find_checkpoint, load
-from minigpt.sample.answers import END, MAP_KINDS, START
+from minigpt.sample.answers import MAP_KINDS
 from minigpt.sample.tasks import task_of
 
 SHADES = " .:-=+*#%@"  # by the square root of the weight: a blank is below 0.01, @ from 0.81
@@ -27,55 +27,60 @@ CELL, PANEL, FIGURE = 0.17, 2.0, 60.0  # inches: of a weight, at least a head, a
 
 
 @dataclass(frozen=True)
-class AttentionConfig:
-    """Attention."""
+class AttentionConfig(cli.Config):
+    """Attention maps."""
 
-    out_dir: str = cli.option("out", "a run: its best, else its last checkpoint", None, "DIR")
-    checkpoint: str | None = cli.option(None, "a checkpoint, instead of --out-dir", None, "FILE")
+    out_dir: str = cli.option(
+        "out", "folder of a run: its best checkpoint, else its last", metavar="DIR"
+    )
+    checkpoint: str | None = cli.option(None, "a checkpoint, instead of --out-dir", metavar="FILE")
     prompt: str = cli.option("", "text that the model reads")
     kind: str = cli.option("cross", "which attention of an encoder-decoder", MAP_KINDS)
-    layer: int | None = cli.option(None, "this layer only, counted from 0")
-    head: int | None = cli.option(None, "this head only, counted from 0")
-    picture: str = cli.option("attention.png", "file for the picture", None, "FILE")
+    layer: int | None = cli.option(None, "show this layer only, counted from 0")
+    head: int | None = cli.option(None, "show this head only, counted from 0")
+    picture: str = cli.option("attention.png", "file for the picture", metavar="FILE")
     backend: str = cli.option("numpy", "where to compute", BACKENDS)
 
 
 def as_text(weights, rows, columns, title, width):
     """Return a map as lines of text: a character per weight, and the columns' tokens above.
 
+    A token that takes more than one column of the terminal is a ? there.
+
     Parameters
     ----------
     weights : (Tq, Tk) float
     rows, columns : lists of str
+        Labels of tokens.
     title : str
     width : int
         Characters in a line; where they are too few, one line says so.
     """
-    names = [visible_name(name) for name in rows]
-    margin = max(map(len, names))
+    names = [visible(label) for label in rows]
+    margin = max(map(display_width, names))
     size = margin + 1 + len(columns)
     if size > width:
         return [title, f"({size} characters wide: too wide for text)"]
-    top = "".join(name if name == " " or len(visible_name(name)) == 1 else "?" for name in columns)
+    top = "".join(c if c == " " or display_width(visible(c)) == 1 else "?" for c in columns)
     lines = [f"{title:{size}}", " " * (margin + 1) + top]
     for name, row in zip(names, weights.tolist(), strict=True):
         shades = "".join(SHADES[min(int(len(SHADES) * w**0.5), len(SHADES) - 1)] for w in row)
-        lines.append(f"{name:>{margin}} {shades}")
+        lines.append(" " * (margin - display_width(name)) + f"{name} {shades}")
     return lines
 
 
-def side_by_side(texts, width):
+def put_side_by_side(texts, width):
     """Return texts, lists of lines, beside each other as far as the width allows."""
-    size = max(len(line) for text in texts for line in text) + 3
+    size = max(display_width(line) for text in texts for line in text) + 3
     n, lines = max(1, width // size), []
     for start in range(0, len(texts), n):
         group = zip(*texts[start : start + n], strict=True)
-        lines += ["".join(f"{line:{size}}" for line in row).rstrip() for row in group]
+        lines += ["".join(pad(line, size) for line in row).rstrip() for row in group]
         lines.append("")
     return "\n".join(lines)
 
 
-def draw(panels, rows, columns, path):
+def draw_maps(panels, rows, columns, path):
     """Draw the maps as a grid, a row per layer, into a PNG file; False without matplotlib.
 
     Parameters
@@ -91,7 +96,7 @@ def draw(panels, rows, columns, path):
     size = (scale * size[0] * len(panels[0]), scale * size[1] * len(panels))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(panels), len(panels[0]), squeeze=False)
-    labels = [["␣" if name == " " else visible_name(name) for name in x] for x in (rows, columns)]
+    labels = [["␣" if label == " " else visible(label) for label in x] for x in (rows, columns)]
     for axes, (title, weights) in zip(grid.flat, sum(panels, []), strict=True):
         axes.imshow(weights, cmap="viridis", vmin=0, vmax=1)
         axes.set_title(title, fontsize=9)
@@ -108,12 +113,7 @@ def draw(panels, rows, columns, path):
     return True
 
 
-def visible_name(name):
-    """Return a token in a form that can be seen; START and END as they are."""
-    return name if name in (START, END) else visible(name)
-
-
-def chosen(number, count, name):
+def select(number, count, name):
     """Return the layers or heads that an option stands for, all if it is None."""
     if number is None:
         return range(count)
@@ -123,30 +123,32 @@ def chosen(number, count, name):
 
 
 def main(argv=None):
-    """Show what a trained model looks at."""
-    parser = cli.parser("python -m minigpt.attention", main.__doc__)
+    """Show the attention weights of a trained model on a prompt."""
+    parser = cli.parser("minigpt attention", main.__doc__)
     cli.add_flags(parser, AttentionConfig)
+    cli.add_plain(parser)
     given = vars(parser.parse_args(argv))
+    plain = given.pop("plain")
     if "checkpoint" in given and "out_dir" in given:
         parser.error("--checkpoint and --out-dir: give one of the two")
     options = cli.build(AttentionConfig, given)
-    checkpoint = load(find_checkpoint(options), load_backend(options.backend), with_optimizer=False)
+    path = find_checkpoint(options.checkpoint or options.out_dir)
+    checkpoint = load(path, load_backend(options.backend), with_optimizer=False)
     task = task_of(checkpoint.config)
     if "kind" in given and not task.map_kinds:
         raise UserError(f"--kind is for an encoder-decoder, but this checkpoint is of {task.kind}")
-    layers = chosen(options.layer, checkpoint.config.n_layer, "layer")
-    heads = chosen(options.head, checkpoint.config.n_head, "head")
-    weights, rows, columns = task.maps(checkpoint, options.prompt, options.kind)
+    layers = select(options.layer, checkpoint.config.n_layer, "layer")
+    heads = select(options.head, checkpoint.config.n_head, "head")
+    model = checkpoint.params, checkpoint.config, checkpoint.tokenizer
+    with backend.plain(plain):
+        weights, rows, columns = task.maps(*model, options.prompt, options.kind, "--prompt")
     panels = [[(f"layer {i}, head {j}", weights[i][j]) for j in heads] for i in layers]
     width = shutil.get_terminal_size().columns
     for row in panels:
         texts = [as_text(w, rows, columns, title, width) for title, w in row]
-        print(side_by_side(texts, width))
-    if draw(panels, rows, columns, options.picture):
+        print(put_side_by_side(texts, width))
+    if draw_maps(panels, rows, columns, options.picture):
         print(f"picture: {options.picture}")
     else:
-        print("no picture: matplotlib is not there; pip install matplotlib", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    cli.run(main)
+        install = "pip install 'minigpt[plot]'"
+        print(f"matplotlib is not installed, no picture: {install}", file=sys.stderr)

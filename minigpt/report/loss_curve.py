@@ -1,10 +1,10 @@
-"""The picture of a run: training and validation loss over the steps."""
+"""The loss curve of a run: training and validation loss over the steps."""
 
 import json
 
 from minigpt.files import METRICS, PICTURE
 
-EARLY, MARGIN = 0.1, 0.05  # share of the steps that set no limit, room above the rest
+EARLY, MARGIN = 0.1, 0.05  # fraction of the steps left out of the y limit, and room above the rest
 
 
 def draw_losses(folder):

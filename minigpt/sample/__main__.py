@@ -1,28 +1,31 @@
 """Text from a trained model: `python -m minigpt.sample --out-dir DIR`.
 
-A GPT goes on from the prompt. With --stop, a text ends before the first place where the string
+A GPT continues the prompt. With --stop, a text ends before the first place where the string
 occurs behind the prompt. One text appears as it is made; several are made side by side, and
 printed one after the other.
 
 An encoder-decoder answers each line of the prompt, or of standard input, by a line.
 """
 
-from minigpt import cli
+from minigpt import backend, cli
 from minigpt.errors import UserError
-from minigpt.sample.command import SampleConfig, print_samples
+from minigpt.sample.command import SampleConfig, sample
+from minigpt.sample.tasks import TASKS
 
 
 def main(argv=None):
     """Write text with a trained model."""
     parser = cli.parser("python -m minigpt.sample", main.__doc__)
-    cli.add_flags(parser, SampleConfig)
+    cli.add_flags(parser, SampleConfig, *(task.options for task in TASKS.values()))
+    cli.add_plain(parser)
     given = vars(parser.parse_args(argv))
+    plain = given.pop("plain")
     for one, other in (("checkpoint", "out_dir"), ("prompt", "prompt_file")):
         if one in given and other in given:
             parser.error(f"--{one} and --{other.replace('_', '-')}: give one of the two")
-    options = cli.build(SampleConfig, given)
     try:
-        print_samples(options, given.keys())
+        with backend.plain(plain):
+            sample(given)
     except MemoryError as error:
         raise UserError(
             f"out of memory ({cli.one_line(str(error)) or 'no more to be had'}); take fewer "

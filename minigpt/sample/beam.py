@@ -1,7 +1,8 @@
 """Beam search: what an encoder-decoder writes for a batch of sources.
 
 Hypotheses are ranked by log-probability per token, END included, so that long ones are not at a
-disadvantage: Wu et al. 2016, arXiv:1609.08144, eq. 14, with lp(Y) = |Y|. A beam of 1 is greedy.
+disadvantage: Wu et al. 2016, arXiv:1609.08144, eq. 14, with the length penalty lp(Y) = |Y| and
+without a coverage penalty. A beam of 1 is greedy.
 """
 
 from typing import NamedTuple
@@ -12,7 +13,8 @@ from minigpt.backend import array_module, to_device, to_host
 from minigpt.model.blocks import keys_values
 from minigpt.model.encoder_decoder import decoder_forward, encoder_forward
 from minigpt.model.gpt import logits
-from minigpt.sample.generate import KVCache, check_finite
+from minigpt.sample.generate import check_finite
+from minigpt.sample.kv_cache import KVCache
 
 
 class Hypothesis(NamedTuple):
@@ -57,7 +59,7 @@ class DecoderCache(KVCache):
         return super().__getitem__(layer), self.cross[layer]
 
     def take(self, rows):
-        """Let row i go on from what row rows[i] has seen; both must have the same memory."""
+        """Let row i continue from what row rows[i] has seen; both must have the same memory."""
         n = self.length
         self.store[..., :n, :] = self.store[:, :, rows, :, :n]
         self.previous = self.previous[rows]
@@ -65,7 +67,7 @@ class DecoderCache(KVCache):
 
 def next_logits(ids, seen, p, config, kv):
     """Run one token of each row, ids (B, 1), behind those in `kv`; return logits (B, V)."""
-    with np.errstate(over="ignore", invalid="ignore"):  # told by check_finite, as an error
+    with np.errstate(over="ignore", invalid="ignore"):  # check_finite reports it, as an error
         x, _ = decoder_forward(to_device(ids, array_module(seen)), None, seen, p, config, kv=kv)
         return check_finite(to_host(logits(x[:, -1], p)))
 
@@ -121,10 +123,10 @@ def search(source, p, config, beam=1):
         if beam > 1:
             kv.take(to_device((first * beam + parent).ravel(), xp))
     best = zip(ids, log_prob, length, done, strict=True)
-    return [[hypothesis(*h) for h in zip(*row, strict=True) if h[1] > -np.inf] for row in best]
+    return [[make_hypothesis(*h) for h in zip(*row, strict=True) if h[1] > -np.inf] for row in best]
 
 
-def hypothesis(ids, log_prob, length, done):
+def make_hypothesis(ids, log_prob, length, done):
     """Return a Hypothesis of a row of the arrays of `search`."""
     return Hypothesis(
         ids[: length - done].tolist(), float(log_prob), float(log_prob / length), bool(done)

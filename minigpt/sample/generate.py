@@ -1,137 +1,19 @@
-"""Decoding: the next token again and again, with a cache of what the model has seen.
+"""Generating text with a GPT: the next token again and again, with a KV cache.
 
-A step runs the newest token alone: the keys and values of those before it lie in a KVCache. Keys
-hold their positions, learned or turned into them (rotary), and the cache has room for block_size.
-When it is full, it therefore starts afresh: its last block_size // 2 tokens and the new one are
-run again from position 0, and the cache grows from there.
+The cache has room for block_size tokens. When it is full, it starts afresh: its last
+block_size // 2 tokens and the new one are run again from position 0, and the cache grows from
+there. (The lecture slides its window by one token, and runs all of it again for each.)
 """
-
-from typing import NamedTuple
 
 import numpy as np
 
 from minigpt.backend import array_module, to_device, to_host
 from minigpt.errors import UserError
 from minigpt.model.gpt import gpt_forward, logits
-from minigpt.ops.softmax import softmax_forward
+from minigpt.sample.kv_cache import KVCache
+from minigpt.sample.sampling import draw, next_probabilities
 
 PREFILL_TOKENS = 1024  # in one pass, over all rows: bounds the memory of activations
-
-
-class Slot(NamedTuple):
-    """Keys and values of one layer, (B, H, block_size, D); the first `length` are filled."""
-
-    k: object
-    v: object
-    length: int
-
-    def append(self, k, v):
-        """Store k and v (B, H, T, D) behind the filled part; return views of all so far.
-
-        Raises
-        ------
-        ValueError
-            If there is no room: NumPy would broadcast one token into none without a word.
-        """
-        end = self.length + k.shape[2]
-        if end > self.k.shape[2]:
-            raise ValueError(f"KVCache: {end} tokens, but there is room for {self.k.shape[2]}")
-        self.k[:, :, self.length : end] = k
-        self.v[:, :, self.length : end] = v
-        return self.k[:, :, :end], self.v[:, :, :end]
-
-
-class KVCache:
-    """Keys and values of the tokens that a model has seen; its memory is allocated once.
-
-    Attributes
-    ----------
-    store : (n_layer, 2, B, H, block_size, D)
-    length : int
-        Tokens that every layer has stored.
-    previous : (B,) int or None
-        The last of them.
-    """
-
-    def __init__(self, config, batch, xp, dtype):
-        heads = (config.n_head, config.block_size, config.n_embd // config.n_head)
-        self.store = xp.empty((config.n_layer, 2, batch, *heads), dtype=dtype)
-        self.reset()
-
-    def __getitem__(self, layer):
-        return Slot(*self.store[layer], self.length)
-
-    def advance(self, ids):
-        """Count the tokens ids (B, T), once all layers have stored theirs."""
-        self.length += ids.shape[1]
-        self.previous = ids[:, -1]
-
-    def reset(self):
-        """Forget all tokens and keep the memory."""
-        self.length, self.previous = 0, None
-
-
-def next_probabilities(logits, temperature=1.0, top_k=0, top_p=1.0):
-    """Probabilities of the next token, in three steps:
-
-        temperature   softmax(logits / temperature); at 0 the largest logit has probability 1,
-                      the lowest id among equals
-        top_k         only logits >= the k-th largest stay, so all that equal the k-th do
-        top_p         then only the smallest set of the most probable tokens whose mass is
-                      >= top_p, lower ids first among equals: at least one token
-                      (Holtzman et al. 2020, arXiv:1904.09751, section 3.1)
-
-    What stays is normalized after each step.
-
-    Parameters
-    ----------
-    logits : (B, V) float, NumPy
-    temperature : float
-        >= 0.
-    top_k : int
-        >= 0; 0 and V or more are off.
-    top_p : float
-        In (0, 1]; 1 is off.
-
-    Returns
-    -------
-    probabilities : (B, V) float64
-    """
-    V = logits.shape[-1]
-    z = logits.astype(np.float64)
-    if temperature == 0:
-        return (np.arange(V) == z.argmax(axis=-1)[:, None]).astype(np.float64)
-    with np.errstate(over="ignore"):  # after the maximum is off, only to -inf
-        z = (z - z.max(axis=-1, keepdims=True)) / temperature
-    if 0 < top_k < V:
-        z[z < np.partition(z, V - top_k, axis=-1)[:, V - top_k, None]] = -np.inf
-    probabilities, _ = softmax_forward(z)
-    if top_p < 1:
-        order = np.argsort(-probabilities, axis=-1, kind="stable")
-        mass = np.take_along_axis(probabilities, order, axis=-1).cumsum(axis=-1)
-        size = (mass < top_p).sum(axis=-1, keepdims=True) + 1
-        probabilities[np.argsort(order, axis=-1) >= size] = 0.0  # by rank
-        probabilities /= probabilities.sum(axis=-1, keepdims=True)
-    return probabilities
-
-
-def draw(probabilities, uniforms):
-    """Pick a token per row by the inverse of the cumulative distribution.
-
-    It is the first whose cumulative mass exceeds u times the whole: never one of probability 0.
-
-    Parameters
-    ----------
-    probabilities : (B, V) float64
-    uniforms : (B,) float64
-        In [0, 1).
-
-    Returns
-    -------
-    ids : (B,) int64
-    """
-    mass = probabilities.cumsum(axis=-1)
-    return (mass <= uniforms[:, None] * mass[:, -1:]).sum(axis=-1)
 
 
 def generate(
@@ -205,7 +87,7 @@ def next_logits(ids, p, config, kv):
     """Run the tokens `ids` (B, T) that follow those in `kv`; return the last logits (B, V)."""
     ids = to_device(ids, array_module(p["wte"]))
     size = max(1, PREFILL_TOKENS // len(ids))
-    with np.errstate(over="ignore", invalid="ignore"):  # told below, as an error
+    with np.errstate(over="ignore", invalid="ignore"):  # check_finite reports it, as an error
         for start in range(0, ids.shape[1], size):
             x, _ = gpt_forward(ids[:, start : start + size], p, config, kv=kv)
         return check_finite(to_host(logits(x[:, -1], p)))

@@ -1,35 +1,27 @@
-"""Prompts: from flags, a file or standard input."""
+"""Prompts: from flags, a file or standard input, as text and as ids."""
 
+import itertools
 import sys
-from pathlib import Path
 
 from minigpt.errors import UserError
+from minigpt.files import decode_utf8, read_text
 
 LINES = 64  # that an encoder-decoder answers side by side
 
 
-def read_prompt(options):
-    """Text of --prompt, or of the file (UTF-8) that --prompt-file names."""
-    path = options.prompt_file
-    if path is None:
-        return options.prompt
-    try:
-        return Path(path).read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"--prompt-file {path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"--prompt-file {path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset "
-            f"{error.start} (counted from 0) does not fit"
-        ) from None
+def read_prompt(text, path):
+    """Return (what names it, text) of --prompt or of the file of --prompt-file, or None."""
+    if path is not None:
+        return f"--prompt-file {path}", read_text(path, "--prompt-file")
+    return None if text is None else ("--prompt", text)
 
 
-def in_parts(lines):
-    """Return an iterator over lists of at most LINES of the lines."""
-    return (lines[start : start + LINES] for start in range(0, len(lines), LINES))
+def in_parts(items):
+    """Return an iterator over lists of at most LINES of the items of a list."""
+    return (items[start : start + LINES] for start in range(0, len(items), LINES))
 
 
-def arriving(file):
+def read_lines(file):
     """Yield lists of lines, bytes without their ends, as they arrive, at most LINES at a time."""
     rest = b""
     while chunk := file.read1(2**16):
@@ -39,38 +31,47 @@ def arriving(file):
         yield [rest]
 
 
-def prompt_lines(options, given):
-    """Yield lists of (where it stands, line): of the prompt if there is one, else of stdin."""
-    if {"prompt", "prompt_file"} & given:
-        lines = read_prompt(options).removesuffix("\n").split("\n")
-        name = "--prompt" if options.prompt_file is None else f"--prompt-file {options.prompt_file}"
-        parts = in_parts([line.encode("utf-8", "surrogatepass") for line in lines])
-    else:
-        name, parts = "standard input", arriving(sys.stdin.buffer)
-        if sys.stdin.isatty():
-            print("lines to answer, from the keyboard:", file=sys.stderr)
-    number = 0
-    for part in parts:
+def prompt_lines(prompt):
+    """Yield lists of (where it stands, line): of what `read_prompt` returned, of stdin if None."""
+    if prompt is None:
+        return stdin_lines(sys.stdin)
+    name, text = prompt
+    lines = enumerate(text.removesuffix("\n").split("\n"), 1)
+    return in_parts([(f"{name}, line {i}", line.removesuffix("\r")) for i, line in lines])
+
+
+def stdin_lines(stdin):
+    """Yield lists of (where it stands, line) of standard input, as they arrive."""
+    if stdin.isatty():
+        print("lines to answer, from the keyboard:", file=sys.stderr)
+    numbers = itertools.count(1)
+    for part in read_lines(stdin.buffer):
         batch = []
         for raw in part:
-            number += 1
-            where = f"{name}, line {number}"
-            try:
-                batch.append((where, raw.removesuffix(b"\r").decode("utf-8", "surrogatepass")))
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{where} is not UTF-8: byte 0x{raw[error.start]:02x} does not fit"
-                ) from None
+            where = f"standard input, line {next(numbers)}"
+            batch.append((where, decode_utf8(raw, where).removesuffix("\r")))
         yield batch
 
 
-def encode_line(where, line, tokenizer, block_size):
-    """Ids of a line, or a UserError that says where it stands."""
-    if not 0 < len(line) <= block_size:
-        raise UserError(
-            f"{where} has {len(line)} characters, but the model reads 1 to {block_size}"
-        )
+def encode_text(where, text, tokenizer):
+    """Return the ids of a text, or raise a UserError that begins with `where`."""
     try:
-        return tokenizer.encode_array(line)
+        return tokenizer.encode(text)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def encode_line(where, line, tokenizer, block_size):
+    """Return the ids of a line that a model reads whole: (T,) int32, 1 <= T <= block_size.
+
+    Raises
+    ------
+    UserError
+        If it has no token, too many, or something that has no token; begins with `where`.
+    """
+    ids = encode_text(where, line, tokenizer)
+    if not 0 < len(ids) <= block_size:
+        raise UserError(
+            f"{where} has {len(ids)} {tokenizer.unit}, but the model reads 1 to {block_size}"
+        )
+    return ids

@@ -9,8 +9,7 @@ Nothing else asks which task it is.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from minigpt.data import pairs
-from minigpt.data.batches import random_batch, windows
+from minigpt.data import batches, pairs
 from minigpt.data.datasets import PairData, TextData
 from minigpt.model import encoder_decoder, gpt
 from minigpt.sample import answers, text
@@ -47,16 +46,18 @@ class Task:
         What a batch has batch_size of, {T} standing for the block size.
     sides : str
         Which tokens a step has at most; "" if it always has them all.
+    options : class
+        How to decode, beside the prompt: options of `minigpt sample`.
     decode : callable
-        (checkpoint, options, given): what `minigpt sample` prints.
-    foreign_flags : frozenset of str
-        Options of `minigpt sample` that have no meaning here.
+        (checkpoint, prompt, options): what `minigpt sample` prints. The prompt is (what names it,
+        text), or None.
     kind : str
         Of its models, in words.
     show : callable
         data -> options of `minigpt sample` for what is shown at the end of a run.
     maps : callable
-        (checkpoint, prompt, kind) -> (weights by layer, rows, columns): attention, with names.
+        (params, config, tokenizer, prompt, kind, where) -> (weights by layer, rows, columns):
+        attention, with the labels of the tokens. `where` is what errors call the prompt.
     map_kinds : tuple of str
         Which attentions there are to choose from; none where there is one.
     """
@@ -72,8 +73,8 @@ class Task:
     measure: Callable
     batch_unit: str
     sides: str
+    options: type
     decode: Callable
-    foreign_flags: frozenset
     kind: str
     show: Callable
     maps: Callable
@@ -87,7 +88,7 @@ def open_text(options, tokenizer=None, name=None):
 
 def text_batch(ids, config, train_config, number):
     """Return a batch of windows of a text."""
-    return random_batch(
+    return batches.random_batch(
         ids,
         train_config.seed,
         number,
@@ -99,7 +100,7 @@ def text_batch(ids, config, train_config, number):
 
 def text_windows(ids, config, rows):
     """Iterate over consecutive windows of a text."""
-    return windows(ids, config.block_size, rows)
+    return batches.eval_batches(ids, config.block_size, rows)
 
 
 def open_pairs(options, tokenizer=None, name=None):
@@ -115,7 +116,7 @@ def pair_batch(split, config, train_config, number):
 
 def pair_windows(split, config, rows):
     """Iterate over all pairs, short ones first."""
-    return pairs.all_pairs(split, rows)
+    return pairs.eval_batches(split, rows)
 
 
 def exact_match(data, params, config, map):
@@ -129,7 +130,7 @@ def exact_match(data, params, config, map):
     measured = pairs.Pairs(data.val_pairs[:MEASURED], data.tokenizer)
     solved = map(
         lambda batch: answers.count_solved(*batch, params, config),
-        pairs.all_pairs(measured, answers.BATCH),
+        pairs.eval_batches(measured, answers.BATCH),
     )
     return {"exact_match": sum(solved) / len(measured)}
 
@@ -154,12 +155,12 @@ TASKS = {
         open_data=open_text,
         batch=text_batch,
         eval_batches=text_windows,
-        count_targets=lambda targets: targets.size,
+        count_targets=batches.count_targets,
         measure=lambda data, params, config, map: {},
         batch_unit="x {T} tokens",
         sides="",
+        options=text.TextOptions,
         decode=text.print_texts,
-        foreign_flags=frozenset({"beam", "verbose"}),
         kind="a GPT",
         show=text_sample,
         maps=text.attention_maps,
@@ -173,14 +174,12 @@ TASKS = {
         open_data=open_pairs,
         batch=pair_batch,
         eval_batches=pair_windows,
-        count_targets=pairs.counted,
+        count_targets=pairs.count_targets,
         measure=exact_match,
         batch_unit="pairs",
         sides=", of sources and of targets, at most",
+        options=answers.AnswerOptions,
         decode=answers.print_answers,
-        foreign_flags=frozenset(
-            {"max_new_tokens", "temperature", "top_k", "top_p", "num_samples", "seed", "stop"}
-        ),
         kind="an encoder-decoder",
         show=pair_sample,
         maps=answers.attention_maps,

@@ -1,43 +1,47 @@
-"""Text that a GPT makes of a prompt: with --stop, it ends before the first place where that occurs.
+"""Text that a GPT continues, as str pieces: with a stop string, it ends before the first such.
 
 One text is printed as it is made; several are made side by side and printed one after the other.
 """
 
+import collections
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 
+from minigpt import cli
 from minigpt.backend import array_module, to_device, to_host
-from minigpt.errors import UserError
 from minigpt.model.blocks import block_weights
 from minigpt.model.gpt import gpt_forward
 from minigpt.sample.generate import generate
-from minigpt.sample.prompt import encode_line, read_prompt
+from minigpt.sample.prompt import encode_line, encode_text
 
 CACHE_BYTES = 2**30  # texts are made side by side as long as their caches fit in this
 SEPARATOR = "-" * 15  # between texts, as in nanoGPT
 
 
-def encode(options, prompt, tokenizer):
-    """Ids of the prompt: of a new line, or else the vocabulary's first character, if it is empty.
+@dataclass(frozen=True)
+class TextOptions(cli.Config):
+    """Text of a GPT."""
 
-    Raises
-    ------
-    UserError
-        If the prompt or the stop string, which could then never come, holds an unknown character.
-    """
-    where = "--prompt" if options.prompt_file is None else f"--prompt-file {options.prompt_file}"
-    for flag, text in (("--stop", options.stop), (where, prompt)):
-        try:
-            ids = tokenizer.encode_array(text)
-        except UserError as error:
-            raise UserError(f"{flag}: {error}") from None
-    if len(ids):
-        return ids
-    return tokenizer.encode_array("\n" if "\n" in tokenizer.chars else tokenizer.chars[0])
+    max_new_tokens: int = cli.option(500, "tokens to write for each text", min=0)
+    temperature: float = cli.option(0.8, "sampling temperature; 0 is greedy", min=0)
+    top_k: int = cli.option(200, "sample from the N most likely tokens; 0: from all", min=0)
+    top_p: float = cli.option(
+        1.0, "sample from the fewest tokens that hold X of the probability", above=0, max=1
+    )
+    num_samples: int = cli.option(1, "texts to write", min=1)
+    seed: int = cli.option(1337, "the same seed gives the same text", min=0, below=2**64)
+    stop: str = cli.option("", "end the text before this string")
 
 
-def before(text, stop, more):
+def encode_prompt(prompt, tokenizer, where):
+    """Return the ids of a prompt, the tokenizer's default prompt if it is empty."""
+    ids = encode_text(where, prompt, tokenizer)
+    return ids if len(ids) else tokenizer.default_prompt()
+
+
+def cut_at_stop(text, stop, more):
     """Part of a text before the stop string; if more is to come, before what may be its start."""
     head, found, _ = text.partition(stop) if stop else (text, "", "")
     if found or not more:
@@ -46,73 +50,137 @@ def before(text, stop, more):
     return text[: len(text) - next((n for n in sizes if text.endswith(stop[:n])), 0)]
 
 
-def grow(checkpoint, options, ids, rows):
+def stream_texts(params, config, tokenizer, ids, options, rows=(0,)):
     """Iterate over the texts of `rows`, a list of str, as they grow; the last are whole.
 
     Parameters
     ----------
-    checkpoint : Checkpoint
-    options : SampleConfig
+    params : Params
+    config : GPTConfig
+    tokenizer : Tokenizer
     ids : (T,) int
         The prompt, which is no part of the texts.
-    rows : range
+    options : TextOptions
+    rows : sequence of int
         The numbers of the samples.
     """
-    texts, stop = [""] * len(rows), options.stop
     settings = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed")}
-    settings["vocab_size"] = checkpoint.tokenizer.vocab_size
-    ids = np.broadcast_to(ids, (len(rows), len(ids)))
-    p, config = checkpoint.params.tree, checkpoint.config
-    for new in generate(p, config, ids, options.max_new_tokens, rows=rows, **settings):
-        pieces = [checkpoint.tokenizer.decode([i]) for i in new]
+    settings |= {"rows": rows, "vocab_size": tokenizer.vocab_size}
+    ids, stop = np.broadcast_to(ids, (len(rows), len(ids))), options.stop
+    texts, decoders = [""] * len(rows), [tokenizer.decoder() for _ in rows]
+    for new in generate(params.tree, config, ids, options.max_new_tokens, **settings):
+        pieces = [decoder.push([i]) for decoder, i in zip(decoders, new, strict=True)]
         texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
         if stop and all(stop in text for text in texts):
             break
-        yield [before(text, stop, more=True) for text in texts]
-    yield [before(text, stop, more=False) for text in texts]
+        yield [cut_at_stop(text, stop, more=True) for text in texts]
+    texts = [text + decoder.flush() for text, decoder in zip(texts, decoders, strict=True)]
+    yield [cut_at_stop(text, stop, more=False) for text in texts]
 
 
-def write(checkpoint, options, prompt, ids):
+def generate_text(params, config, tokenizer, prompt, options):
+    """Iterate over the pieces of the text that a GPT continues a prompt with.
+
+    Parameters
+    ----------
+    params : Params
+    config : GPTConfig
+    tokenizer : Tokenizer
+    prompt : str
+        Of which the model sees the last block_size tokens; it is no part of the pieces.
+    options : TextOptions
+        A function of its arguments: num_samples is of no account.
+
+    Yields
+    ------
+    piece : str
+        Never empty, and never a part of a character.
+
+    Raises
+    ------
+    UserError
+        At once, if the prompt or the stop string, which could then never come, holds something
+        that has no token; on the way, if the model's logits are not finite.
+    """
+    encode_text("stop", options.stop, tokenizer)
+    ids = encode_prompt(prompt, tokenizer, "prompt")
+    return _pieces(stream_texts(params, config, tokenizer, ids, options))
+
+
+def _pieces(texts):
+    """Yield what is new in each of the growing texts of one row."""
+    shown = 0
+    for (text,) in texts:
+        if len(text) > shown:
+            yield text[shown:]
+            shown = len(text)
+
+
+def print_samples(checkpoint, options, prompt, ids):
     """Print the samples, each with the prompt in front."""
-    config, n = checkpoint.config, options.num_samples
-    cache_bytes = 2 * config.n_layer * config.block_size * config.n_embd * 4
-    side_by_side = max(1, CACHE_BYTES // cache_bytes)
+    params, config, tokenizer = checkpoint.params, checkpoint.config, checkpoint.tokenizer
+    n, cache_bytes = options.num_samples, 2 * config.n_layer * config.block_size * config.n_embd * 4
     if n == 1:
         print(prompt, end="", flush=True)
-    for first in range(0, n, side_by_side):
-        shown = 0
-        for texts in grow(checkpoint, options, ids, range(n)[first : first + side_by_side]):
-            if n == 1:
-                print(texts[0][shown:], end="", flush=True)
-                shown = len(texts[0])
-        for i, text in enumerate(texts, first):
-            print("" if n == 1 else prompt + text)
+        for piece in _pieces(stream_texts(params, config, tokenizer, ids, options)):
+            print(piece, end="", flush=True)
+        print()
+        return
+    size = max(1, CACHE_BYTES // cache_bytes)
+    for first in range(0, n, size):
+        rows = range(n)[first : first + size]
+        growing = stream_texts(params, config, tokenizer, ids, options, rows)
+        (texts,) = collections.deque(growing, maxlen=1)
+        for i, text in zip(rows, texts, strict=True):
+            print(prompt + text)
             if i < n - 1:
                 print(SEPARATOR, flush=True)
 
 
-def print_texts(checkpoint, options, given):
-    """Print what a GPT makes of the prompt."""
-    prompt, block_size = read_prompt(options), checkpoint.config.block_size
-    ids = encode(options, prompt, checkpoint.tokenizer)
+def print_texts(checkpoint, prompt, options):
+    """Print the texts that a GPT continues the prompt with.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    prompt : (what names it, text), or None for the default prompt
+    options : TextOptions
+    """
+    tokenizer, block_size = checkpoint.tokenizer, checkpoint.config.block_size
+    encode_text("--stop", options.stop, tokenizer)
+    where, prompt = prompt or ("--prompt", "")
+    ids = encode_prompt(prompt, tokenizer, where)
     if len(ids) > block_size:
         print(
             f"note: of the prompt's {len(ids)} tokens, the model sees the last {block_size}",
             file=sys.stderr,
         )
-    write(checkpoint, options, prompt, ids)
+    print_samples(checkpoint, options, prompt, ids)
 
 
-def attention_maps(checkpoint, prompt, kind=None):
+def attention_maps(params, config, tokenizer, prompt, kind=None, where="prompt"):
     """Run a GPT on a prompt and take its attention weights.
+
+    Parameters
+    ----------
+    params : Params
+    config : GPTConfig
+    tokenizer : Tokenizer
+    prompt : str
+    kind : None
+        There is one kind.
+    where : str
+        What errors call the prompt.
 
     Returns
     -------
     weights : list of n_layer arrays (H, T, T), NumPy
     rows, columns : lists of str
-        The tokens: T queries and T keys. A row is named after the token that the query stands at.
+        The labels of the tokens: T queries and T keys. A row is named after the token that the
+        query stands at.
     """
-    config, p = checkpoint.config, checkpoint.params.tree
-    ids = encode_line("--prompt", prompt, checkpoint.tokenizer, config.block_size)[None]
-    _, (*_, blocks, _) = gpt_forward(to_device(ids, array_module(p["wte"])), p, config)
-    return [to_host(block_weights(block)["self"][0]) for block in blocks], [*prompt], [*prompt]
+    p = params.tree
+    ids = encode_line(where, prompt, tokenizer, config.block_size)
+    _, (*_, blocks, _) = gpt_forward(to_device(ids[None], array_module(p["wte"])), p, config)
+    labels = [*map(tokenizer.label, ids)]
+    return [to_host(block_weights(block)["self"][0]) for block in blocks], labels, [*labels]

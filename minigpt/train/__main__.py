@@ -12,7 +12,7 @@ from minigpt import backend, cli
 from minigpt.errors import UserError
 from minigpt.model import count_parameters
 from minigpt.report.loss_curve import draw_losses
-from minigpt.sample.command import SampleConfig, print_samples
+from minigpt.sample.command import sample
 from minigpt.sample.tasks import TASKS
 from minigpt.train.config import TrainConfig, resolve, train_config_of
 from minigpt.train.cost import describe, describe_model, plural
@@ -20,7 +20,7 @@ from minigpt.train.loop import at_work, format_measures, reported, train_run
 from minigpt.train.options import options, parse
 from minigpt.train.resume import folder_of, resume_run, stored_run
 from minigpt.train.run import new_run
-from minigpt.train.run_dir import alone
+from minigpt.train.run_dir import locked
 
 SHAKESPEARE = 65  # characters in tiny Shakespeare, which a dry run without --data does not read
 
@@ -57,7 +57,7 @@ def finish(run):
     shown = {"out_dir": str(run.folder), "backend": run.train_config.backend}
     shown |= run.task.show(run.data)
     try:
-        print_samples(cli.build(SampleConfig, shown), shown.keys())
+        sample(shown)
     except (UserError, MemoryError, *cli.device_failures()) as error:
         print(f"none: {cli.one_line(error)}")
     print(f"{'-' * 40}\nmore: python -m minigpt.sample --out-dir {shlex.quote(str(run.folder))}")
@@ -108,7 +108,7 @@ def main(argv=None):
     chosen = options(own, given)
     if own["dry_run"]:
         return dry_run(own, chosen)
-    folder = alone(folder_of(chosen), make=not own["resume"])
+    folder = locked(folder_of(chosen), make=not own["resume"])
     with reported(), folder, backend.plain(own["plain"]):
         return train(own, chosen)
 

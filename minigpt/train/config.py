@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from minigpt import cli
 from minigpt.backend.devices import BACKENDS, PRECISIONS, usable_cores
 from minigpt.cli import fields_of, option
-from minigpt.data.batches import PLACES
+from minigpt.data.batches import SAMPLERS
 from minigpt.errors import UserError
 from minigpt.model import gpt
 from minigpt.optim.adamw import AdamW
@@ -94,7 +94,7 @@ class TrainConfig(cli.Config):
     sampler: str = option(
         "weyl",
         "window offsets in the text: uniform random, or a low-discrepancy (Weyl) sequence",
-        choices=tuple(PLACES),
+        choices=tuple(SAMPLERS),
     )
     learning_rate: float = option(0.01, "peak learning rate", **NUMBER, group="Learning rate")
     min_lr: float = option(0.0, "learning rate after the decay", **NUMBER, group="Learning rate")

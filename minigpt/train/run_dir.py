@@ -1,18 +1,25 @@
-"""The folder of a run: its files, and what becomes of them when a run is begun or resumed."""
+"""The folder of a run: its lock, and its files when a run is started or resumed."""
 
 import contextlib
 import json
-import os
 
 from minigpt.errors import UserError
-from minigpt.files import LAST, RUN_FILES, Taken, acquire, release, writing
+from minigpt.files import (
+    LAST,
+    RUN_FILES,
+    AlreadyLocked,
+    acquire,
+    release,
+    write_atomically,
+    writing,
+)
 
-LOCK = ".lock"  # there while a run is at work; of one that was killed it is left, and holds nothing
+LOCK = ".lock"  # exists while a run is going on; one that was killed leaves it, and locks nothing
 
 
 @contextlib.contextmanager
-def alone(folder, make):
-    """Have the folder of a run to oneself: no other run may be at work there.
+def locked(folder, make):
+    """Keep the folder of a run locked, so that no other process trains there.
 
     Where a file system has no locks, or the folder cannot be written, there is none.
 
@@ -20,12 +27,12 @@ def alone(folder, make):
     ----------
     folder : Path
     make : bool
-        Whether to make the folder if it is missing. If it is still empty at the end, it goes again.
+        Whether to make the folder if it is missing. If it is still empty at the end, it is removed.
 
     Raises
     ------
     UserError
-        If another run is at work there, or if the folder cannot be.
+        If another process has locked it, or if there can be no such folder.
     """
     if "\0" in str(folder):
         raise UserError(f"--out-dir {str(folder)!r}: no folder can have that name; name another")
@@ -37,10 +44,10 @@ def alone(folder, make):
             path.mkdir(exist_ok=True)
     try:
         lock = acquire(folder / LOCK) if folder.is_dir() else None
-    except Taken:
+    except AlreadyLocked:
         raise UserError(
-            f"--out-dir {folder}: another run is at work there; name another folder, or wait for "
-            "that run or end it"
+            f"--out-dir {folder}: locked by another running process; name another folder, or wait "
+            "for that run to end or stop it"
         ) from None
     try:
         yield
@@ -54,9 +61,9 @@ def alone(folder, make):
 def check_folder(folder, overwrite):
     """Raise a UserError if a new run cannot have the folder."""
     if any((folder / name).exists() for name in RUN_FILES) and not overwrite:
-        resume = "go on with it by --resume, " if (folder / LAST).exists() else ""
+        resume = "resume it with --resume, " if (folder / LAST).exists() else ""
         raise UserError(
-            f"--out-dir {folder} holds another run: {resume}lose it by --overwrite, or name "
+            f"--out-dir {folder} holds another run: {resume}replace it with --overwrite, or name "
             "another folder"
         )
 
@@ -70,7 +77,7 @@ def clear_folder(folder):
 
 
 def cut_metrics(path, step):
-    """Cut from a resumed run's metrics what came after `step`, and half-written lines."""
+    """Cut from a resumed run's metrics the lines after `step`, and half-written ones."""
     lines = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     kept = []
     for line in lines.splitlines(keepends=True):
@@ -78,6 +85,4 @@ def cut_metrics(path, step):
             if line.endswith("\n") and json.loads(line)["step"] <= step:
                 kept.append(line)
     with writing(path):
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, ["".join(kept).encode("utf-8")])

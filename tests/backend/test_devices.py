@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from minigpt.backend import to_device, to_host
-from minigpt.data.batches import random_batch, windows
+from minigpt.data.batches import eval_batches, random_batch
 from minigpt.data.tokenizers import CharTokenizer
 from minigpt.files import LAST
 from minigpt.model import checkpoint
@@ -58,7 +58,9 @@ def test_batches_are_those_of_numpy(xp):
         ):
             assert type(other) is xp.ndarray and other.dtype == np.int32
             np.testing.assert_array_equal(one, to_host(other))
-    for one, other in zip(windows(IDS[:100], 8, 4), windows(ids[:100], 8, 4), strict=True):
+    for one, other in zip(
+        eval_batches(IDS[:100], 8, 4), eval_batches(ids[:100], 8, 4), strict=True
+    ):
         for x, y in zip(one, other, strict=True):
             np.testing.assert_array_equal(x, to_host(y))
 

@@ -15,9 +15,9 @@ from minigpt.errors import UserError
 
 @given(st.integers(0, 100), st.integers(1, 20), st.integers(1, 5))
 @example(0, 8, 2)
-def test_windows_ask_for_every_token_but_the_first_once(n, block_size, batch_size):
+def test_eval_batches_ask_for_every_token_but_the_first_once(n, block_size, batch_size):
     ids = np.arange(n, dtype=np.int32) * 7
-    batches = list(data.windows(ids, block_size, batch_size))
+    batches = list(data.eval_batches(ids, block_size, batch_size))
     x, y = ([row for batch in batches for row in batch[i]] for i in (0, 1))
     assert np.concatenate([ids[:0], *x]).tolist() == ids[:-1].tolist()
     assert np.concatenate([ids[:0], *y]).tolist() == ids[1:].tolist()
@@ -36,7 +36,7 @@ batches = st.builds(
     batch_size=st.integers(1, 20),
     seed=st.integers(0, 2**64),
     step=st.integers(0, 10**9),
-    places=st.sampled_from(sorted(data.PLACES)),
+    sampler=st.sampled_from(sorted(data.SAMPLERS)),
 )
 
 
@@ -62,15 +62,15 @@ def test_random_batch_is_a_function_of_its_arguments(case):
 
 
 @pytest.mark.parametrize(
-    "places, expected",
+    "sampler, expected",
     [
         ("uniform", [[585, 883, 142, 5], [635, 287, 123, 812], [629, 758, 225, 966]]),
         ("weyl", [[912, 533, 154, 767], [388, 9, 622, 243], [189, 803, 424, 45]]),
     ],
 )
-def test_random_batch_never_changes_between_versions(places, expected):
+def test_random_batch_never_changes_between_versions(sampler, expected):
     ids = np.arange(1000, dtype=np.int32)
-    batches = [data.random_batch(ids, 1337, step, 4, 8, places)[0] for step in (0, 1, 2000)]
+    batches = [data.random_batch(ids, 1337, step, 4, 8, sampler)[0] for step in (0, 1, 2000)]
     assert [x[:, 0].tolist() for x in batches] == expected
 
 
@@ -81,10 +81,10 @@ def test_steps_and_seeds_share_no_draws():
         for seed in range(3)
         for step in range(3)
     ]
-    assert len(np.unique(draws)) > 1790  # 1800 places of 10^6, of which about 1.6 coincide
+    assert len(np.unique(draws)) > 1790  # 1800 starts of 10^6, of which about 1.6 coincide
 
 
-def test_random_batch_reaches_every_place_equally_often():
+def test_random_batch_reaches_every_start_equally_often():
     ids = np.arange(12, dtype=np.int32)
     x = np.concatenate([data.random_batch(ids, 0, step, 100, 4)[0] for step in range(80)])
     counts = np.bincount(x[:, 0], minlength=8)
@@ -93,30 +93,30 @@ def test_random_batch_reaches_every_place_equally_often():
 
 
 @given(st.integers(0, 2**64), st.integers(2, 300), st.integers(0, 10**6))
-def test_even_places_have_gaps_of_three_lengths(seed, count, step):
+def test_weyl_starts_have_gaps_of_three_lengths(seed, count, step):
     n = 2**32
-    places = np.sort(data.even_places(n, seed, step, count))
-    gaps = np.diff(places, append=places[0] + n)  # once round
+    starts = np.sort(data.weyl(n, seed, step, count))
+    gaps = np.diff(starts, append=starts[0] + n)  # once round
     lengths = 1 + np.count_nonzero(np.diff(np.sort(gaps)) > 1)  # but for rounding
     assert lengths <= 3
     assert gaps.max() < 2.619 * gaps.min() + 2
 
 
-def test_even_places_leave_no_part_of_the_text_out():
+def test_weyl_starts_leave_no_part_of_the_text_out():
     ids = np.arange(10_000, dtype=np.int32)
     seen = {}
-    for places in data.PLACES:
-        batches = [data.random_batch(ids, 5, step, 10, 20, places)[0] for step in range(50)]
-        seen[places] = len(np.unique(batches)) / len(ids)
+    for sampler in data.SAMPLERS:
+        batches = [data.random_batch(ids, 5, step, 10, 20, sampler)[0] for step in range(50)]
+        seen[sampler] = len(np.unique(batches)) / len(ids)
     assert seen["weyl"] > 0.85
     assert 0.6 < seen["uniform"] < 0.66  # 1 - 1/e
 
 
-def test_even_places_are_drawn_by_the_seed_and_go_on_from_step_to_step():
+def test_weyl_starts_are_drawn_by_the_seed_and_continue_from_step_to_step():
     n = 10**6
-    one, other = (data.even_places(n, seed, 0, 12) for seed in (1, 2))
+    one, other = (data.weyl(n, seed, 0, 12) for seed in (1, 2))
     assert (one != other).all()
-    parts = [data.even_places(n, 1, step, 4) for step in range(3)]
+    parts = [data.weyl(n, 1, step, 4) for step in range(3)]
     np.testing.assert_array_equal(np.concatenate(parts), one)
 
 
@@ -128,7 +128,7 @@ def test_split_is_nine_tenths(n):
 
 
 def test_facts_of_tiny_shakespeare(corpus):
-    ids = CharTokenizer.from_text(corpus).encode_array(corpus)
+    ids = CharTokenizer.from_text(corpus).encode(corpus)
     train, val = data.split(ids)
     assert (ids.shape, len(train), len(val)) == ((1115394,), 1003854, 111540)
     assert ids[:5].tolist() == [18, 47, 56, 57, 58]
@@ -265,13 +265,19 @@ def test_decode_takes_what_encode_prints(walk, words):
         (["--decode", "0 -1"], "token id -1 at position 1"),
         (["--decode", "0 x"], "--decode '0 x' is not a list of ids"),
         (["--block-size", "10"], "--block-size 10 needs 11"),
-        (["--block-size", "0"], "--block-size is 0"),
     ],
 )
 def test_bad_flags_print_nothing_else(walk, capsys, flags, message):
     with pytest.raises(UserError, match=message):
         walk("ab" * 50, *flags)
     assert capsys.readouterr().out == ""
+
+
+def test_a_block_size_below_1_is_refused(walk, capsys):
+    with pytest.raises(SystemExit):
+        walk("ab" * 50, "--block-size", "0")
+    out, err = capsys.readouterr()
+    assert out == "" and "--block-size is 0; it must be at least 1" in err
 
 
 def run(*flags, **environment):

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from minigpt.data.pairs import (
     BUCKET,
     Pairs,
-    all_pairs,
     check_lengths,
     digest,
+    eval_batches,
     random_pairs,
     read_pairs,
     split_pairs,
@@ -57,7 +57,7 @@ def test_all_pairs_come_back_once(pairs, shared):
     tokenizer = PairTokenizer.from_pairs(pairs, shared)
     assert not shared or tokenizer.source.chars == tokenizer.target.chars
     found = []
-    for source, targets in all_pairs(Pairs(pairs, tokenizer), 7):
+    for source, targets in eval_batches(Pairs(pairs, tokenizer), 7):
         assert len(source) <= 7
         found += texts(tokenizer, source, targets)
     assert sorted(found) == sorted(pairs)
@@ -94,7 +94,7 @@ def test_lengths_in_a_batch_are_alike_and_pairs_equally_frequent(rng):
 def test_batches_for_evaluation_go_from_short_to_long(rng):
     pairs = many(rng)
     data = Pairs(pairs, PairTokenizer.from_pairs(pairs))
-    widths = [source.shape[1] for source, _ in all_pairs(data, 50)]
+    widths = [source.shape[1] for source, _ in eval_batches(data, 50)]
     assert widths == sorted(widths) and widths[0] < widths[-1]
 
 
@@ -141,7 +141,7 @@ def test_a_file_of_pairs(tmp_path):
         (b"", "p.tsv is empty"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_told_in_one_line(tmp_path, raw, message):
+def test_what_is_wrong_with_a_file_is_said_in_one_line(tmp_path, raw, message):
     with pytest.raises(UserError, match=message) as error:
         read_pairs(write(tmp_path / "p.tsv", raw))
     assert "\n" not in str(error.value)
@@ -153,11 +153,13 @@ def test_a_file_that_is_not_there(tmp_path):
 
 
 def test_pairs_that_are_too_long():
-    check_lengths(PAIRS, 31)  # 30 characters and END
+    tokenizer = PairTokenizer.from_pairs(PAIRS)
+    parts = [Pairs(part, tokenizer) for part in (PAIRS[:2], PAIRS[2:])]
+    check_lengths(31, *parts)  # 30 characters and END
     with pytest.raises(UserError, match="1 of 5 pairs are longer than --block-size 30.*needs 31"):
-        check_lengths(PAIRS, 30)
-    with pytest.raises(UserError, match="2 of 5 .* the longest needs 31 .*; set --block-size 31"):
-        check_lengths(PAIRS, 8)
+        check_lengths(30, *parts)
+    with pytest.raises(UserError, match="2 of 5 .* needs 31 .characters of .*set --block-size 31"):
+        check_lengths(8, *parts, unit="characters")
 
 
 def test_every_tenth_pair_is_for_validation():

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.data.tokenizers import CharTokenizer, token_table, visible
+from minigpt.data.tokenizers import (
+    CharTokenizer,
+    Tokenizer,
+    token_table,
+    tokenizer_from_json,
+    visible,
+)
 from minigpt.errors import UserError
 
 ANY_TEXT = st.text(st.characters())  # lone surrogates too
@@ -16,17 +22,58 @@ ANY_TEXT = st.text(st.characters())  # lone surrogates too
 def test_any_text_comes_back(text):
     tokenizer = CharTokenizer.from_text(text)
     ids = tokenizer.encode(text)
-    assert tokenizer.decode(ids) == text
+    assert (ids.dtype, ids.shape) == (np.dtype(np.int32), (len(text),))
+    assert ids.tolist() == [tokenizer.chars.index(c) for c in text]
     assert sorted(set(ids)) == list(range(tokenizer.vocab_size))
+    assert tokenizer.decode(ids) == tokenizer.decode(ids.tolist()) == text
+
+
+@given(st.lists(ANY_TEXT, max_size=5))
+def test_many_texts_at_once_are_those_one_by_one(texts):
+    tokenizer = CharTokenizer.from_text("".join(texts))
+    for encode_each in (
+        tokenizer.encode_each,
+        lambda texts: Tokenizer.encode_each(tokenizer, texts),
+    ):
+        ids, lengths = encode_each(texts)
+        assert ids.dtype == np.int32 and lengths.dtype == int
+        assert lengths.tolist() == [len(text) for text in texts]
+        assert ids.tolist() == tokenizer.encode("".join(texts)).tolist()
 
 
 @given(ANY_TEXT)
-def test_array_and_list_hold_the_same_ids(text):
+def test_a_text_is_decoded_piece_by_piece(text):
     tokenizer = CharTokenizer.from_text(text)
-    ids = tokenizer.encode_array(text)
-    assert (ids.dtype, ids.shape) == (np.dtype(np.int32), (len(text),))
-    assert ids.tolist() == tokenizer.encode(text) == [tokenizer.chars.index(c) for c in text]
-    assert tokenizer.decode(ids) == text
+    decoder = tokenizer.decoder()
+    assert "".join(decoder.push([i]) for i in tokenizer.encode(text)) == text
+    assert decoder.flush() == ""
+
+
+def test_the_default_prompt_is_a_new_line_or_the_first_token():
+    for text, prompt in (("ab\n", "\n"), ("\tb\n", "\n"), ("ba", "a")):
+        tokenizer = CharTokenizer.from_text(text)
+        ids = tokenizer.default_prompt()
+        assert ids.dtype == np.int32 and tokenizer.decode(ids) == prompt
+
+
+@pytest.mark.parametrize(
+    "table, message",
+    [
+        (
+            '{"kind": "bpe", "chars": ["a"]}',
+            "the kind of tokenizer is 'bpe'; choose from char, pair",
+        ),
+        ('{"kind": ["char"]}', "the kind of tokenizer is .'char'.; choose from char, pair"),
+        ('{"kind": "char"}', "not the table of a character tokenizer"),
+        ("", "not the table of a character tokenizer: ''"),
+        ("[]", "not the table of a character tokenizer"),
+        ('{"kind": "pair", "source": {"kind": "pair"}, "target": 1}', "not the tables of a pair"),
+    ],
+)
+def test_a_table_of_no_known_kind_is_refused(table, message):
+    with pytest.raises(UserError, match=message) as error:
+        tokenizer_from_json(table)
+    assert "\n" not in str(error.value)
 
 
 @given(ANY_TEXT)
@@ -74,7 +121,7 @@ def test_facts_of_tiny_shakespeare(corpus):
     letters = "abcdefghijklmnopqrstuvwxyz"
     assert tokenizer.vocab_size == 65
     assert tokenizer.chars == "\n !$&',-.3:;?" + letters.upper() + letters
-    assert tokenizer.encode("Bee3") == [14, 43, 43, 9]
+    assert tokenizer.encode("Bee3").tolist() == [14, 43, 43, 9]
     assert tokenizer.decode([14, 43, 43, 9]) == "Bee3"
     assert tokenizer.decode([18, 47, 56, 57, 58]) == "First"
     assert [c for c in tokenizer.chars if c.isdigit()] == ["3"]
@@ -109,7 +156,7 @@ def test_a_large_vocabulary_is_cut_short_in_errors():
 
 def test_an_empty_vocabulary_knows_the_empty_text_only():
     tokenizer = CharTokenizer.from_text("")
-    assert (tokenizer.encode(""), tokenizer.decode([])) == ([], "")
+    assert (tokenizer.encode("").tolist(), tokenizer.decode([])) == ([], "")
     with pytest.raises(UserError):
         tokenizer.encode("\0")
 
@@ -124,7 +171,7 @@ def test_id_out_of_range_is_named_with_its_place(wrong, kind):
 
 
 @pytest.mark.parametrize(
-    ("char", "seen"),
+    ("token", "seen"),
     [
         ("a", "a"),
         (" ", "' '"),
@@ -136,10 +183,14 @@ def test_id_out_of_range_is_named_with_its_place(wrong, kind):
         ("\u200d", r"\u200d"),
         ("\\", "\\"),
         ("字", "字"),
+        ("the", "the"),
+        (" the", "' the'"),
+        ("a\n", r"a\n"),
+        ("  ", "'  '"),
     ],
 )
-def test_visible(char, seen):
-    assert visible(char) == seen
+def test_visible(token, seen):
+    assert visible(token) == seen
 
 
 def test_token_table_of_tiny_shakespeare(corpus):

@@ -203,10 +203,7 @@ def interrupt(*_):
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(path, rng, where, what, error):
     old = path.read_bytes()
     with pytest.MonkeyPatch.context() as patch:
-        target, _, name = where.rpartition(".")
-        patch.setattr(
-            getattr(checkpoint, target) if target else checkpoint, name, what, raising=False
-        )
+        patch.setattr(f"minigpt.files.{where}", what, raising=False)
         with pytest.raises(error) as caught:
             save(path, random_params(rng), CONFIG, tokenizer=TOKENIZER, state={})
     if error is UserError:

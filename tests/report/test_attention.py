@@ -10,13 +10,8 @@ from minigpt.errors import UserError
 from minigpt.model.blocks import block_weights, cross_block_forward
 from minigpt.model.checkpoint import load
 from minigpt.ops.attention import attention_forward
-from minigpt.report.attention import (
-    START,
-    AttentionConfig,
-    as_text,
-    main,
-    side_by_side,
-)
+from minigpt.report.attention import AttentionConfig, as_text, main, put_side_by_side
+from minigpt.sample.answers import START
 from minigpt.sample.tasks import task_of
 from tests.model.test_blocks import MASK, N_HEAD, C, cross_block
 from tests.sample.test_sample import write_checkpoint
@@ -25,7 +20,8 @@ from tests.sample.test_sample_seq2seq import checkpoint as seq2seq_checkpoint  #
 
 def attention_maps(checkpoint, prompt, *kind):
     """The maps of whichever task the checkpoint is of."""
-    return task_of(checkpoint.config).maps(checkpoint, prompt, *kind)
+    model = checkpoint.params, checkpoint.config, checkpoint.tokenizer
+    return task_of(checkpoint.config).maps(*model, prompt, *kind)
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -100,16 +96,24 @@ def test_a_map_as_text():
         "' ' +% ",
         "end  .@",
     ]
+    # 漢 takes two columns of a terminal, and has none above.
+    assert as_text(weights, ["漢", "b", "c"], ["漢", "b", "c"], "title", 80) == [
+        "title ",
+        "   ?bc",
+        "漢 @  ",
+        " b +% ",
+        " c  .@",
+    ]
     assert as_text(weights, "abc", "abc", "title", 4) == [
         "title",
         "(5 characters wide: too wide for text)",
     ]
 
 
-def test_texts_stand_side_by_side():
+def test_texts_stand_put_side_by_side():
     texts = [[f"{i}a", f"{i}b"] for i in range(3)]
-    assert side_by_side(texts, 12) == "0a   1a\n0b   1b\n\n2a\n2b\n"
-    assert side_by_side(texts, 1) == "0a\n0b\n\n1a\n1b\n\n2a\n2b\n"
+    assert put_side_by_side(texts, 12) == "0a   1a\n0b   1b\n\n2a\n2b\n"
+    assert put_side_by_side(texts, 1) == "0a\n0b\n\n1a\n1b\n\n2a\n2b\n"
 
 
 def test_the_command_prints_and_draws(gpt, tmp_path, capsys):
@@ -134,7 +138,7 @@ def test_the_command_on_an_encoder_decoder(seq2seq, tmp_path, capsys, monkeypatc
         main(["--checkpoint", str(seq2seq), "--prompt", "ab", "--kind", kind])
         out, err = capsys.readouterr()
         assert "layer 0, head 1" in out and "picture" not in out
-        assert err == "no picture: matplotlib is not there; pip install matplotlib\n"
+        assert err == "matplotlib is not installed, no picture: pip install 'minigpt[plot]'\n"
     assert not list(tmp_path.glob("*.png"))
 
 

@@ -1,4 +1,4 @@
-"""The KV cache against the full forward, the sampling rules against naive ones."""
+"""Decoding with a KV cache against the full forward pass."""
 
 import math
 import tracemalloc
@@ -6,15 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from minigpt.backend import to_device, to_host
 from minigpt.errors import UserError
 from minigpt.model.gpt import gpt_forward, logits, shapes
 from minigpt.params import Params
 from minigpt.sample import generate as decoding
-from minigpt.sample.generate import KVCache, draw, generate, next_probabilities
+from minigpt.sample.generate import generate
+from minigpt.sample.sampling import next_probabilities
 from tests.tools.options import gpt_config
 
 CONFIG = gpt_config(vocab_size=11, block_size=6, n_layer=2, n_head=2, n_embd=8)
@@ -124,29 +123,6 @@ def test_logits_that_are_not_finite_are_an_error(rng, value):
         next(tokens)
 
 
-def test_the_cache_hands_out_views_and_counts_when_told():
-    kv = KVCache(CONFIG, 2, np, np.float32)
-    assert kv.store.dtype == np.float32 and kv.store.shape == (2, 2, 2, 2, 6, 4)
-    for start, T in ((0, 4), (4, 1), (5, 1)):
-        for layer in range(2):
-            k = np.full((2, 2, T, 4), 10 * layer + start, np.float32)
-            k_all, v_all = kv[layer].append(k, -k)
-            assert k_all.shape == v_all.shape == (2, 2, start + T, 4)
-            assert np.shares_memory(k_all, kv.store) and np.shares_memory(v_all, kv.store)
-            assert k_all[0, 0, :, 0].tolist()[start:] == [10 * layer + start] * T
-            assert (v_all == -k_all).all() and k_all[0, 0, 0, 0] == 10 * layer
-            assert kv.length == start
-        kv.advance(np.array([[1] * T, [2] * T]))
-        assert kv.previous.tolist() == [1, 2]
-    one = np.zeros((2, 2, 1, 4), np.float32)
-    with pytest.raises(ValueError, match="7 tokens, but there is room for 6"):
-        kv[0].append(one, one)
-    kv.reset()
-    assert (
-        kv.previous is None and kv.length == 0 and kv[1].append(one, one)[0].shape == (2, 2, 1, 4)
-    )
-
-
 def test_a_step_allocates_little(rng):
     config = gpt_config(vocab_size=11, block_size=512, n_layer=4, n_head=2, n_embd=32)
     params = make_params(rng, config)
@@ -161,78 +137,3 @@ def test_a_step_allocates_little(rng):
         assert tracemalloc.get_traced_memory()[1] < 4 * 512 * 32 * 8
     finally:
         tracemalloc.stop()
-
-
-def naive_probabilities(row, temperature, top_k, top_p):
-    """One row, in plain Python."""
-    V = len(row)
-    if temperature == 0:
-        return [float(i == row.index(max(row))) for i in range(V)]
-    kth = sorted(row, reverse=True)[min(top_k or V, V) - 1]
-    weights = [math.exp((x - max(row)) / temperature) if x >= kth else 0.0 for x in row]
-    probabilities = [w / sum(weights) for w in weights]
-    kept, mass = [], 0.0
-    for i in sorted(range(V), key=lambda i: (-probabilities[i], i)):
-        if top_p < 1 and mass >= top_p:
-            break
-        kept.append(i)
-        mass += probabilities[i]
-    return [probabilities[i] / mass if i in kept else 0.0 for i in range(V)]
-
-
-ROWS = st.integers(1, 12).flatmap(
-    lambda V: st.lists(
-        st.lists(st.integers(-6, 6).map(lambda i: i / 2), min_size=V, max_size=V),
-        min_size=1,
-        max_size=3,
-    )
-)
-
-
-@settings(max_examples=3 * settings().max_examples)  # it is quick
-@given(
-    ROWS,
-    st.sampled_from([0.8, 0.25, 3.0, 0.0]),
-    st.integers(0, 14),
-    st.sampled_from([1.0, 0.97, 0.77, 0.31, 1e-9]),
-)
-def test_probabilities_are_those_of_the_naive_rules(rows, temperature, top_k, top_p):
-    found = next_probabilities(np.array(rows, np.float32), temperature, top_k, top_p)
-    expected = [naive_probabilities(row, temperature, top_k, top_p) for row in rows]
-    assert found.dtype == np.float64
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13)
-    assert ((found > 0).sum(axis=1) >= 1).all()
-    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-14)
-
-
-def test_the_rules_at_their_edges():
-    z = np.array([[1.0, 3.0, 3.0, 2.0]])
-    assert next_probabilities(z, 0.0).tolist() == [[0, 1, 0, 0]]
-    assert next_probabilities(z, 1.0, 1).tolist() == [[0, 0.5, 0.5, 0]]
-    assert (next_probabilities(z, 1.0, 3) > 0).tolist() == [[False, True, True, True]]
-    assert (next_probabilities(z, 1.0, 4) > 0).all()
-    assert next_probabilities(z, 1.0, 0, 1e-9).tolist() == [[0, 1, 0, 0]]
-    assert next_probabilities(z, 1.0, 1, 0.6).tolist() == [[0, 0.5, 0.5, 0]]
-    assert next_probabilities(z, 1.0, 1, 0.5).tolist() == [[0, 1, 0, 0]]
-    assert next_probabilities(z, math.inf).tolist() == [[0.25] * 4]
-    assert next_probabilities(z, 5e-324).tolist() == [[0, 0.5, 0.5, 0]]
-    assert next_probabilities(z * 1e300, 1.0).tolist() == [[0, 0.5, 0.5, 0]]
-
-
-def test_draws_follow_the_probabilities():
-    probabilities = np.array([[0.0, 0.25, 0.0, 0.5, 0.25, 0.0]])
-    n = 1000
-    uniforms = (np.arange(n) + 0.5) / n
-    ids = draw(np.repeat(probabilities, n, axis=0), uniforms)
-    assert np.bincount(ids, minlength=6).tolist() == [0, 250, 0, 500, 250, 0]
-
-
-@given(
-    st.lists(st.sampled_from([0.0, 1e-300, 1e-17, 0.1, 0.3, 1.0]), min_size=1, max_size=9),
-    st.one_of(st.sampled_from([0.0, 1 - 2**-53]), st.floats(0, 1, exclude_max=True)),
-)
-def test_what_has_no_probability_is_never_drawn(weights, u):
-    weights = np.array([[*weights, 0.2, 0.0]])
-    probabilities = weights / weights.sum()
-    (i,) = draw(probabilities, np.array([u]))
-    assert probabilities[0, i] > 0

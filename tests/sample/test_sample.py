@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,10 @@ from minigpt.model.checkpoint import save
 from minigpt.model.gpt import GPTConfig, shapes
 from minigpt.params import Params
 from minigpt.sample.__main__ import main
+from minigpt.sample.answers import AnswerOptions
 from minigpt.sample.command import SampleConfig
 from minigpt.sample.generate import generate
-from minigpt.sample.text import SEPARATOR, before
+from minigpt.sample.text import SEPARATOR, TextOptions, cut_at_stop, generate_text
 from tests.tools.options import gpt_config
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +52,7 @@ def run(tmp_path, capsys):
 
 def test_the_text_is_what_generate_yields(run, tmp_path):
     params, config = write_checkpoint(tmp_path / "best.safetensors")
-    prompt = TOKENIZER.encode_array("abc")[None]
+    prompt = TOKENIZER.encode("abc")[None]
     settings = {"temperature": 0.9, "top_k": 5, "top_p": 0.9, "seed": 3}
     ids = [i for (i,) in generate(params.tree, config, prompt, 30, **settings)]
     flags = ("--temperature", 0.9, "--top-k", 5, "--top-p", 0.9, "--seed", 3)
@@ -141,10 +143,10 @@ def test_each_sample_ends_at_its_own_stop_string(run):
 def test_what_is_shown_is_never_taken_back(text, stop):
     shown = ""
     for n in range(len(text) + 1):
-        now = before(text[:n], stop, more=True)
+        now = cut_at_stop(text[:n], stop, more=True)
         assert now.startswith(shown)
         shown = now
-    final = before(text, stop, more=False)
+    final = cut_at_stop(text, stop, more=False)
     assert final.startswith(shown)
     assert final == (text.split(stop)[0] if stop else text)
     assert not stop or len(final) - len(shown) < len(stop)
@@ -167,6 +169,37 @@ def test_the_text_appears_as_it_is_made(run, monkeypatch, tmp_path):
     assert {len(text) for text in screen.flushed} == set(range(3, 24))
 
 
+def test_pieces_of_a_text_from_python_are_what_the_command_prints(run, tmp_path):
+    params, config = write_checkpoint(tmp_path / "best.safetensors")
+    options = TextOptions(max_new_tokens=30, stop="ab", seed=5)
+    for prompt in ("abc", "", "bcdefghabc"):
+        pieces = list(generate_text(params, config, TOKENIZER, prompt, options))
+        assert all(pieces)
+        flags = ("--max-new-tokens=30", "--stop=ab", "--seed=5")
+        assert run("--prompt", prompt, *flags) == prompt + "".join(pieces) + "\n"
+
+
+def test_texts_from_python_in_threads_are_those_one_by_one(tmp_path):
+    params, config = write_checkpoint(tmp_path / "best.safetensors")
+
+    def text(seed):
+        options = TextOptions(max_new_tokens=40, seed=seed)
+        return "".join(generate_text(params, config, TOKENIZER, "a", options))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(text, range(8))) == list(map(text, range(8)))
+
+
+def test_bad_input_from_python_is_refused_before_the_first_piece(tmp_path):
+    params, config = write_checkpoint(tmp_path / "best.safetensors")
+    with pytest.raises(UserError, match="^prompt: 'z' at position 0"):
+        generate_text(params, config, TOKENIZER, "z", TextOptions())
+    with pytest.raises(UserError, match="^stop: 'z' at position 1"):
+        generate_text(params, config, TOKENIZER, "a", TextOptions(stop="az"))
+    with pytest.raises(UserError, match="^temperature is -1.0; it must be at least 0"):
+        TextOptions(temperature=-1)
+
+
 def test_best_comes_before_last(tmp_path, capsys):
     def text(*flags):
         main([*flags, "--max-new-tokens", "30"])
@@ -185,19 +218,11 @@ def test_best_comes_before_last(tmp_path, capsys):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (("--temperature", "-0.1"), "--temperature is -0.1, but must be 0 or more"),
-        (("--top-k", "-1"), "--top-k is -1, but must be 0 or more"),
-        (("--top-p", "0"), "--top-p is 0.0, but must be above 0 and at most 1"),
-        (("--top-p", "1.01"), "--top-p is 1.01, but must be above 0 and at most 1"),
-        (("--num-samples", "0"), "--num-samples is 0, but must be 1 or more"),
-        (("--max-new-tokens", "-1"), "--max-new-tokens is -1, but must be 0 or more"),
-        (("--seed", "-1"), r"--seed is -1, but must be 0 or more and below 2\*\*64"),
-        (("--seed", str(2**64)), "--seed is 18446744073709551616, but must be 0 or more"),
         (("--prompt", "abz"), "^--prompt: 'z' at position 2, .* not in the vocabulary, .* 10 char"),
         (("--stop", "\\n"), r"^--stop: '\\\\' at position 0"),
         (("--prompt-file", "none"), "^--prompt-file none cannot be read: No such file"),
-        (("--prompt-file", "."), "^--prompt-file . cannot be read: Is a directory"),
-        (("--prompt-file", "latin"), "latin is not UTF-8: byte 0xe9 at offset 3 .* does not fit$"),
+        (("--prompt-file", "."), "^--prompt-file . is a folder; name a text file"),
+        (("--prompt-file", "latin"), "latin is not UTF-8: byte 0xe9 at offset 3 .* fit; convert"),
         (("--prompt-file", "z"), "^--prompt-file z: 'z' at position 0"),
     ],
 )
@@ -216,7 +241,15 @@ def test_bad_input(run, tmp_path, monkeypatch, flags, message):
         (("--checkpoint", "a"), "--checkpoint and --out-dir: give one of the two"),
         (("--prompt", "a", "--prompt-file", "b"), "--prompt and --prompt-file: give one of the"),
         (("--topk", "3"), "unknown flag '--topk'; did you mean '--top-k'"),
-        (("--temperature", "nan"), "temperature is nan; it must be a number"),
+        (("--temperature", "nan"), "--temperature is nan; it must be a number"),
+        (("--temperature", "-0.1"), "--temperature is -0.1; it must be at least 0"),
+        (("--top-k", "-1"), "--top-k is -1; it must be at least 0"),
+        (("--top-p", "0"), "--top-p is 0.0; it must be above 0"),
+        (("--top-p", "1.01"), "--top-p is 1.01; it must be above 0 and at most 1"),
+        (("--num-samples", "0"), "--num-samples is 0; it must be at least 1"),
+        (("--max-new-tokens", "-1"), "--max-new-tokens is -1; it must be at least 0"),
+        (("--seed", "-1"), "--seed is -1; it must be at least 0"),
+        (("--seed", str(2**64)), "--seed is 18446744073709551616; it must be at least 0 and below"),
         (("--top-k", "three"), "--top-k is 'three'; it must be a whole number"),
         (("--backend", "jax"), "--backend is 'jax'; choose from numpy, cupy"),
     ],
@@ -230,15 +263,18 @@ def test_bad_flags(run, capsys, flags, message):
 
 
 def test_a_folder_without_a_checkpoint(tmp_path):
-    with pytest.raises(UserError, match="no best.safetensors or last.safetensors there; make them"):
+    with pytest.raises(UserError, match="no best.safetensors or last.safetensors there; train"):
         main(["--out-dir", str(tmp_path)])
     with pytest.raises(UserError, match="none.safetensors: there is no such file"):
         main(["--checkpoint", str(tmp_path / "none.safetensors")])
+    with pytest.raises(UserError, match="none: there is no such folder or file; train"):
+        main(["--out-dir", str(tmp_path / "none")])
 
 
 def test_every_option_is_explained():
-    assert cli.build(SampleConfig, {}) == SampleConfig()
-    assert all(field.metadata["help"] for field in SampleConfig.__dataclass_fields__.values())
+    for cls in (SampleConfig, TextOptions, AnswerOptions):
+        assert cli.build(cls, {}) == cls()
+        assert all(field.metadata["help"] for field in cls.__dataclass_fields__.values())
 
 
 def command(*flags, **settings):
@@ -251,7 +287,7 @@ def test_the_command_ends_in_one_line_on_bad_input(tmp_path):
     process = command("--out-dir", tmp_path)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith(f"error: --out-dir {tmp_path}: no best.safetensors")
+    assert err.startswith(f"error: {tmp_path}: no best.safetensors")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals and pipes of POSIX")

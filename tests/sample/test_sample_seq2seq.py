@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from minigpt.params import Params
 from minigpt.sample import answers as answering
 from minigpt.sample import beam, prompt
 from minigpt.sample.__main__ import main
+from minigpt.sample.answers import answer_lines
 from minigpt.sample.beam import search
 from tests.sample.test_sample import write_checkpoint
 
@@ -49,7 +51,7 @@ def run(checkpoint, capsys, monkeypatch):
 
 
 def answers(params, line, beam=1):
-    ids = TOKENIZER.source.encode_array(line)[None]
+    ids = TOKENIZER.source.encode(line)[None]
     return search(ids, params.tree, CONFIG, beam)[0]
 
 
@@ -94,6 +96,39 @@ def test_verbose_shows_all_hypotheses_and_their_log_probabilities(run, checkpoin
     assert len(expected) == 8 and shown == expected
 
 
+@pytest.mark.parametrize("width", [1, 3])
+def test_answers_from_python_are_those_of_each_line_alone(checkpoint, monkeypatch, width):
+    _, params = checkpoint
+    lines = LINES * 30
+    found = answer_lines(params, CONFIG, TOKENIZER, lines, width)
+    assert len(found) == len(lines) == 120  # in batches of 64
+    for line, ranked in zip(lines, found, strict=True):
+        for one, best in zip(ranked, answers(params, line, width), strict=True):
+            assert one.text == TOKENIZER.target.decode(best.ids) and one.ended == best.ended
+            np.testing.assert_allclose(one[1:3], best[1:3], rtol=1e-5)
+    assert answer_lines(params, CONFIG, TOKENIZER, []) == []
+
+
+def test_answers_from_python_in_threads_are_those_one_by_one(checkpoint):
+    _, params = checkpoint
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda line: answer_lines(params, CONFIG, TOKENIZER, [line]), LINES))
+    assert found == [answer_lines(params, CONFIG, TOKENIZER, [line]) for line in LINES]
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("", "^line 3 has 0 characters, but the model reads 1 to 8"),
+        ("a" * 9, "^line 3 has 9 characters, but the model reads 1 to 8"),
+        ("aq", "^line 3: 'q' at position 1"),
+    ],
+)
+def test_bad_lines_from_python_are_refused(checkpoint, line, message):
+    with pytest.raises(UserError, match=message):
+        answer_lines(checkpoint[1], CONFIG, TOKENIZER, ["a", "b", line])
+
+
 @pytest.mark.cupy
 def test_the_backends_write_the_same_text(run, xp):
     assert run("--backend", xp.__name__, "--beam", 2, stdin=LINES) == run("--beam", 2, stdin=LINES)
@@ -105,11 +140,14 @@ def test_the_backends_write_the_same_text(run, xp):
         ((), b"ab\nax\n", "^standard input, line 2: 'x' at position 1, .* 5 characters: ' abcé'"),
         ((), b"ab\n\nab\n", "^standard input, line 2 has 0 characters, .* reads 1 to 8"),
         ((), b"a" * 9, "^standard input, line 1 has 9 characters"),
-        ((), b"ab\n\xe9\n", "^standard input, line 2 is not UTF-8: byte 0xe9 does not fit"),
+        (
+            (),
+            b"ab\n\xe9\n",
+            "^standard input, line 2 is not UTF-8: byte 0xe9 at offset 0 .*conv",
+        ),
         (("--prompt", "q"), b"", "^--prompt, line 1: 'q' at position 0"),
         (("--prompt", ""), b"", "^--prompt, line 1 has 0 characters"),
         (("--prompt-file", "none"), b"", "^--prompt-file none cannot be read"),
-        (("--beam", 0), b"", "^--beam is 0, but must be 1 or more"),
         (("--temperature", 0), b"", "^--temperature is for a GPT, .* of an encoder-decoder; leave"),
         (("--stop", "a"), b"", "^--stop is for a GPT"),
     ],
@@ -118,6 +156,13 @@ def test_bad_input(run, flags, stdin, message):
     with pytest.raises(UserError, match=message) as error:
         run(*flags, stdin=stdin)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("beam", ["0", str(2**16)])
+def test_a_beam_out_of_bounds(run, capsys, beam):
+    with pytest.raises(SystemExit):
+        run("--beam", beam)
+    assert f"--beam is {beam}; it must be at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags", [("--beam", "2"), ("--verbose",)])

@@ -17,7 +17,7 @@ from minigpt.errors import UserError
 from minigpt.files import BEST, LAST, METRICS, writing
 from minigpt.files import RUN_FILES as FILES
 from minigpt.model import checkpoint
-from minigpt.train.run_dir import LOCK, alone, cut_metrics
+from minigpt.train.run_dir import LOCK, cut_metrics, locked
 from minigpt.train.step import Trainer
 from tests.tools.training import EXACT, TEXT, begin, metrics, refusal, resume, same
 
@@ -87,7 +87,8 @@ def test_a_full_disk_keeps_the_old_checkpoint(folder, capsys, monkeypatch, name)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("minigpt.model.checkpoint.os.fsync", full)
+        patch.setattr("minigpt.train.loop.cut_metrics", lambda *_: None)  # it writes a file, too
+        patch.setattr("minigpt.files.os.fsync", full)
         error = refusal(capsys, resume, folder, "--max-iters=8")
     assert f"{name}: cannot save the checkpoint" in error and "No space left on device" in error
     assert {p.name: p.read_bytes() for p in folder.iterdir() if p.name != METRICS} == before
@@ -122,7 +123,7 @@ def test_a_folder_in_use_is_refused_and_overwritten_on_demand(folder, capsys):
     before = {path: path.read_bytes() for path in folder.iterdir()}
     error = refusal(capsys, begin, folder)
     assert error == (
-        f"error: --out-dir {folder} holds another run: go on with it by --resume, lose it by "
+        f"error: --out-dir {folder} holds another run: resume it with --resume, replace it with "
         "--overwrite, or name another folder"
     )
     for flags in (["--data=gone.txt"], ["--batch-size=0"], ["--block-size=1500"]):
@@ -139,7 +140,7 @@ def test_any_file_of_a_run_is_a_run(tmp_path, capsys, name):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).touch()
     error = refusal(capsys, begin, tmp_path / "run")
-    assert "lose it by --overwrite" in error
+    assert "replace it with --overwrite" in error
     assert ("--resume" in error) == (name == LAST)
 
 
@@ -216,14 +217,14 @@ def test_an_optimizer_goes_on_with_its_own_state_only(folder, capsys):
 
 
 def test_a_folder_is_for_one_run_at_a_time(tmp_path, capsys):
-    with alone(tmp_path / "run", make=True):
+    with locked(tmp_path / "run", make=True):
         for flags in ((), ("--overwrite",)):
             error = refusal(capsys, begin, tmp_path / "run", *flags)
             assert error == (
-                f"error: --out-dir {tmp_path / 'run'}: another run is at work there; name another "
-                "folder, or wait for that run or end it"
+                f"error: --out-dir {tmp_path / 'run'}: locked by another running process; name "
+                "another folder, or wait for that run to end or stop it"
             )
-        assert "another run is at work" in refusal(capsys, resume, tmp_path / "run")
+        assert "locked by another running process" in refusal(capsys, resume, tmp_path / "run")
     assert not (tmp_path / "run").exists()  # it was empty
     assert begin(tmp_path / "run", "--max-iters=1") == 0
     assert not (tmp_path / "run" / LOCK).exists()
@@ -235,14 +236,14 @@ def test_the_lock_is_held_while_a_run_is_at_work(tmp_path, capsys, monkeypatch):
     step, told = Trainer.step, []
 
     def other(self, *args):
-        with pytest.raises(UserError) as error, alone(tmp_path / "run", make=True):
+        with pytest.raises(UserError) as error, locked(tmp_path / "run", make=True):
             pass
         told.append(str(error.value))
         return step(self, *args)
 
     monkeypatch.setattr(Trainer, "step", other)
     assert begin(tmp_path / "run", "--max-iters=2") == 0
-    assert len(told) == 2 and all("another run is at work there" in line for line in told)
+    assert len(told) == 2 and all("locked by another running process" in line for line in told)
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks"), NotImplementedError()])

@@ -115,10 +115,10 @@ def test_a_vocabulary_that_is_larger_than_the_texts(tmp_path, capsys):
 
 @pytest.mark.parametrize("error", [UserError("no good"), MemoryError("no good")])
 def test_the_last_sample_cannot_fail_a_run(tmp_path, capsys, monkeypatch, error):
-    def fail(options, given):
+    def fail(given):
         raise error
 
-    monkeypatch.setattr("minigpt.train.__main__.print_samples", fail)
+    monkeypatch.setattr("minigpt.train.__main__.sample", fail)
     assert begin(tmp_path / "run", "--max-iters=1") == 0
     assert re.search(r"^none: .*no good", capsys.readouterr().out, re.MULTILINE)
 
@@ -138,7 +138,7 @@ def test_without_a_network_there_is_still_a_text(tmp_path, capsys, no_text, monk
     flags = [f"--out-dir={tmp_path / 'run'}", *TINY, "--block-size=64", "--max-iters=1"]
     assert train.main(flags) == 0
     out, err = capsys.readouterr()
-    assert err.count("\n") == 1 and "taking the Python language reference in its place" in err
+    assert err.count("\n") == 1 and "using the Python language reference instead" in err
     assert out.startswith("the Python language reference: ")
     monkeypatch.setattr(
         "minigpt.data.corpus.load_text", lambda path: pytest.fail("its text is known")
@@ -188,7 +188,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, capsys, number, code):
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code
-    assert err == "\nstopping after this step; once more to stop at once\n"
+    assert err == "\nfinishing this step and saving; press Ctrl-C again to quit now\n"
     step, command = re.search(r"stopped at step ([\d,]+) of .*\n  (.*)\n", out).groups()
     step = int(step.replace(",", ""))
     words = shlex.split(command)

@@ -231,7 +231,7 @@ def test_exact_match_counts_what_is_right_from_the_first_character_to_the_end(ts
 
     class Best:
         def __init__(self, text, ended):
-            self.ids, self.ended = data.tokenizer.target.encode(text), ended
+            self.ids, self.ended = data.tokenizer.target.encode(text).tolist(), ended
 
     def search(source, p, config):
         for row in source:

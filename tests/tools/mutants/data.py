@@ -1,7 +1,7 @@
 """Bugs in text and pairs, tokenizers and batches."""
 
 MUTANTS = {
-    "minigpt/data/pairs.py::counted": [
+    "minigpt/data/pairs.py::count_targets": [
         (
             "padding counts as a target",
             "return int((targets >= 0).sum())",
@@ -9,7 +9,7 @@ MUTANTS = {
             "train/test_train_seq2seq.py::test_a_step_is_the_mean_over_all_targets_of_all_its_batches",
         ),
     ],
-    "minigpt/data::CharTokenizer.encode_array": [
+    "minigpt/data::CharTokenizer.encode": [
         (
             "an unknown character gets an id",
             "if ids.min(initial=0) < 0:",
@@ -47,26 +47,26 @@ MUTANTS = {
             "sample/test_side_by_side.py::test_who_has_waited_in_vain_downloads_at_once",
         ),
     ],
-    "minigpt/data::even_places": [
+    "minigpt/data::weyl": [
         (
-            "even places begin anew with each step",
+            "Weyl starts begin anew with each step",
             "np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.uint64)",
             "np.arange(batch_size, dtype=np.uint64)",
-            "data/test_batches.py::test_even_places_leave_no_part_of_the_text_out",
+            "data/test_batches.py::test_weyl_starts_leave_no_part_of_the_text_out",
         ),
         (
-            "even places are not",
-            "turned = (first + i * GOLDEN)",
-            "turned = (first + i * (GOLDEN >> np.uint64(1)))",
-            "data/test_batches.py::test_even_places_have_gaps_of_three_lengths",
+            "Weyl starts are not even",
+            "fraction = (first + i * GOLDEN)",
+            "fraction = (first + i * (GOLDEN >> np.uint64(1)))",
+            "data/test_batches.py::test_weyl_starts_have_gaps_of_three_lengths",
         ),
     ],
     "minigpt/data::random_batch": [
         (
-            "the last place of a text is never drawn",
-            "PLACES[places](len(ids) - block_size,",
-            "PLACES[places](len(ids) - block_size - 1,",
-            "data/test_batches.py::test_random_batch_reaches_every_place_equally_often",
+            "the last start in a text is never drawn",
+            "SAMPLERS[sampler](len(ids) - block_size,",
+            "SAMPLERS[sampler](len(ids) - block_size - 1,",
+            "data/test_batches.py::test_random_batch_reaches_every_start_equally_often",
         ),
         (
             "a target is its own token",
@@ -83,7 +83,7 @@ MUTANTS = {
             "data/test_pairs.py::test_lengths_in_a_batch_are_alike_and_pairs_equally_frequent",
         ),
     ],
-    "minigpt/data::random_places": [
+    "minigpt/data::uniform": [
         (
             "neighbouring steps share their draws",
             "counter=step << 64",
@@ -107,7 +107,7 @@ MUTANTS = {
             "data/test_pairs.py::test_every_tenth_pair_is_for_validation",
         ),
     ],
-    "minigpt/data::windows": [
+    "minigpt/data/batches.py::eval_batches": [
         (
             "the end of the split is not evaluated",
             "if whole < n:",

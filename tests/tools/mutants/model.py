@@ -104,20 +104,6 @@ MUTANTS = {
             "model/test_checkpoint_errors.py::test_tensors_that_do_not_fit",
         ),
     ],
-    "minigpt/model::replace": [
-        (
-            "the file is not synced before it is renamed",
-            "os.fsync(file.fileno())",
-            "",
-            "model/test_checkpoint.py::test_a_failed_save_leaves_the_old_file_and_nothing_else",
-        ),
-        (
-            "the old checkpoint is written over",
-            'temporary = path.with_name(path.name + ".tmp")',
-            "temporary = path",
-            "model/test_checkpoint.py::test_a_failed_save_leaves_the_old_file_and_nothing_else",
-        ),
-    ],
     "minigpt/model::save": [
         (
             "numbers that are not finite are saved",

@@ -33,7 +33,7 @@ MUTANTS = {
             CACHED,
         ),
     ],
-    "minigpt/sample::Slot.append": [
+    "minigpt/sample::LayerKV.append": [
         (
             "a token's values replace those before it",
             "self.v[:, :, self.length : end] = v",
@@ -46,7 +46,7 @@ MUTANTS = {
             "what has no probability is drawn",
             "(mass <= uniforms[:, None]",
             "(mass < uniforms[:, None]",
-            "sample/test_generate.py::test_what_has_no_probability_is_never_drawn",
+            "sample/test_sampling.py::test_what_has_no_probability_is_never_drawn",
         ),
     ],
     "minigpt/sample::generate": [
@@ -74,7 +74,7 @@ MUTANTS = {
             "top-p is a token short",
             "(mass < top_p).sum(axis=-1, keepdims=True) + 1",
             "(mass < top_p).sum(axis=-1, keepdims=True)",
-            "sample/test_generate.py::test_probabilities_are_those_of_the_naive_rules",
+            "sample/test_sampling.py::test_probabilities_are_those_of_the_naive_rules",
         ),
     ],
     "minigpt/sample::search": [

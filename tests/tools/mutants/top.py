@@ -12,9 +12,23 @@ MUTANTS = {
     "minigpt::acquire": [
         (
             "what another process holds counts as free",
-            "raise Taken from None",
+            "raise AlreadyLocked from None",
             "return None",
             "train/test_run.py::test_a_folder_is_for_one_run_at_a_time",
+        ),
+    ],
+    "minigpt::write_atomically": [
+        (
+            "the file is not synced before it is renamed",
+            "os.fsync(file.fileno())",
+            "",
+            "model/test_checkpoint.py::test_a_failed_save_leaves_the_old_file_and_nothing_else",
+        ),
+        (
+            "the old checkpoint is written over",
+            'temporary = path.with_name(f"{path.name}{own}.tmp")',
+            "temporary = path",
+            "model/test_checkpoint.py::test_a_failed_save_leaves_the_old_file_and_nothing_else",
         ),
     ],
 }

@@ -101,7 +101,7 @@ MUTANTS = {
             "train/test_threads.py::test_an_exception_reaches_the_caller_and_the_workers_live_on",
         ),
     ],
-    "minigpt/train::alone": [
+    "minigpt/train::locked": [
         (
             "the lock is not taken",
             "lock = acquire(folder / LOCK)",

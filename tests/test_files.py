@@ -1,0 +1,134 @@
+"""Reading text, writing atomically, locks."""
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minigpt.errors import UserError
+from minigpt.files import (
+    AlreadyLocked,
+    acquire,
+    decode_utf8,
+    read_bytes,
+    read_text,
+    release,
+    write_atomically,
+    writing,
+)
+
+
+@pytest.mark.parametrize("text", ["a\r\nb\rc\n", "\n", "\0", "é漢😀", "a\ufeffb", ""])
+def test_a_text_keeps_every_character_but_a_byte_order_mark(tmp_path, text):
+    path = tmp_path / "a.txt"
+    for mark in (b"", b"\xef\xbb\xbf"):
+        path.write_bytes(mark + text.encode())
+        assert read_text(path, "--data") == read_text(str(path), "--data") == text
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("none", "--flag {path} cannot be read: No such file or directory; name a TOML file"),
+        (".", "--flag {path} is a folder; name a TOML file"),
+        ("a\0b", "--flag {path} cannot be read: embedded null byte; name a TOML file"),
+        ("file/b", "--flag {path} cannot be read: Not a directory; name a TOML file"),
+        ("empty", "--flag {path} is empty; name a file with text in it"),
+        ("mark", "--flag {path} is empty; name a file with text in it"),
+        ("latin", "--flag {path} is not UTF-8: byte 0xe9 at offset 3 (counted from 0) does not "),
+        ("utf16", "--flag {path} is not UTF-8: byte 0xff at offset 0 (counted from 0) does not "),
+        ("cut", "--flag {path} is not UTF-8: byte 0xe6 at offset 2 (counted from 0) does not "),
+    ],
+)
+def test_a_file_that_cannot_be_used(tmp_path, name, message):
+    files = {"file": b"a", "empty": b"", "mark": b"\xef\xbb\xbf", "latin": b"caf\xe9 noir"}
+    files |= {"utf16": "text".encode("utf-16"), "cut": b"ab\xe6\xbc"}
+    for file, raw in files.items():
+        (tmp_path / file).write_bytes(raw)
+    path = f"{tmp_path}/{name}"
+    with pytest.raises(UserError) as error:
+        read_text(path, "--flag", "TOML file", empty=False)
+    assert str(error.value).startswith(message.format(path=path))
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_not_utf_8_comes_with_a_remedy():
+    with pytest.raises(UserError) as error:
+        decode_utf8(b"\xc4\xe3", "standard input, line 1")
+    assert str(error.value) == (
+        "standard input, line 1 is not UTF-8: byte 0xc4 at offset 0 (counted from 0) does not fit; "
+        "convert it first, for example by `iconv -f GBK -t UTF-8 old.txt > new.txt`"
+    )
+
+
+@given(st.binary(max_size=20))
+def test_any_bytes_are_a_text_or_an_error_in_one_line(raw):
+    try:
+        assert decode_utf8(raw, "x").encode() == raw
+    except UserError as error:
+        assert str(error).startswith("x is not UTF-8: byte 0x") and "\n" not in str(error)
+
+
+@pytest.mark.parametrize("own_name", [False, True])
+def test_a_written_file_is_its_parts(tmp_path, own_name):
+    path = tmp_path / "a"
+    for parts in ([b"old"], [b"new", np.arange(3, dtype=np.uint8), b""], []):
+        write_atomically(path, parts, own_name)
+        assert read_bytes(path, "") == b"".join(map(bytes, parts))
+    assert list(tmp_path.iterdir()) == [path]
+    plain = tmp_path / "b"
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode  # as the user's other files
+
+
+@pytest.mark.parametrize("own_name", [False, True])
+@pytest.mark.parametrize("name", ["open", "os.fsync", "os.replace"])
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    tmp_path, monkeypatch, own_name, name, failure
+):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+
+    def fail(*_):
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"minigpt.files.{name}", fail, raising=False)
+        with pytest.raises(type(failure)):
+            write_atomically(path, [b"new"], own_name)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_new_file_is_synced_before_it_takes_the_name_of_the_old(tmp_path, monkeypatch):
+    calls, (fsync, replace) = [], (os.fsync, os.replace)
+    monkeypatch.setattr("minigpt.files.os.fsync", lambda *a: (calls.append("sync"), fsync(*a)))
+    monkeypatch.setattr("minigpt.files.os.replace", lambda *a: (calls.append("name"), replace(*a)))
+    write_atomically(tmp_path / "a", [b"new"])
+    assert calls == ["sync", "name", "sync"]  # the file, then the folder
+
+
+def test_what_goes_wrong_in_writing_is_a_user_error(tmp_path):
+    message = "x: cannot be written: No such file or directory$"
+    with pytest.raises(UserError, match=message), writing("x"):
+        (tmp_path / "none" / "x").write_bytes(b"")
+
+
+def test_one_at_a_time_has_a_lock(tmp_path):
+    path = tmp_path / ".lock"
+    lock = acquire(path)
+    with pytest.raises(AlreadyLocked):
+        acquire(path)
+    with pytest.raises(AlreadyLocked):
+        acquire(path, timeout_s=0.05)
+    release(lock)
+    assert not path.exists()
+    release(acquire(path))
+    release(None)
+
+
+def test_there_is_no_lock_where_its_file_cannot_be(tmp_path):
+    (tmp_path / "file").touch()
+    assert acquire(tmp_path / "file" / ".lock") is None
