@@ -28,7 +28,7 @@ class WalkConfig(cli.Config):
 
 
 def main(argv=None):
-    """Walk from a text to the examples that a GPT learns from, and print what is seen."""
+    """Walk from a text to the examples that a GPT learns from, and print each step."""
     parser = cli.parser("python -m minigpt.data", main.__doc__)
     cli.add_flags(parser, WalkConfig)
     config = cli.build(WalkConfig, vars(parser.parse_args(argv)))
@@ -66,14 +66,14 @@ def describe_codec(text, tokenizer, config):
     if sample is None:
         sample = (re.search(r"\w+", text) or re.search(".", text, re.DOTALL))[0]
     ids = tokenizer.encode(sample).tolist()
-    shown = ids if config.decode is None else _numbers(config.decode)
+    shown = ids if config.decode is None else _parse_ids(config.decode)
     return _section(
         "Encode and decode",
         f"encode({sample!r}) = {ids}\ndecode({shown}) = {tokenizer.decode(shown)!r}",
     )
 
 
-def _numbers(words):
+def _parse_ids(words):
     try:
         return [int(word) for word in re.split(r"[\s,\[\]]+", words) if word]
     except ValueError:

@@ -1,4 +1,4 @@
-"""Where the text comes from: a file, tiny Shakespeare, or what every Python has at hand."""
+"""Where the text comes from: a file, tiny Shakespeare, or a text that comes with every Python."""
 
 import contextlib
 import hashlib
@@ -54,7 +54,7 @@ def load_text(path=None):
     if path is not None:
         return read_text(path, "--data", empty=False), str(path)
     corpus = os.environ.get("MINIGPT_CORPUS")
-    raw = read_bytes(corpus, "MINIGPT_CORPUS") if corpus else _cached() or _shared()
+    raw = read_bytes(corpus, "MINIGPT_CORPUS") if corpus else _read_cache() or _fetch_once()
     if raw is None:
         return reference_text(), REFERENCE
     if not _is_corpus(raw):
@@ -77,7 +77,7 @@ def cache_file():
     return Path(folder, "minigpt", "tinyshakespeare.txt")
 
 
-def _cached():
+def _read_cache():
     """Bytes of the user's copy, or None if there is none or it is damaged."""
     try:
         raw = cache_file().read_bytes()
@@ -87,11 +87,11 @@ def _cached():
 
 
 @contextlib.contextmanager
-def _turn():
-    """Let other processes wait while this one downloads; if another one does, wait for it first.
+def _take_turn():
+    """Make other processes wait while this one downloads; if another one does, wait for it first.
 
-    Who has waited goes on at the same time as all others who have: if the one before has found no
-    network, they need not wait for each other to find none.
+    All that have waited continue at the same time: if the one before has found no network, they
+    need not wait for one another to find none.
     """
     path, lock = cache_file().with_suffix(".lock"), None
     with contextlib.suppress(OSError):
@@ -107,13 +107,13 @@ def _turn():
         release(lock)
 
 
-def _shared():
+def _fetch_once():
     """Bytes of the copy that another process has just made, or else from the network."""
-    with _turn():
-        return _cached() or _downloaded()
+    with _take_turn():
+        return _read_cache() or _download_to_cache()
 
 
-def _downloaded():
+def _download_to_cache():
     """Bytes of tiny Shakespeare from the network, kept in the cache; None if out of reach."""
     try:
         raw = _download()
@@ -156,8 +156,8 @@ def _download():
 def _fetch(patience):
     """Return the bytes at URL.
 
-    A thread of its own reads, for some waiting (a name look-up that hangs) has no timeout: it is
-    left behind if it has nothing to show in time.
+    A thread of its own reads, because some waiting (a name look-up that hangs) has no timeout: it
+    is left behind if it has nothing in time.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a model is trained on: the two kinds of data sets, each with its tokenizer and its split.
+"""Data sets: a text, or pairs of texts, each with its tokenizer and its split.
 
 Both have the same attributes:
 
@@ -57,9 +57,9 @@ class TextData:
         check_length(self.train, self.val, block_size)
 
     def move(self, xp):
-        """Bring the ids to where batches are gathered.
+        """Move the ids to where batches are gathered.
 
-        All ids are in the vocabulary, since the tokenizer made them: a GPU would not notice others.
+        All ids are in the vocabulary, since the tokenizer made them: a GPU does not check them.
         """
         self.train, self.val = (to_device(part, xp) for part in (self.train, self.val))
 
@@ -110,4 +110,4 @@ class PairData:
         check_lengths(block_size, self.train, self.val, unit=self.tokenizer.source.unit)
 
     def move(self, xp):
-        """Leave the pairs on the host: batches are padded there, and brought to a GPU whole."""
+        """Leave the pairs on the host: batches are padded there, and move to a GPU whole."""

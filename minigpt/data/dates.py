@@ -1,9 +1,9 @@
-"""The built-in task of the encoder-decoder: dates as people write them -> ISO 8601.
+"""The built-in data of the encoder-decoder: dates as people write them -> ISO 8601.
 
     the third of March, 2021    ->  2021-03-03
     Wed 3/3/21                  ->  2021-03-03
 
-Every form means one date. Where numbers alone would leave a doubt, the rule is:
+Every form means one date. Where numbers alone would be ambiguous, the rule is:
 
     year first       year, month, day, whatever stands between them
     slashes          month, day, year, as in the United States
@@ -64,12 +64,12 @@ PATTERNS = (
 CASES = (*(str,) * 6, str.lower, str.upper)
 
 
-def suffixed(day):
+def ordinal(day):
     """Return 1st, 2nd, 3rd, 4th, ..."""
     return str(day) + SUFFIXES.get(day, "th")
 
 
-def written(day, bits):
+def write_date(day, bits):
     """Return one of the forms of a date, chosen by `bits`, an integer from 0 to 2^64 - 1."""
 
     def pick(options):
@@ -85,8 +85,8 @@ def written(day, bits):
         pattern.format(
             weekday=pick((weekday, weekday[:3])),
             month=pick((month, month[:3])),
-            nth=pick((suffixed(day.day), ORDINALS[day.day - 1])),
-            day=pick((str(day.day), suffixed(day.day), f"{day.day:02}")),
+            nth=pick((ordinal(day.day), ORDINALS[day.day - 1])),
+            day=pick((str(day.day), ordinal(day.day), f"{day.day:02}")),
             d=pick((str(day.day), f"{day.day:02}")),
             m=pick((str(day.month), f"{day.month:02}")),
             dd=f"{day.day:02}",
@@ -98,7 +98,7 @@ def written(day, bits):
 
 
 def date_pairs(seed, validation=VALIDATION, forms=FORMS):
-    """Make the pairs of the task.
+    """Make the pairs of dates.
 
     Parameters
     ----------
@@ -119,5 +119,5 @@ def date_pairs(seed, validation=VALIDATION, forms=FORMS):
     for i, n in zip(order, counts, strict=True):
         day = FIRST + timedelta(i)
         iso = day.isoformat()
-        pairs.extend((written(day, next(bits)), iso) for _ in range(n))
+        pairs.extend((write_date(day, next(bits)), iso) for _ in range(n))
     return pairs[validation:], pairs[:validation]

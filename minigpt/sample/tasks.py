@@ -14,9 +14,9 @@ from minigpt.data.datasets import PairData, TextData
 from minigpt.model import encoder_decoder, gpt
 from minigpt.sample import answers, text
 
-MEASURED = 2000  # validation pairs that are answered at an evaluation
-SHOWN = 5  # answers at the end of a run
-SAMPLE = 300  # tokens of a text at the end of a run
+MEASURED_PAIRS = 2000  # validation pairs that are answered at an evaluation
+SHOWN_ANSWERS = 5  # answers at the end of a run
+SAMPLE_TOKENS = 300  # tokens of a text at the end of a run
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Task:
     batch_unit : str
         What a batch has batch_size of, {T} standing for the block size.
     sides : str
-        Which tokens a step has at most; "" if it always has them all.
+        In the cost of a run: which tokens a step has at most; "" if it always has them all.
     options : class
         How to decode, beside the prompt: options of `minigpt sample`.
     decode : callable
@@ -59,7 +59,7 @@ class Task:
         (params, config, tokenizer, prompt, kind, where) -> (weights by layer, rows, columns):
         attention, with the labels of the tokens. `where` is what errors call the prompt.
     map_kinds : tuple of str
-        Which attentions there are to choose from; none where there is one.
+        Which attentions there are to choose from; none where there is only one.
     """
 
     name: str
@@ -104,7 +104,7 @@ def text_windows(ids, config, rows):
 
 
 def open_pairs(options, tokenizer=None, name=None):
-    """Return the PairData of a dict of options; the name of a run's pairs tells nothing more."""
+    """Return the PairData of a dict of options; the name of a run's pairs says nothing more."""
     shared = options.get("share_embedding", False)
     return PairData(options.get("data"), options.get("seed", 0), shared, tokenizer)
 
@@ -120,14 +120,14 @@ def pair_windows(split, config, rows):
 
 
 def exact_match(data, params, config, map):
-    """Return the share of validation pairs, the first MEASURED of them, that greedy search solves.
+    """Return the fraction of the first MEASURED_PAIRS validation pairs that greedy search solves.
 
     Parameters
     ----------
     map : callable
         As the built-in one; may work on several items at the same time.
     """
-    measured = pairs.Pairs(data.val_pairs[:MEASURED], data.tokenizer)
+    measured = pairs.Pairs(data.val_pairs[:MEASURED_PAIRS], data.tokenizer)
     solved = map(
         lambda batch: answers.count_solved(*batch, params, config),
         pairs.eval_batches(measured, answers.BATCH),
@@ -136,13 +136,13 @@ def exact_match(data, params, config, map):
 
 
 def text_sample(data):
-    """Return the options for a text of SAMPLE tokens."""
-    return {"max_new_tokens": SAMPLE}
+    """Return the options for a text of SAMPLE_TOKENS tokens."""
+    return {"max_new_tokens": SAMPLE_TOKENS}
 
 
 def pair_sample(data):
-    """Return the options for the answers to the first SHOWN validation sources."""
-    prompt = "\n".join(source for source, _ in data.val_pairs[:SHOWN])
+    """Return the options for the answers to the first SHOWN_ANSWERS validation sources."""
+    prompt = "\n".join(source for source, _ in data.val_pairs[:SHOWN_ANSWERS])
     return {"prompt": prompt, "verbose": True}
 
 

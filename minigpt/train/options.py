@@ -1,11 +1,11 @@
 """From a command line to the options of a run: preset, TOML file, flags."""
 
 import tomllib
-from pathlib import Path
 
 from minigpt import cli
 from minigpt.cli import aliases
 from minigpt.errors import UserError
+from minigpt.files import read_text
 from minigpt.model.encoder_decoder import Seq2SeqConfig
 from minigpt.model.gpt import GPTConfig
 from minigpt.train.config import BIGRAM_MAX_VOCAB, TrainConfig, check_options
@@ -69,10 +69,8 @@ def read_config(path):
     if path is None:
         return None, {}
     try:
-        found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--config {path} cannot be read: {error.strerror}") from None
-    except ValueError as error:  # of the encoding or the syntax
+        found = tomllib.loads(read_text(path, "--config", "TOML file"))
+    except tomllib.TOMLDecodeError as error:
         raise UserError(f"--config {path} is not a TOML file: {error}") from None
     where = f"--config {path}: "
     preset = found.pop("preset", None)

@@ -11,8 +11,8 @@ from minigpt.data.dates import (
     PATTERNS,
     VALIDATION,
     date_pairs,
-    suffixed,
-    written,
+    ordinal,
+    write_date,
 )
 
 
@@ -23,7 +23,7 @@ def pairs():
 
 def forms(day):
     """Many forms of a date."""
-    return {written(day, bits) for bits in np.random.Philox(key=0).random_raw(40_000).tolist()}
+    return {write_date(day, bits) for bits in np.random.Philox(key=0).random_raw(40_000).tolist()}
 
 
 def test_every_date_is_there_once(pairs):
@@ -86,6 +86,6 @@ def test_all_that_can_be_written_is_written(pairs):
 def test_ordinals():
     expected = "1st 2nd 3rd 4th 11th 12th 13th 21st 22nd 23rd 31st"
     days = (1, 2, 3, 4, 11, 12, 13, 21, 22, 23, 31)
-    assert " ".join(suffixed(day) for day in days) == expected
+    assert " ".join(ordinal(day) for day in days) == expected
     assert len(ORDINALS) == len(set(ORDINALS)) == 31
     assert ORDINALS[11] == "twelfth" and ORDINALS[20] == "twenty-first"

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("no_picture")
         ("n_head = [3]", "run.toml: n_head is [3]; it must be a whole number"),
         ('data = "a\\u0000"', "cannot be read: embedded null byte"),
         ('out_dir = "a\\u0000"', "--out-dir 'a\\x00': no folder can have that name"),
-        ("\xff", "is not a TOML file: 'utf-8' codec can't decode"),
+        ("\xff", "run.toml is not UTF-8: byte 0xff at offset 0"),
         (None, "run.toml cannot be read: No such file"),
     ],
 )

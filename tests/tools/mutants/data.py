@@ -25,15 +25,15 @@ MUTANTS = {
             "data/test_tokenizers.py::test_vocabulary_is_the_sorted_set",
         ),
     ],
-    "minigpt/data::_shared": [
+    "minigpt/data::_fetch_once": [
         (
             "a copy that another process has just made is not looked for",
-            "with _turn():\n        return _cached() or _downloaded()",
-            "with _turn():\n        return _downloaded()",
+            "with _take_turn():\n        return _read_cache() or _download_to_cache()",
+            "with _take_turn():\n        return _download_to_cache()",
             "sample/test_side_by_side.py::test_many_processes_download_once_and_train_on_the_same_text",
         ),
     ],
-    "minigpt/data::_turn": [
+    "minigpt/data::_take_turn": [
         (
             "nobody waits for who downloads",
             "lock = acquire(path)",
