@@ -25,6 +25,22 @@ MUTANTS = {
             "data/test_tokenizers.py::test_vocabulary_is_the_sorted_set",
         ),
     ],
+    "minigpt/data::Pairs.lengths": [
+        (
+            "a pair is as long as its shorter side",
+            "np.maximum(",
+            "np.minimum(",
+            "data/test_pairs.py::test_pairs_that_are_too_long",
+        ),
+    ],
+    "minigpt/data::Sequences.of": [
+        (
+            "a token is taken for a character",
+            "ids, lengths = tokenizer.encode_each(texts)",
+            "ids, lengths = tokenizer.encode_each(texts)[0], np.array([*map(len, texts)])",
+            "sample/test_any_tokenizer.py::test_pairs_are_as_long_as_their_tokens",
+        ),
+    ],
     "minigpt/data::_fetch_once": [
         (
             "a copy that another process has just made is not looked for",

@@ -77,6 +77,20 @@ MUTANTS = {
             "sample/test_sampling.py::test_probabilities_are_those_of_the_naive_rules",
         ),
     ],
+    "minigpt/sample::stream_texts": [
+        (
+            "a character that is not complete at the end is left out",
+            "text + decoder.flush()",
+            "text",
+            "sample/test_any_tokenizer.py::test_a_stream_shows_whole_characters_alone",
+        ),
+        (
+            "tokens are decoded one by one",
+            "decoder.push([i])",
+            "tokenizer.decode([i])",
+            "sample/test_any_tokenizer.py::test_a_stream_shows_whole_characters_alone",
+        ),
+    ],
     "minigpt/sample::search": [
         (
             "what has ended grows longer",

@@ -17,6 +17,14 @@ MUTANTS = {
             "train/test_run.py::test_a_folder_is_for_one_run_at_a_time",
         ),
     ],
+    "minigpt::read_text": [
+        (
+            "a byte order mark is part of the text",
+            r'.removeprefix("\ufeff")',
+            "",
+            "test_files.py::test_a_text_keeps_every_character_but_a_byte_order_mark",
+        ),
+    ],
     "minigpt::write_atomically": [
         (
             "the file is not synced before it is renamed",
