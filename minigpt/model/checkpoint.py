@@ -259,7 +259,7 @@ def find_checkpoint(path):
         if file.exists():
             return file
     if path.is_dir() or not (path.exists() or path.suffix == Path(BEST).suffix):
-        found = f"no {BEST} or {LAST} there" if path.is_dir() else "there is no such folder or file"
+        found = f"no {BEST} or {LAST} there" if path.is_dir() else "there is no such file or folder"
         raise UserError(
             f"{path}: {found}; train a model with `python -m minigpt.train --out-dir {path}`, or "
             "name the folder of a run or a checkpoint"

@@ -267,7 +267,7 @@ def test_a_folder_without_a_checkpoint(tmp_path):
         main(["--out-dir", str(tmp_path)])
     with pytest.raises(UserError, match="none.safetensors: there is no such file"):
         main(["--checkpoint", str(tmp_path / "none.safetensors")])
-    with pytest.raises(UserError, match="none: there is no such folder or file; train"):
+    with pytest.raises(UserError, match="none: there is no such file or folder; train"):
         main(["--out-dir", str(tmp_path / "none")])
 
 
