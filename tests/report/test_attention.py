@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from minigpt import cli
+from minigpt.backend import is_plain
 from minigpt.errors import UserError
 from minigpt.model.blocks import block_weights, cross_block_forward
 from minigpt.model.checkpoint import load
+from minigpt.model.gpt import gpt_forward
 from minigpt.ops.attention import attention_forward
 from minigpt.report.attention import AttentionConfig, as_text, main, put_side_by_side
 from minigpt.sample.answers import START
@@ -130,6 +132,20 @@ def test_the_command_prints_and_draws(gpt, tmp_path, capsys):
     main(["--out-dir", str(gpt.parent), "--prompt", "a\nb", *one])
     out = capsys.readouterr().out
     assert "layer 1, head 0" in out and "layer 0" not in out and "head 1" not in out
+
+
+def test_with_plain_the_ops_run_as_they_are_written(gpt, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    seen = []
+
+    def record(*args):
+        seen.append(is_plain())
+        return gpt_forward(*args)
+
+    monkeypatch.setattr("minigpt.sample.text.gpt_forward", record)
+    for flags in (["--plain"], []):
+        main(["--checkpoint", str(gpt), "--prompt", "ab", *flags])
+    assert seen == [True, False]
 
 
 def test_the_command_on_an_encoder_decoder(seq2seq, tmp_path, capsys, monkeypatch):

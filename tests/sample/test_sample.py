@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt import cli
+from minigpt.backend import is_plain
 from minigpt.data.tokenizers import CharTokenizer
 from minigpt.errors import UserError
 from minigpt.model.checkpoint import save
@@ -198,6 +199,19 @@ def test_bad_input_from_python_is_refused_before_the_first_piece(tmp_path):
         generate_text(params, config, TOKENIZER, "a", TextOptions(stop="az"))
     with pytest.raises(UserError, match="^temperature is -1.0; it must be at least 0"):
         TextOptions(temperature=-1)
+
+
+def test_with_plain_the_ops_run_as_they_are_written(run, monkeypatch):
+    flags = ("--max-new-tokens=12", "--temperature=0")
+    seen, expected = [], run(*flags)
+
+    def record(*args, **settings):
+        seen.append(is_plain())
+        return generate(*args, **settings)
+
+    monkeypatch.setattr("minigpt.sample.text.generate", record)
+    assert run("--plain", *flags) == run(*flags) == expected
+    assert seen == [True, False]
 
 
 def test_best_comes_before_last(tmp_path, capsys):
