@@ -16,7 +16,7 @@ from minigpt.errors import UserError
 from minigpt.files import METRICS
 from minigpt.library.ids import as_batch, as_ids
 from minigpt.model import checkpoint, count_parameters, gpt
-from minigpt.params import Params, mapped
+from minigpt.params import Params, map_tree
 from minigpt.sample.answers import AnswerOptions, answer_lines
 from minigpt.sample.tasks import task_of
 from minigpt.sample.text import TextOptions, generate_text
@@ -247,7 +247,7 @@ class Model:
         """
         x, y = self._batch(ids, targets)
         loss, grads = task_of(self.config).loss_and_gradients(x, y, self.params.tree, self.config)
-        return float(loss), mapped(grads, lambda _, gradient: np.array(to_host(gradient)))
+        return float(loss), map_tree(lambda _, gradient: np.array(to_host(gradient)), grads)
 
     def attention(self, text, kind=None):
         """Return the attention weights of a text, by layer and head.
