@@ -153,14 +153,6 @@ MUTANTS = {
             PAIRINGS,
         ),
     ],
-    "minigpt/backend/cpu::future": [
-        (
-            "a finite mask",
-            "np.full((n, n), -math.inf, dtype)",
-            "np.full((n, n), -1e4, dtype)",
-            FUTURE,
-        ),
-    ],
     "minigpt/backend/cpu::gather": [
         (
             "what was accumulated is overwritten",
@@ -225,14 +217,6 @@ MUTANTS = {
             PAIRINGS,
         ),
     ],
-    "minigpt/backend/cpu::rotary_backward": [
-        (
-            "the backward pass turns forward",
-            "turned(dy, n_head, cos, -sin)",
-            "turned(dy, n_head, cos, sin)",
-            "ops/test_rotary.py::test_backward_is_the_gradient",
-        ),
-    ],
     "minigpt/backend/cpu::row_blocks": [
         (
             "the last block of rows is lost",
@@ -261,20 +245,6 @@ MUTANTS = {
             "ds -= delta[b]",
             "ds -= 0",
             "ops/test_attention.py::test_backward_is_the_gradient",
-        ),
-    ],
-    "minigpt/backend/cpu::turned": [
-        (
-            "keys stand for values",
-            "y[..., 2 * C :] = x[..., 2 * C :]",
-            "y[..., 2 * C :] = y[..., C : 2 * C]",
-            PAIRINGS,
-        ),
-        (
-            "heads are turned by angles of others",
-            "np.tile(cos + 1j * sin, 2 * n_head)",
-            "np.repeat(cos + 1j * sin, 2 * n_head, axis=-1)",
-            PAIRINGS,
         ),
     ],
     "minigpt/backend/cpu::multiply_by_slope": [
@@ -309,6 +279,31 @@ MUTANTS = {
             "parts.sum(dtype=np.float64)",
             "parts.sum()",
             "test_params.py::test_what_is_small_in_a_sum_of_squares_is_not_lost_behind_what_is_large",
+        ),
+    ],
+    "minigpt/backend/cpu::causal_mask": [
+        ("a finite mask", "-math.inf", "-1e4", FUTURE),
+    ],
+    "minigpt/backend/cpu::rotary_qkv_backward": [
+        (
+            "the backward pass rotates forward",
+            "-sin",
+            "sin",
+            "ops/test_rotary.py::test_backward_is_the_gradient",
+        ),
+    ],
+    "minigpt/backend/cpu::rotate": [
+        (
+            "keys stand for values",
+            "y[..., 2 * C :] = x[..., 2 * C :]",
+            "y[..., 2 * C :] = y[..., C : 2 * C]",
+            PAIRINGS,
+        ),
+        (
+            "heads are rotated by angles of others",
+            "np.tile(cos + 1j * sin, 2 * n_head)",
+            "np.repeat(cos + 1j * sin, 2 * n_head, axis=-1)",
+            PAIRINGS,
         ),
     ],
 }

@@ -282,7 +282,7 @@ MUTANTS = {
             "train/test_precision.py::test_an_evaluation_is_in_single_precision",
         ),
     ],
-    "minigpt/backend/gpu/cross_entropy.py::run": [
+    "minigpt/backend/gpu/cross_entropy.py::compute": [
         (
             "dw of the last chunk of rows only",
             "plus(dw, logits.T @ x2[rows])",

@@ -180,9 +180,9 @@ MUTANTS = {
     ],
     "minigpt/ops::rotary_backward": [
         (
-            "the backward pass turns forward",
-            "turned(dy, n_head, cos, -sin)",
-            "turned(dy, n_head, cos, sin)",
+            "the backward pass rotates forward",
+            "-sin",
+            "sin",
             "ops/test_rotary.py::test_backward_is_the_gradient",
         ),
     ],
@@ -252,8 +252,8 @@ MUTANTS = {
         ),
         (
             "angles in the precision of the model",
-            "angle = xp.arange(n)[:, None] * speed",
-            "angle = (xp.arange(n)[:, None] * speed).astype(dtype)",
+            "xp.arange(n)[:, None] * theta",
+            "(xp.arange(n)[:, None] * theta).astype(dtype)",
             "ops/test_rotary.py::test_a_position_that_is_far_is_exact_in_float32",
         ),
     ],
@@ -264,15 +264,6 @@ MUTANTS = {
             "min(int(p * 65536), 65535)",
             "ops/test_dropout.py::test_keep_rate_and_mean",
         ),
-    ],
-    "minigpt/ops::turned": [
-        (
-            "the sign of the angle",
-            "a * cos - b * sin, a * sin + b * cos",
-            "a * cos + b * sin, b * cos - a * sin",
-            ROTATION,
-        ),
-        ("values are turned, too", "2)[:, :, :2]", "2)", ROTATION),
     ],
     "minigpt/ops::logits_gradient": [
         (
@@ -296,6 +287,22 @@ MUTANTS = {
             'dwte + grads["wte"]',
             'grads["wte"]',
             "ops/test_embedding.py::test_a_tied_backward_adds_to_the_gradient_from_the_other_use",
+        ),
+    ],
+    "minigpt/ops::rotate": [
+        (
+            "the sign of the angle",
+            "even * cos - odd * sin\n    y[..., 1::2] = even * sin + odd * cos",
+            "even * cos + odd * sin\n    y[..., 1::2] = odd * cos - even * sin",
+            ROTATION,
+        ),
+    ],
+    "minigpt/ops::rotary_qkv_forward": [
+        (
+            "values are rotated, too",
+            "merge_heads(q, k, v)",
+            "merge_heads(q, k, rotary_forward(v, start)[0])",
+            "ops/test_rotary.py::test_the_packed_form_rotates_queries_and_keys_and_leaves_values",
         ),
     ],
 }
