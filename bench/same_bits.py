@@ -3,6 +3,9 @@
 The same short runs are trained in both, each by `python -m minigpt.train` in a process of its own.
 Compared are the losses, gradient norms and learning rates of every step in metrics.jsonl, and every
 tensor of last.safetensors. Times are not. A difference ends with exit code 1.
+
+How much of a difference is rounding? --noise trains in OLD alone, with a clipping threshold of 1
+and of 1 + 2e-7: summing the gradient's norm in another order may lead as far apart as these two.
 """
 
 import argparse
@@ -33,6 +36,7 @@ RUNS = {
     "dates, dropout, 4 x 8": (*("--preset", "dates", "--dropout", "0.1", "--batch-size", "8"),),
 }
 CLIPPING = {"": ("--grad-clip", "1"), ", no clip": ("--grad-clip", "0")}
+NEARLY = "1.0000002"  # in float32 the second number above 1
 WORDS = (
     "the of and to in that is was he for it with as his on be at by had not are but from or have"
 )
@@ -130,7 +134,7 @@ def runs(args, data):
         run + clipping: [*own, *flags, *common]
         for run, own in RUNS.items()
         for clipping, flags in CLIPPING.items()
-        if (run + clipping).startswith(args.only)
+        if (run + clipping).startswith(args.only) and not (clipping and args.noise)
     }
     for run, flags in found.items():
         flags += [] if run.startswith("dates") else ["--data", str(data)]
@@ -152,6 +156,7 @@ def arguments(argv):
     add("--steps", type=int, default=50, metavar="N", help="default: 50")
     add("--threads", type=int, default=2, metavar="N", help="default: 2")
     add("--only", metavar="NAME", default="", help="runs whose name begins so, as dates")
+    add("--noise", action="store_true", help="OLD with itself, clipped at 1 and at 1 + 2e-7")
     add("--tolerance", type=float, default=0.0, metavar="X", help="allowed difference (default: 0)")
     return parser.parse_args(argv)
 
@@ -170,7 +175,11 @@ def main(argv=None):
         data = Path(folder) / "text"
         data.write_text(text(args.data), encoding="utf-8")
         for i, (run, flags) in enumerate(runs(args, data).items()):
-            old, new = (train(c, flags, Path(folder) / f"{i}-{j}") for j, c in enumerate(checkouts))
+            folders = Path(folder) / f"{i}-old", Path(folder) / f"{i}-new"
+            old = train(checkouts[0], flags, folders[0])
+            if args.noise:
+                flags[flags.index("--grad-clip") + 1] = NEARLY
+            new = train(checkouts[0 if args.noise else 1], flags, folders[1])
             found = compare(old, new)
             largest = max(largest, *(difference for difference, _ in found.values()))
             print(run.ljust(width), *(f"{cell(*d):14}" for d in found.values()), flush=True)
