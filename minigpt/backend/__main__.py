@@ -192,9 +192,9 @@ def numpy_verdict():
     return "works" if numpy_works() else "does not work: pip install --force-reinstall numpy"
 
 
-def main(argv=None):
+def main(argv=None, prog="python -m minigpt.backend"):
     """Print a row for each part; return 0 if the NumPy backend works."""
-    cli.parser("minigpt doctor", __doc__.partition(":")[0] + ".").parse_args(argv)
+    cli.parser(prog, __doc__.partition(":")[0] + ".").parse_args(argv)
     drivers, install = driver()
     verdict = numpy_verdict()
     rows = [*own_rows(), ("driver", drivers), ("--backend numpy", verdict), *cupy_rows(install)]

@@ -27,9 +27,9 @@ class WalkConfig(cli.Config):
     )
 
 
-def main(argv=None):
+def main(argv=None, prog="python -m minigpt.data"):
     """Walk from a text to the examples that a GPT learns from, and print each step."""
-    parser = cli.parser("python -m minigpt.data", main.__doc__)
+    parser = cli.parser(prog, main.__doc__)
     cli.add_flags(parser, WalkConfig)
     config = cli.build(WalkConfig, vars(parser.parse_args(argv)))
     text, name = load_text(config.data)

@@ -20,6 +20,7 @@ from minigpt.params import Params, map_tree
 from minigpt.sample.answers import AnswerOptions, answer_lines
 from minigpt.sample.tasks import task_of
 from minigpt.sample.text import TextOptions, generate_text
+from minigpt.train.cost import describe_model
 
 
 class Attention(NamedTuple):
@@ -294,11 +295,10 @@ class Model:
         return (to_device(x, self._xp) for x in as_batch(ids, targets, self.tokenizer, self.config))
 
     def __repr__(self):
-        c, kind = self.config, task_of(self.config).kind
+        config = self.config
         return (
-            f"<minigpt.Model: {kind} of {count_parameters(c):,} parameters, {c.n_layer} layers, "
-            f"{c.n_head} heads, {c.n_embd} channels, context {c.block_size}, "
-            f"vocabulary {c.vocab_size}, on {self.backend}>"
+            f"<minigpt.Model: {task_of(config).kind} of {count_parameters(config):,} parameters, "
+            f"{describe_model(config)}, vocabulary {config.vocab_size}, on {self.backend}>"
         )
 
 

@@ -122,9 +122,9 @@ def select(number, count, name):
     return [number]
 
 
-def main(argv=None):
+def main(argv=None, prog="minigpt attention"):
     """Show the attention weights of a trained model on a prompt."""
-    parser = cli.parser("minigpt attention", main.__doc__)
+    parser = cli.parser(prog, main.__doc__)
     cli.add_flags(parser, AttentionConfig)
     cli.add_plain(parser)
     given = vars(parser.parse_args(argv))

@@ -13,9 +13,9 @@ from minigpt.sample.command import SampleConfig, sample
 from minigpt.sample.tasks import TASKS
 
 
-def main(argv=None):
+def main(argv=None, prog="python -m minigpt.sample"):
     """Write text with a trained model."""
-    parser = cli.parser("python -m minigpt.sample", main.__doc__)
+    parser = cli.parser(prog, main.__doc__)
     cli.add_flags(parser, SampleConfig, *(task.options for task in TASKS.values()))
     cli.add_plain(parser)
     given = vars(parser.parse_args(argv))

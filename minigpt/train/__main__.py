@@ -17,7 +17,7 @@ from minigpt.sample.tasks import TASKS
 from minigpt.train.config import TrainConfig, resolve, train_config_of
 from minigpt.train.cost import describe, describe_model, plural
 from minigpt.train.loop import at_work, format_measures, reported, train_run
-from minigpt.train.options import options, parse
+from minigpt.train.options import PROG, options, parse
 from minigpt.train.resume import folder_of, resume_run, stored_run
 from minigpt.train.run import new_run
 from minigpt.train.run_dir import locked
@@ -102,9 +102,9 @@ def train(own, options):
     return 128 + number if number else 0
 
 
-def main(argv=None):
+def main(argv=None, prog=PROG):
     """Train a GPT on text."""
-    own, given = parse(argv)
+    own, given = parse(argv, prog)
     chosen = options(own, given)
     if own["dry_run"]:
         return dry_run(own, chosen)

@@ -11,15 +11,16 @@ from minigpt.model.gpt import GPTConfig
 from minigpt.train.config import BIGRAM_MAX_VOCAB, TrainConfig, check_options
 from minigpt.train.presets import DEFAULTS, PRESETS, options_of, put_together
 
+PROG = "python -m minigpt.train"
 OWN = ("preset", "config", "resume", "overwrite", "dry_run", "plain")
 
 
-def parse(argv):
+def parse(argv, prog=PROG):
     """Return (dict of what is not an option of a config, dict of the options given).
 
     The options are those of --config, then those of the flags, which win.
     """
-    parser = cli.parser("python -m minigpt.train", "Train a GPT on text.", aliases.TRAIN)
+    parser = cli.parser(prog, "Train a GPT on text.", aliases.TRAIN)
     default = " or, for --task seq2seq, ".join(DEFAULTS.values())
     parser.add_argument("--preset", help=f"{', '.join(PRESETS)} (default: {default})")
     parser.add_argument("--config", metavar="FILE", help="TOML file with options: n_layer = 6")

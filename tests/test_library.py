@@ -1,0 +1,35 @@
+"""What `import minigpt` offers."""
+
+import pydoc
+
+import pytest
+
+import minigpt
+from minigpt import cli
+
+
+def test_the_package_offers_few_names_and_a_help_of_one_screen():
+    assert set(dir(minigpt)) == {
+        *("fit", "load", "Model", "GPTConfig", "Seq2SeqConfig", "TrainConfig", "configs"),
+        *("plain", "UserError", "__version__"),
+    }
+    for name in dir(minigpt):
+        assert getattr(minigpt, name) is getattr(minigpt, name)
+        assert name in minigpt.__doc__ or name == "__version__"
+    assert minigpt.__version__ == cli.VERSION
+    assert pydoc.render_doc(minigpt).count("\n") < 60
+    with pytest.raises(AttributeError, match="'minigpt' has no attribute 'GPT'"):
+        minigpt.GPT  # noqa: B018
+
+
+def test_what_the_package_offers_says_what_it_does_with_an_example():
+    for f in (minigpt.fit, minigpt.load, minigpt.Model, minigpt.configs):
+        assert ">>>" in f.__doc__
+    for name, method in vars(minigpt.Model).items():
+        assert name.startswith("_") or getattr(method, "__doc__", None) or name == "history"
+
+
+def test_the_name_of_a_preset_becomes_configs():
+    model_config, train_config = minigpt.configs("lecture", vocab_size=65)
+    assert isinstance(model_config, minigpt.GPTConfig) and model_config.n_embd == 384
+    assert isinstance(train_config, minigpt.TrainConfig) and train_config.max_iters == 5000
