@@ -28,6 +28,7 @@ _PLACES = {
     "GPTConfig": "model.gpt.GPTConfig",
     "Seq2SeqConfig": "model.encoder_decoder.Seq2SeqConfig",
     "TrainConfig": "train.config.TrainConfig",
+    "check": "library.check.check",
     "plain": "backend.plain",
     "UserError": "errors.UserError",
     "__version__": "cli.VERSION",

@@ -11,7 +11,7 @@ from minigpt import cli
 def test_the_package_offers_few_names_and_a_help_of_one_screen():
     assert set(dir(minigpt)) == {
         *("fit", "load", "Model", "GPTConfig", "Seq2SeqConfig", "TrainConfig", "configs"),
-        *("plain", "UserError", "__version__"),
+        *("check", "plain", "UserError", "__version__"),
     }
     for name in dir(minigpt):
         assert getattr(minigpt, name) is getattr(minigpt, name)
@@ -23,7 +23,7 @@ def test_the_package_offers_few_names_and_a_help_of_one_screen():
 
 
 def test_what_the_package_offers_says_what_it_does_with_an_example():
-    for f in (minigpt.fit, minigpt.load, minigpt.Model, minigpt.configs):
+    for f in (minigpt.fit, minigpt.load, minigpt.Model, minigpt.configs, minigpt.check):
         assert ">>>" in f.__doc__
     for name, method in vars(minigpt.Model).items():
         assert name.startswith("_") or getattr(method, "__doc__", None) or name == "history"

@@ -3,6 +3,7 @@ from functools import partial
 import numpy as np
 import pytest
 
+from minigpt.library.check import positional
 from minigpt.model import blocks
 from minigpt.model.blocks import (
     block_backward,
@@ -19,7 +20,6 @@ from minigpt.model.blocks import (
 )
 from minigpt.ops.dropout import Rng
 from tests.tools.gradcheck import check_backends, check_backward, check_float32, joined
-from tests.tools.problem import positional
 
 RNG = Rng.of(3, 1, 4)
 N_HEAD, C = 2, 4

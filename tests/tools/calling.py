@@ -5,6 +5,7 @@ import functools
 import numpy as np
 
 from minigpt.backend import array_module
+from minigpt.library.check import read_only
 
 
 def leaves(tree, name=""):
@@ -30,13 +31,6 @@ def map_tree(f, tree):
 def float_dtypes(tree):
     """Return the set of dtypes of all floating arrays in `tree`, as text."""
     return {str(x.dtype) for _, x in leaves(tree) if getattr(x, "dtype", np.dtype(int)).kind == "f"}
-
-
-def read_only(x):
-    """Return a view of the array `x` that cannot be written to."""
-    x = x.view()
-    x.flags.writeable = False
-    return x
 
 
 def strided(x):

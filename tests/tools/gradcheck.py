@@ -11,6 +11,8 @@ import math
 
 import numpy as np
 
+from minigpt.library.check import analytic, read_only, relative_error, units
+from minigpt.library.derivatives import best_of, complex_step, five_point, sweep
 from tests.tools import registry
 from tests.tools.calling import (
     assert_same,
@@ -20,11 +22,9 @@ from tests.tools.calling import (
     joined,
     leaves,
     map_tree,
-    read_only,
     strided,
 )
-from tests.tools.derivatives import best_of, complex_step, five_point, sweep
-from tests.tools.problem import BOUNDS, FORMS, MODEL, Problem, analytic, form
+from tests.tools.problem import BOUNDS, FORMS, MODEL, Problem, form
 
 __all__ = [
     "MODEL",
@@ -49,12 +49,6 @@ DIRECTIONS = 8
 WHOLE = 5000  # evaluations that a whole Jacobian may cost
 
 
-def relative_error(actual, expected, floor):
-    """Return the largest relative error of an element; small ones are relative to the floor."""
-    least = floor * max(1.0, np.abs(expected).max(initial=0.0))
-    return (np.abs(actual - expected) / np.maximum(np.abs(expected), least)).max(initial=0.0)
-
-
 def check_exactly(problem, rng):
     """Assert, to the bit: the same twice; a zero dy gives zeros, a doubled dy doubled gradients."""
     before = [x.copy() for x in problem.arrays]
@@ -69,12 +63,6 @@ def check_exactly(problem, rng):
     assert np.array_equal(*ys), "y is not repeatable"
     for name, x, old in zip(problem.names, problem.arrays, before, strict=True):
         assert np.array_equal(x, old), f"{name} was written to"
-
-
-def units(shape):
-    """Return the unit arrays of that shape: 1 at one place and 0 elsewhere."""
-    n = math.prod(shape)
-    return np.eye(n).reshape(n, *shape)
 
 
 def columns(problem, derivative, convert):

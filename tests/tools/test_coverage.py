@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from minigpt.library.check import positional
 from minigpt.model import gpt
 from minigpt.model.encoder_decoder import Seq2SeqConfig
 from minigpt.ops import linear
 from tests.backend import test_overrides
 from tests.tools import inventory, options, registry
-from tests.tools.problem import positional
 
 ROOT = Path(__file__).parents[2]
 TESTED = ("tests/ops", *(f"tests/model/test_{x}.py" for x in ("blocks", "gpt", "encoder_decoder")))

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tests.tools.derivatives import Analytic, best_of, complex_step, five_point, sweep
+from minigpt.library.derivatives import Analytic, best_of, complex_step, five_point, sweep
 
 BOUND = 1e-8
 KNOWN = {
