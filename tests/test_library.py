@@ -1,11 +1,15 @@
 """What `import minigpt` offers."""
 
 import pydoc
+import re
+from pathlib import Path
 
 import pytest
 
 import minigpt
 from minigpt import cli
+
+SMALL = {"n_layer": 1, "n_head": 2, "n_embd": 16, "max_iters": 3, "batch_size": 4}
 
 
 def test_the_package_offers_few_names_and_a_help_of_one_screen():
@@ -33,3 +37,18 @@ def test_the_name_of_a_preset_becomes_configs():
     model_config, train_config = minigpt.configs("lecture", vocab_size=65)
     assert isinstance(model_config, minigpt.GPTConfig) and model_config.n_embd == 384
     assert isinstance(train_config, minigpt.TrainConfig) and train_config.max_iters == 5000
+
+
+def test_the_lines_of_the_readme_run(tmp_path, monkeypatch, capsys):
+    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    section = readme.partition("\n## From Python\n")[2].partition("\n## ")[0]
+    lines = section.partition("```python\n")[2].partition("```")[0]
+    assert len(lines.splitlines()) >= 8
+    (tmp_path / "my.txt").write_text("Once upon a time there was a text.\n" * 60, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    fit = minigpt.fit
+    monkeypatch.setattr(minigpt, "fit", lambda data, **given: fit(data, **{**given, **SMALL}))
+    exec(lines, {})
+    shown = re.search(r"(\d\.\d+) \(16, 48\) \(1, 2, 9, 9\)$", capsys.readouterr().out.rstrip())
+    assert 0 < float(shown[1]) < 4
+    assert isinstance(minigpt.load("my.safetensors"), minigpt.Model)

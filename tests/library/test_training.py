@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import minigpt
-from minigpt.backend.blas import blas_threads
 from minigpt.model import checkpoint
 from minigpt.optim.adamw import AdamW
 from minigpt.train.step import Trainer
@@ -187,18 +186,6 @@ def test_trainings_at_the_same_time_do_not_disturb_each_other(model):
     assert not np.array_equal(results[1].params.flat, results[2].params.flat)
     assert blas() == before["BLAS"]
     assert list(warnings.filters) == before["warnings"]
-
-
-def test_blas_gets_its_threads_back_from_contexts_that_overlap():
-    before = blas()
-    first, second = blas_threads(1), blas_threads(2)
-    first.__enter__()
-    second.__enter__()
-    assert set(blas()) <= {1}
-    first.__exit__(None, None, None)
-    assert set(blas()) <= {2}
-    second.__exit__(None, None, None)
-    assert blas() == before
 
 
 def test_progress_is_shown_or_not(capsys):

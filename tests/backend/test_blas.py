@@ -1,0 +1,50 @@
+"""BLAS's threads are lent, and given back."""
+
+import threading
+
+import pytest
+from threadpoolctl import threadpool_info
+
+from minigpt.backend.blas import blas_threads
+
+
+def blas():
+    """Return the number of threads of each BLAS that is loaded."""
+    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+def test_blas_gets_its_threads_back_from_contexts_that_overlap():
+    before = blas()
+    first, second = blas_threads(1), blas_threads(2)
+    first.__enter__()
+    second.__enter__()
+    assert set(blas()) <= {1}
+    first.__exit__(None, None, None)
+    assert set(blas()) <= {2}
+    second.__exit__(None, None, None)
+    assert blas() == before
+
+
+def test_blas_gets_its_threads_back_after_an_error():
+    before = blas()
+    with pytest.raises(ZeroDivisionError), blas_threads(1):
+        assert set(blas()) <= {1}
+        1 / 0  # noqa: B018
+    assert blas() == before
+
+
+def test_contexts_in_many_threads_leave_blas_as_it_was():
+    before, start = blas(), threading.Barrier(8)
+
+    def work():
+        start.wait()
+        for _ in range(50):
+            with blas_threads(1):
+                pass
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert blas() == before
