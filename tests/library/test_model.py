@@ -191,6 +191,7 @@ def test_models_work_side_by_side_in_threads(model, reverser):
         (lambda m, r: r.answer("1", beam=0), "beam is 0"),
         (lambda m, r: r.loss([-1, 1], [1]), "source: -1 is padding"),
         (lambda m, r: r.loss([1, -1, 1], [1]), "source: -1 is padding"),
+        (lambda m, r: r.loss([[1], [-1]], [[1], [1]]), "source: -1 is padding"),
         (lambda m, r: r.loss([[1], [1]], [1]), "does not fit"),
         (lambda m, r: m.to("torch"), "'torch'"),
         (lambda m, r: m.save("no/such/folder/m"), "cannot save the checkpoint"),

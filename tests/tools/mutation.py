@@ -31,9 +31,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.tools.fragments import Stale, locate, replace
-from tests.tools.mutants import cli, cpu, data, gpu, model, ops, optim, sample, top, train
+from tests.tools.mutants import (
+    cli,
+    cpu,
+    data,
+    gpu,
+    library,
+    model,
+    ops,
+    optim,
+    sample,
+    top,
+    train,
+)
 
-MODULES = cli, ops, cpu, data, optim, model, sample, train, top, gpu
+MODULES = cli, ops, cpu, data, optim, model, sample, train, library, top, gpu
 ROOT = Path(__file__).parents[2]
 PARTS = ("minigpt", "tests", "setup.cfg")
 CUPY_ON_CPU = ROOT.parent / "shared" / "cupy-on-cpu" / "run.sh"
