@@ -13,7 +13,7 @@ import numpy as np
 
 from minigpt.backend import plain
 from minigpt.library.derivatives import Analytic, complex_step, five_point
-from minigpt.params import leaves, mapped
+from minigpt.params import leaves, map_tree
 
 DIFFERENCES, COMPLEX = 1e-7, 1e-10  # largest relative errors of a right gradient
 FLOOR = 1e-3  # elements below this share of the largest one are compared with that instead
@@ -57,7 +57,7 @@ class Passes:
         """Return y, cache of these arrays."""
         values = iter(arrays)
         xs = [next(values) for _ in range(self.n)]
-        ws = mapped(self.ws, lambda *_: next(values))
+        ws = map_tree(lambda *_: next(values), self.ws)
         result = self.passes[0](*xs, **ws, **self.options)
         require(
             isinstance(result, tuple) and len(result) == 2,
@@ -251,7 +251,7 @@ def passes_of(forward, backward, arrays, params):
     ws = {name: w for name, w in params.items() if is_float(w)}
     xs = [arrays[i].astype(np.float64) for i in floats]
     options = {name: x for name, x in params.items() if name not in ws}
-    ws = mapped(ws, lambda _, w: np.asarray(w, np.float64))
+    ws = map_tree(lambda _, w: np.asarray(w, np.float64), ws)
     require(xs or ws, "check: there is no array of floats to take a gradient of")
     return called(Passes, forward_of_floats, backward, xs, ws, options)
 
