@@ -319,7 +319,7 @@ def on_one_thread(items):
 def as_text(name, text):
     """Return a text, or raise a UserError if it is anything else."""
     if not isinstance(text, str):
-        raise UserError(f"{name} is {text!r:.60}; it must be a str")
+        raise UserError(f"{name} is {text!r:.60}; it must be a string")
     return text
 
 

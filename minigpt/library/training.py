@@ -162,7 +162,7 @@ def kept(text, path):
         yield
         return
     if not isinstance(text, str):
-        raise UserError(f"text is {text!r:.60}; it must be a str")
+        raise UserError(f"text is {text!r:.60}; it must be a string")
     try:
         raw = text.encode("utf-8")
     except UnicodeEncodeError as error:

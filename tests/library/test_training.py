@@ -206,7 +206,7 @@ def test_progress_is_shown_or_not(capsys):
         ({"data": 3}, "data is 3; it must be the path of a file"),
         ({"data": "."}, r"--data \. is a folder; name a text file"),
         ({"data": "a", "text": "b"}, "give one of data, text and pairs"),
-        ({"text": b"abc"}, "text is b'abc'; it must be a str"),
+        ({"text": b"abc"}, "text is b'abc'; it must be a string"),
         ({"text": "a\ud800"}, r"text holds '\\ud800' at position 1"),
         ({"text": ""}, "is empty"),
         ({"text": TEXT, "n_layers": 3}, "unknown option 'n_layers'; did you mean 'n_layer'"),
