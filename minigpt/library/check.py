@@ -1,7 +1,7 @@
-"""Is a backward pass the gradient of its forward pass? An answer by numbers alone, in float64.
+"""Is a backward pass the gradient of its forward pass? A numerical answer, in float64.
 
-Two witnesses, of which neither knows the formulas: differences, and complex steps, which have no
-round-off. Upstream gradients dy are random: with dy = 1, softmax and a fresh layernorm have
+Two methods, neither of which knows the formulas: finite differences, and complex steps, which have
+no round-off. Upstream gradients dy are random: with dy = 1, softmax and a fresh layernorm have
 gradient 0, and any multiple of the right formula would pass.
 """
 
@@ -157,7 +157,7 @@ class Row(NamedTuple):
     name : str
     shape : tuple
     differences, complex_step : float
-        The largest relative error by each witness; the latter nan where an op takes no complex
+        The largest relative error by each method; the latter nan where an op takes no complex
         numbers.
     fault : str
         What is wrong with it; "" if nothing is.
@@ -299,7 +299,7 @@ def row(passes, i, dy, dx, rng):
 
 
 def slopes(derivative, passes, i, directions, dy, convert=None):
-    """Return the derivatives of sum(y * dy) along directions of array i, by a witness."""
+    """Return the derivatives of sum(y * dy) along directions of array i, by a method."""
     lines = (passes.along({i: v}, convert) for v in directions)
     return np.array([(derivative(line) * dy).sum() for line in lines])
 
