@@ -68,6 +68,8 @@ class Params:
     flat : (size,) array
     tree : as `shapes`
         Views on `flat`, of those shapes.
+    starts : list of int
+        Where each array begins in `flat`.
     decayed : int
         Elements of `flat` that belong to matrices and embeddings (ndim >= 2). They come first, so
         that weight decay applies to one slice. Gains and biases follow.
@@ -80,7 +82,7 @@ class Params:
         for name in self._order:
             starts[name] = at
             at += math.prod(named[name])
-        self.shapes = shapes
+        self.shapes, self.starts = shapes, list(starts.values())
         self.size = at
         self.decayed = sum(math.prod(shape) for shape in named.values() if len(shape) >= 2)
         self.flat = aligned(at, dtype, xp.zeros) if flat is None else flat

@@ -157,7 +157,13 @@ class AdamW:
     def begin(self, grads, parallel_for=in_one_range, loss=None):
         """Count a step, take the norm of its gradients and find their scale; see `step`."""
         self.step_count += 1
-        parts = parallel_for(lambda a, b: sum_of_squares(grads[a:b]), grads.size)
+        starts = self.params.starts
+
+        def norm_parts(start, stop):
+            edges = [i - start for i in starts if start < i < stop]
+            return sum_of_squares(grads[start:stop], edges)
+
+        parts = parallel_for(norm_parts, grads.size)
         parts = parts[0] if len(parts) == 1 else array_module(grads).concatenate(parts)
         growth = GROWTH_INTERVAL if self.loss_scaling else 0
         clip(self.state, parts, self.max_norm, growth, loss)

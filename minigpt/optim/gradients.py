@@ -31,10 +31,16 @@ def gather(flat, shards, add=False):
 
 
 @overridable
-def sum_of_squares(g):
+def sum_of_squares(g, edges=()):
     """Return (n,) numbers, of at least g's precision, whose sum is the sum of g_i^2.
 
     It is a pass of its own behind the sum over shards and batches, so that a sum over processes
     can come between the two. Several parts, since their sum is `clip`'s: no launch of its own.
+
+    Parameters
+    ----------
+    g : (N,) float
+    edges : sequence of int
+        Where the arrays in g begin, which an override may sum one by one.
     """
     return (g * g).sum().reshape(1)

@@ -4,8 +4,6 @@ import numpy as np
 
 from minigpt.backend.cpu.blocking import row_blocks
 
-WIDTH = 4096  # elements of a sum in the precision of g
-
 
 def gather(flat, shards, add=False):
     """As the op; the shards of a block are added while it is in the cache."""
@@ -28,13 +26,10 @@ def gather(flat, shards, add=False):
     return None
 
 
-def sum_of_squares(g):
-    """As the op; BLAS reads g once and writes no squares, WIDTH elements at a time.
-
-    Longer sums in float32 would lose what is small behind what is large: 2e-6 of the norm.
-    """
-    n = g.size - g.size % WIDTH
-    rows, rest = g[:n].reshape(-1, WIDTH), g[n:]
-    with np.errstate(over="ignore", invalid="ignore"):  # the norm tells
-        parts = np.append(np.vecdot(rows, rows), np.dot(rest, rest))
-    return parts.sum(dtype=np.float64).reshape(1)
+def sum_of_squares(g, edges=()):
+    """As the op; BLAS reads g once and writes no squares, a block of an array at a time."""
+    total = 0.0  # of double precision
+    for array in np.split(g, edges):
+        for _, block in row_blocks(array):
+            total += float(np.dot(block, block))
+    return np.array([total])

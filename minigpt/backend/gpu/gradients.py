@@ -38,7 +38,7 @@ def gather(flat, shards, add=False):
     return None
 
 
-def sum_of_squares(g):
+def sum_of_squares(g, edges=()):
     """As the op; a part for every WIDTH elements."""
     if g.dtype != FLOAT32 or not supported(g):
         return NotImplemented
