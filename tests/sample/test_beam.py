@@ -151,7 +151,7 @@ def test_fewer_hypotheses_than_the_beam(rng):
         assert sorted((h.ids, h.ended) for h in row) == [([], True), ([0], False)]
 
 
-def test_weights_that_have_diverged_are_told(rng):
+def test_weights_that_have_diverged_are_an_error(rng):
     params = make_params(rng, CONFIG)
     params.tree["ln_f"]["b"][0] = np.nan
     with pytest.raises(UserError, match="logits are not finite"):

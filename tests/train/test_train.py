@@ -35,7 +35,7 @@ def no_text(monkeypatch):
         raise ConnectionError("no network in this test")
 
     monkeypatch.delenv("MINIGPT_CORPUS", raising=False)
-    monkeypatch.setattr("minigpt.data.corpus._cached", lambda: None)
+    monkeypatch.setattr("minigpt.data.corpus._read_cache", lambda: None)
     monkeypatch.setattr("minigpt.data.corpus._download", out_of_reach)
 
 
