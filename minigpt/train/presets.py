@@ -59,8 +59,9 @@ PRESETS = {
         "bias": False,
         "max_iters": 5000,
     },
-    # The lecture's gpt.py: 10,788,929 parameters, validation 1.4873. Its AdamW is torch's default,
-    # which decays gains and biases too; here matrices and embeddings alone.
+    # The lecture's gpt.py: 10,788,929 parameters; validation 1.4873 in the video's run. Two
+    # departures: torch's AdamW also decays gains and biases, here only matrices and embeddings
+    # decay; and the lecture has no dropout on the embedding, as nanoGPT and this model have.
     "lecture": {
         **NANOGPT,
         "n_layer": 6,
