@@ -271,13 +271,17 @@ def run_mutants(mutants, report=lambda outcome: None):
 
 
 def print_list(mutants):
-    """Print each mutant with its test, and a count per folder."""
+    """Print each mutant with its test, and the table of tests/README.md."""
     for mutant in mutants:
         print(f"{mutant.place}: {mutant.name}  [{mutant.test.removeprefix('tests/')}]")
     print()
-    for folder, n in collections.Counter(mutant.folder for mutant in mutants).items():
-        print(f"{n:4} in {folder}")
-    print(f"{len(mutants):4} in all")
+    print(*folder_table(mutants), f"All {len(mutants)}", sep="\n")
+
+
+def folder_table(mutants):
+    """Return the rows of a table in Markdown: how many mutants each folder has."""
+    counts = collections.Counter(mutant.folder for mutant in mutants)
+    return [f"| `{folder}` | {n} |" for folder, n in sorted(counts.items())]
 
 
 def print_stale(mutants):

@@ -1,5 +1,7 @@
 """Mutation testing: the list fits source and suite, and what counts as caught."""
 
+import re
+
 import pytest
 
 from tests.tools import mutation
@@ -18,6 +20,13 @@ def test_there_are_enough_and_no_two_are_alike():
 def test_every_mutant_fits_source_and_suite():
     stale = [f"{mutant.name}: {why}" for mutant in MUTANTS if (why := why_stale(mutant))]
     assert stale == []
+
+
+def test_the_readme_counts_them_by_folder():
+    text = (mutation.ROOT / "tests" / "README.md").read_text("utf-8")
+    rows = re.findall(r"^\| `minigpt[\w/]*` \| \d+ \|$", text, re.MULTILINE)
+    assert rows == mutation.folder_table(MUTANTS), "its table is that of --list"
+    assert f"All {len(MUTANTS)} are caught" in text
 
 
 @pytest.fixture
@@ -147,7 +156,7 @@ def test_the_command_lists_counts_and_finds_what_is_stale(monkeypatch, capsys):
     monkeypatch.setattr(mutation, "all_mutants", lambda: [good, stale])
     assert mutation.main(["--list"]) == 0
     assert f"{good.place}: {good.name}" in (out := capsys.readouterr().out)
-    assert f"2 in {good.folder}" in out and "2 in all" in out
+    assert f"| `{good.folder}` | 2 |\nAll 2\n" in out
     assert mutation.main(["--stale"]) == 1
     assert "lost: " in (out := capsys.readouterr().out) and "1 of 2 are stale" in out
     assert mutation.main(["--stale", good.name]) == 0
