@@ -8,10 +8,12 @@ import tempfile
 import types
 from pathlib import Path
 
+from minigpt import cli
 from minigpt.errors import UserError
 from minigpt.files import writing
 from minigpt.library.model import load
-from minigpt.train.config import check_options
+from minigpt.sample.tasks import TASKS
+from minigpt.train.config import TrainConfig, check_options
 from minigpt.train.loop import at_work, progress_bar, reported, train_or_save
 from minigpt.train.options import options as options_of
 from minigpt.train.resume import folder_of, resume_run
@@ -119,8 +121,8 @@ def fit_in(stack, own, options, text, progress, lasting):
     if text is not None:
         if not own["resume"]:
             check_folder(folder, own["overwrite"])
-        pairs = options.get("task") == "seq2seq"
-        options["data"] = str(folder / ("data.tsv" if pairs else "data.txt"))
+        task = cli.choose(options.get("task", TrainConfig.task), TASKS, "task")
+        options["data"] = str(folder / task.file_name)
     with kept(text, options.get("data")):
         options = options_of(own, check_options(options))
         run = resume_run(options) if own["resume"] else new_run(options, own["overwrite"])

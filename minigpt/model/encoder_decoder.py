@@ -94,7 +94,7 @@ def encoder_forward(source, p, config, rng=None, on_layer=ignore):
     rng : Rng, optional
         The key of this step's dropout; None is no dropout.
     on_layer : callable, optional
-        As in gpt_forward.
+        As in gpt_forward; the names begin with "encoder.".
 
     Returns
     -------
@@ -106,8 +106,12 @@ def encoder_forward(source, p, config, rng=None, on_layer=ignore):
     seen = source >= 0
     encoder = {"wte": p["wte"], **p["encoder"]}  # its own wte, where it has one
     key = site_key(rng, config.n_layer + 1)  # apart from the decoder's blocks and embedding
+
+    def on_encoder(name, *arrays):
+        on_layer(f"encoder.{name}", *arrays)
+
     memory, cache = gpt_forward(
-        source * seen, encoder, config, key, causal=False, key_mask=seen, on_layer=on_layer
+        source * seen, encoder, config, key, causal=False, key_mask=seen, on_layer=on_encoder
     )
     return memory, seen, cache
 
@@ -195,13 +199,15 @@ def decoder_ids(targets, config):
     return ids
 
 
-def seq2seq_forward(source, targets, p, config, rng=None):
+def seq2seq_forward(source, targets, p, config, rng=None, on_layer=ignore):
     """Encoder, then decoder: the last hidden state at each position of the targets.
 
     Parameters
     ----------
     source, targets : (B, Ts), (B, T) int
         -1 is padding, at the end of a row.
+    on_layer : callable, optional
+        As in gpt_forward.
 
     Returns
     -------
@@ -209,8 +215,8 @@ def seq2seq_forward(source, targets, p, config, rng=None):
     cache : tuple
     """
     ids = decoder_ids(targets, config)
-    memory, seen, encoder_cache = encoder_forward(source, p, config, rng)
-    x, decoder_cache = decoder_forward(ids, memory, seen, p, config, rng)
+    memory, seen, encoder_cache = encoder_forward(source, p, config, rng, on_layer)
+    x, decoder_cache = decoder_forward(ids, memory, seen, p, config, rng, on_layer=on_layer)
     return x, (encoder_cache, decoder_cache, config.share_embedding)
 
 

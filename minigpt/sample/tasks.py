@@ -31,6 +31,14 @@ class Task:
         Of its models.
     loss_forward, loss_and_gradients : callable
         As in model/gpt.py.
+    hidden : callable
+        (ids, targets, params, config, rng, on_layer) -> (B, T, C): what the head reads.
+    file_name : str
+        Of data that are given as values.
+    samplers : tuple of str
+        Values of --sampler that there are, the usual one first.
+    padded_vocab : bool
+        Whether a model may have more tokens than its data need.
     open_data : callable
         (options, tokenizer=None, name=None) -> data set. Of options it reads data, seed and
         share_embedding; tokenizer and name are those of a run that is resumed.
@@ -66,6 +74,10 @@ class Task:
     config: type
     loss_forward: Callable
     loss_and_gradients: Callable
+    hidden: Callable
+    file_name: str
+    samplers: tuple
+    padded_vocab: bool
     open_data: Callable
     batch: Callable
     eval_batches: Callable
@@ -79,6 +91,16 @@ class Task:
     show: Callable
     maps: Callable
     map_kinds: tuple
+
+
+def gpt_hidden(ids, targets, p, config, rng, on_layer):
+    """Return what the head of a GPT reads."""
+    return gpt.gpt_forward(ids, p, config, rng, on_layer=on_layer)[0]
+
+
+def seq2seq_hidden(ids, targets, p, config, rng, on_layer):
+    """Return what the head of an encoder-decoder reads."""
+    return encoder_decoder.seq2seq_forward(ids, targets, p, config, rng, on_layer)[0]
 
 
 def open_text(options, tokenizer=None, name=None):
@@ -152,6 +174,10 @@ TASKS = {
         config=gpt.GPTConfig,
         loss_forward=gpt.loss_forward,
         loss_and_gradients=gpt.loss_and_gradients,
+        hidden=gpt_hidden,
+        file_name="data.txt",
+        samplers=tuple(batches.SAMPLERS),
+        padded_vocab=True,
         open_data=open_text,
         batch=text_batch,
         eval_batches=text_windows,
@@ -171,6 +197,10 @@ TASKS = {
         config=encoder_decoder.Seq2SeqConfig,
         loss_forward=encoder_decoder.loss_forward,
         loss_and_gradients=encoder_decoder.loss_and_gradients,
+        hidden=seq2seq_hidden,
+        file_name="data.tsv",
+        samplers=("uniform",),
+        padded_vocab=False,
         open_data=open_pairs,
         batch=pair_batch,
         eval_batches=pair_windows,

@@ -144,9 +144,11 @@ class TrainConfig(cli.Config):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.task == "seq2seq" and self.sampler != "uniform":
+        samplers = TASKS[self.task].samplers
+        if self.sampler not in samplers:
             raise UserError(
-                f"sampler is {self.sampler!r}, which is for task text only; use uniform"
+                f"sampler is {self.sampler!r}, which task {self.task} does not have; use "
+                f"{' or '.join(samplers)}"
             )
         for name, value in (("threads", usable_cores()), ("lr_decay_iters", self.max_iters)):
             if getattr(self, name) is None:
@@ -249,7 +251,7 @@ def resolve(options, sizes):
     model_class = TASKS[train_config.task].config
     model = of_class(model_class, options)
     for name, size in of_class(model_class, sizes).items():
-        model[name] = fitting_size(name, model.get(name, size), size, train_config.task)
+        model[name] = fitting_size(name, model.get(name, size), size, TASKS[train_config.task])
     if model.get("bigram") == AUTO["bigram"]:
         model["bigram"] = sizes["vocab_size"] <= BIGRAM_MAX_VOCAB
     model_config = cli.build(model_class, model)
@@ -263,10 +265,10 @@ def of_class(cls, options):
 
 
 def fitting_size(name, asked, needed, task):
-    """Return the vocabulary size of a model; only that of a text may be larger than needed."""
-    if task == "text" and asked < needed:
+    """Return the vocabulary size of a model; that of some tasks may be larger than needed."""
+    if task.padded_vocab and asked < needed:
         raise UserError(f"{name} is {asked}, but the text has {needed} different tokens")
-    if task != "text" and asked != needed:
+    if not task.padded_vocab and asked != needed:
         raise UserError(f"{name} is {asked}, but the pairs need {needed}: leave it out")
     return asked
 

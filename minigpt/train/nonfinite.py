@@ -3,10 +3,10 @@
 import math
 
 from minigpt.backend import array_module, to_device
-from minigpt.model.encoder_decoder import decoder_forward, decoder_ids, encoder_forward
-from minigpt.model.gpt import GPTConfig, gpt_forward, logits
+from minigpt.model.gpt import logits
 from minigpt.ops.dropout import Rng
 from minigpt.optim.gradients import sum_of_squares
+from minigpt.sample.tasks import task_of
 
 LIMIT = 5  # steps in a row that may be skipped
 
@@ -69,7 +69,7 @@ class Skips:
         return None
 
 
-class Bad(Exception):
+class NonFinite(Exception):
     """Ends a forward pass at the first layer that went bad; its text is the layer's name."""
 
 
@@ -137,28 +137,18 @@ def finite(x):
 def first_layer(x, targets, p, config, rng):
     """Return the name of the first layer whose output is not finite, or None."""
     try:
-        if type(config) is GPTConfig:
-            y, _ = gpt_forward(x, p, config, rng, on_layer=check)
-        else:
-            memory, seen, _ = encoder_forward(x, p, config, rng, on_layer=check_encoder)
-            ids = decoder_ids(targets, config)
-            y, _ = decoder_forward(ids, memory, seen, p, config, rng, on_layer=check)
+        y = task_of(config).hidden(x, targets, p, config, rng, check)
         for row in y:  # of a large vocabulary, the logits would be many
             check("the head", logits(row, p))
-    except Bad as bad:
-        return str(bad)
+    except NonFinite as error:
+        return str(error)
     return None
 
 
-def check_encoder(name, *arrays):
-    """As check, for a layer of an encoder."""
-    check(f"encoder.{name}", *arrays)
-
-
 def check(name, *arrays):
-    """Raise Bad if an array is not finite."""
+    """Raise NonFinite if an array is not finite."""
     if not all(map(finite, arrays)):
-        raise Bad(name)
+        raise NonFinite(name)
 
 
 def backward_order(names):

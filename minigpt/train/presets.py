@@ -2,6 +2,7 @@
 
 from minigpt import cli
 from minigpt.model.gpt import GPTConfig
+from minigpt.sample.tasks import TASKS
 from minigpt.train.config import SIZES, TrainConfig, resolve
 
 # nanoGPT's model and recipe for a CPU, as far as they differ from the defaults here.
@@ -139,8 +140,10 @@ def options_of(preset, task=None):
     fields = {**cli.fields_of(GPTConfig), **cli.fields_of(TrainConfig)}
     defaults = {name: field.default for name, field in fields.items() if name not in SIZES}
     options = defaults | chosen
-    if task == "seq2seq":  # what is for a text alone
-        options["sampler"] = "uniform"
+    entry = TASKS[task or options["task"]]
+    if options["sampler"] not in entry.samplers:
+        options["sampler"] = entry.samplers[0]
+    if not entry.padded_vocab:
         options.pop("vocab_size", None)
     return options
 

@@ -88,7 +88,9 @@ def test_a_value_of_the_wrong_type_is_refused(values):
 
 def test_the_weyl_sampler_is_for_a_text():
     assert resolve({"sampler": "weyl"}, {"vocab_size": 65})[1].sampler == "weyl"
-    with pytest.raises(UserError, match="^sampler is 'weyl', which is for task text only; use uni"):
+    with pytest.raises(
+        UserError, match="^sampler is 'weyl', which task seq2seq does not have; use"
+    ):
         resolve({"sampler": "weyl", "task": "seq2seq"}, {"vocab_size": 65, "source_vocab_size": 65})
     with pytest.raises(UserError, match="^sampler is 'odd'; choose from uniform, weyl$"):
         TrainConfig(sampler="odd")
