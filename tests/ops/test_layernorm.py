@@ -54,14 +54,16 @@ def test_mean_variance_and_gradient_are_as_they_must(lead, C, seed):
     rng = np.random.default_rng(seed)
     x = 3 + 2 * rng.standard_normal((*lead, C))
     dy = rng.standard_normal(x.shape)
+    std = x.std(axis=-1)
+    rounding = 1e-15 * np.abs(x).max(axis=-1) / std  # what x - mean(x) loses where x is nearly even
     for forward, backward in forms(*OP):
         y, cache = forward(x, np.ones(C), eps=0.0)
-        np.testing.assert_allclose(y.mean(axis=-1), 0, atol=1e-12)
+        assert (abs(y.mean(axis=-1)) <= rounding).all()
         np.testing.assert_allclose((y * y).mean(axis=-1), 1, rtol=1e-12)
         dx, _ = backward(dy, cache)
-        scale = 1e-12 * np.abs(dx).max(initial=1.0)
-        np.testing.assert_allclose(dx.sum(axis=-1), 0, atol=scale * C)
-        np.testing.assert_allclose((dx * y).sum(axis=-1), 0, atol=scale * C)
+        bound = 10 * rounding * np.maximum(1 / std, 1)
+        assert (abs(dx.sum(axis=-1)) <= bound).all()
+        assert (abs((dx * y).sum(axis=-1)) <= bound).all()
 
 
 def test_variance_survives_a_large_mean(rng):
