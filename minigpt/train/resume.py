@@ -98,7 +98,7 @@ def resume_run(given):
         run = Run(config, train_config, data, state, checkpoint)
     except UserError as error:
         raise UserError(f"--resume: the run was trained on {trained_on}, but {error}") from None
-    state.train, state.over = dataclasses.asdict(train_config), False
+    state.over = False
     if data.sha256 != sha256:
         if "data" not in given:
             raise UserError(

@@ -110,6 +110,7 @@ class Run:
                 getattr(optimizer, name).flat[...] = to_device(moment.flat, xp)
             optimizer.restore(optimizer_numbers(self.state, self.train_config))
             optimizer.step_count = self.state.step
+            self.state.train = dataclasses.asdict(self.train_config)  # until here, the one before
         self.skips.begin(self.trainer.progress())
         self.zero = time.perf_counter() - self.state.seconds
 
@@ -249,7 +250,8 @@ def backend_of(train_config):
 def optimizer_numbers(state, train_config):
     """Return what AdamW.restore takes, from the state of a run.
 
-    A loss scale is of use to the precision that it was found in.
+    A loss scale is of use to the precision that it was found in: state.train has it, until
+    `Run.start` is over.
     """
     numbers = dict(enumerate(state.optimizer)) or {STEPS: state.step, SKIPPED: 0}
     if state.train.get("dtype") == train_config.dtype:

@@ -9,9 +9,12 @@ import pytest
 
 from minigpt.files import BEST, LAST, METRICS
 from minigpt.model import checkpoint
+from minigpt.optim.clipping import LOSS_SCALE
 from minigpt.train import __main__ as train
+from minigpt.train.resume import resume_run
 from minigpt.train.run import Run
 from minigpt.train.step import Trainer
+from minigpt.train.threads import Workers
 from tests.tools.training import EXACT, TEXT, begin, metrics, refusal, resume, same
 
 pytestmark = pytest.mark.usefixtures("no_picture")
@@ -144,6 +147,22 @@ def test_the_stored_options_hold_and_those_beside_resume_win(folder, monkeypatch
     assert resume(folder, "--max-iters=7", "--n-layer=1") == 0  # its own value is no change
     state = checkpoint.load(folder / LAST).state["train"]
     assert (state["threads"], state["batch_size"], state["max_iters"]) == (2, 2, 7)
+
+
+@pytest.mark.parametrize("before, scale", [("float32", 2.0**16), ("float16", 8.0)])
+def test_a_loss_scale_is_found_anew_where_the_precision_is_another(
+    folder, monkeypatch, before, scale
+):
+    monkeypatch.setattr("minigpt.train.run.check_precision", lambda *_: None)  # NumPy, too, can
+    saved = checkpoint.load(folder / LAST)
+    saved.state["train"]["dtype"] = before
+    saved.state["optimizer"][LOSS_SCALE] = 8.0 if before == "float16" else 1.0
+    monkeypatch.setattr("minigpt.train.resume.load", lambda path: saved)
+    run = resume_run({"out_dir": str(folder), "dtype": "float16", "max_iters": 8})
+    with Workers(1) as workers:
+        run.start(workers)
+    assert run.trainer.progress() == (4, 0, scale)
+    assert run.state.train["dtype"] == "float16"
 
 
 def test_the_number_of_threads_is_stored_even_if_not_given(tmp_path, monkeypatch):
