@@ -138,7 +138,7 @@ def parse(argv):
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, metavar="N")
     parser.add_argument("--flags", default="", help="more flags of minigpt.train, in one string")
-    parser.add_argument("--torch-flags", default="", help="of bench/nanogpt_torch.py")
+    parser.add_argument("--torch-flags", default="", help="of bench/lib/nanogpt_torch.py")
     parser.add_argument("--json", metavar="FILE", help="also write the figures there")
     parser.add_argument("--plot", metavar="FILE", help="also draw a picture there (matplotlib)")
     return parser.parse_args(argv)

@@ -39,7 +39,7 @@ from minigpt.ops.cross_entropy import (
 
 @dataclass(frozen=True)
 class Seq2SeqConfig(GPTConfig):
-    """Encoder-decoder (--task seq2seq; n_layer blocks in each of the two).
+    """Encoder-decoder (--task seq2seq; n_layer blocks in encoder and in decoder).
 
     The defaults are those of the preset dates.
     """

@@ -57,8 +57,8 @@ class GPTConfig(cli.Config):
     head_bias: bool = option(False, "bias of an untied LM head", rare=True)
     init_scale: str = option(
         "residual",
-        "initial weights of the projections into the residual stream: residual scales them by "
-        "1/sqrt(2 n_layer) as GPT-2 does, plain does not",
+        "initial weights of the projections into the residual stream: residual divides them "
+        "by sqrt(2 n_layer), as GPT-2; plain does not",
         choices=("residual", "plain"),
         answers={"gpt2": "GPT-2's initialization is residual; pretrained weights are not loaded"},
         rare=True,

@@ -61,8 +61,8 @@ class TrainConfig(cli.Config):
     )
     dtype: str = option(
         "float32",
-        "precision of training steps; tf32 (of matrix products alone) and float16 (with loss "
-        "scaling) need --backend cupy; weights and checkpoints are float32",
+        "precision of training steps. tf32 affects matrix products only; float16 uses loss "
+        "scaling; both need --backend cupy",
         choices=tuple(PRECISIONS),
         answers={
             **dict.fromkeys(
@@ -87,13 +87,13 @@ class TrainConfig(cli.Config):
     max_iters: int = option(1400, "training steps in total", **COUNT)
     max_seconds: float | None = option(
         None,
-        "wall-clock budget of the whole run in seconds, resumed parts included; drives the "
-        "learning rate decay in place of max-iters; not reproducible",
+        "wall-clock budget (s) of the whole run, resumed parts included; replaces max-iters; not "
+        "reproducible",
         **COUNT,
     )
     sampler: str = option(
         "weyl",
-        "window offsets in the text: uniform random, or a low-discrepancy (Weyl) sequence",
+        "where windows start: uniform random, or spread evenly over the text (weyl)",
         choices=tuple(SAMPLERS),
     )
     learning_rate: float = option(0.01, "peak learning rate", **NUMBER, group="Learning rate")
@@ -133,10 +133,10 @@ class TrainConfig(cli.Config):
     beta1: float = option(0.9, "AdamW's beta1", **FRACTION, group="Optimizer", rare=True)
     beta2: float = option(0.95, "AdamW's beta2", **FRACTION, group="Optimizer", rare=True)
     grad_clip: float = option(
-        1.0, "largest norm of the gradient; 0 switches clipping off", **NUMBER, group="Optimizer"
+        1.0, "clip the gradient's norm to this; 0: no clipping", **NUMBER, group="Optimizer"
     )
     eval_interval: int = option(
-        350, "steps between evaluations, each with checkpoints", **COUNT, group="Evaluation"
+        350, "steps between evaluations; each saves checkpoints", **COUNT, group="Evaluation"
     )
     log_interval: int = option(
         10, "steps between lines of metrics.jsonl", **COUNT, group="Evaluation"

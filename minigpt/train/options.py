@@ -9,9 +9,16 @@ from minigpt.files import read_text
 from minigpt.model.encoder_decoder import Seq2SeqConfig
 from minigpt.model.gpt import GPTConfig
 from minigpt.train.config import BIGRAM_MAX_VOCAB, TrainConfig, check_options
-from minigpt.train.presets import DEFAULTS, PRESETS, options_of, put_together
+from minigpt.train.presets import DEFAULT, DEFAULTS, PRESETS, options_of, put_together
 
 PROG = "python -m minigpt.train"
+BIGRAM_DEFAULT = f"on, if the text has at most {BIGRAM_MAX_VOCAB} different tokens"
+WHAT = (
+    "Train a GPT on text, or an encoder-decoder on pairs. Defaults shown are those of the preset "
+    f"{DEFAULT}."
+)
+OTHERS = (f"; {name} for --task {task}" for task, name in DEFAULTS.items() if name != DEFAULT)
+PRESET_HELP = f"set of options: {', '.join(PRESETS)} (default: {DEFAULT}{''.join(OTHERS)})"
 OWN = ("preset", "config", "resume", "overwrite", "dry_run", "plain")
 
 
@@ -20,10 +27,13 @@ def parse(argv, prog=PROG):
 
     The options are those of --config, then those of the flags, which win.
     """
-    parser = cli.parser(prog, "Train a GPT on text.", aliases.TRAIN)
-    default = " or, for --task seq2seq, ".join(DEFAULTS.values())
-    parser.add_argument("--preset", help=f"{', '.join(PRESETS)} (default: {default})")
-    parser.add_argument("--config", metavar="FILE", help="TOML file with options: n_layer = 6")
+    parser = cli.parser(prog, WHAT, aliases.TRAIN)
+    parser.add_argument("--preset", help=PRESET_HELP)
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="TOML file of options, with lines such as n_layer = 6; flags win over it",
+    )
     parser.add_argument(
         "--resume", action="store_true", help="resume from --out-dir/last.safetensors"
     )
@@ -32,7 +42,7 @@ def parse(argv, prog=PROG):
     )
     parser.add_argument("--dry-run", action="store_true", help="print the cost of the run and exit")
     cli.add_plain(parser)
-    shown = {"vocab_size": None, "bigram": f"with up to {BIGRAM_MAX_VOCAB} different tokens"}
+    shown = {"vocab_size": None, "bigram": BIGRAM_DEFAULT}
     cli.add_flags(parser, TrainConfig, GPTConfig, Seq2SeqConfig, defaults=shown)
     given = vars(parser.parse_args(argv))
     own = {name: given.pop(name) for name in OWN}

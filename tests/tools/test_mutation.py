@@ -22,11 +22,13 @@ def test_every_mutant_fits_source_and_suite():
     assert stale == []
 
 
-def test_the_readme_counts_them_by_folder():
+def test_the_readmes_count_them():
     text = (mutation.ROOT / "tests" / "README.md").read_text("utf-8")
     rows = re.findall(r"^\| `minigpt[\w/]*` \| \d+ \|$", text, re.MULTILINE)
     assert rows == mutation.folder_table(MUTANTS), "its table is that of --list"
     assert f"All {len(MUTANTS)} are caught" in text
+    front_page = (mutation.ROOT / "README.md").read_text("utf-8")
+    assert f"{len(MUTANTS)} bugs are planted" in front_page
 
 
 @pytest.fixture
