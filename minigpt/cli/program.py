@@ -31,7 +31,7 @@ def one_line(error):
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     elif isinstance(error, device_failures()):
         line = next(filter(None, text.splitlines()), type(error).__name__)
-        text = f"the GPU failed ({line}); check it with `python -m minigpt.backend`"
+        text = f"the GPU failed ({line}); check it with `minigpt doctor`"
     return " ".join(text.splitlines())
 
 

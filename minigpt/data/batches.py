@@ -40,25 +40,25 @@ def check_length(train, val, block_size):
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio
 
 
-def uniform(n, seed, step, batch_size):
+def uniform(n, seed, number, batch_size):
     """Draw (batch_size,) int64, each of 0 .. n - 1 as likely as any other, at every draw."""
-    # Philox numbers its output by a counter. The step is in the second 64-bit word of it, which
-    # the draws of one step never reach. Raw bits: the one stream that NumPy promises to keep.
-    bits = np.random.Philox(key=seed, counter=step << 64).random_raw(batch_size)
+    # Philox numbers its output by a counter. The batch's number is in the second 64-bit word of it,
+    # which the draws of a batch never reach. Raw bits: the one stream that NumPy promises to keep.
+    bits = np.random.Philox(key=seed, counter=number << 64).random_raw(batch_size)
     return (bits % np.uint64(n)).astype(np.int64)
 
 
-def weyl(n, seed, step, batch_size):
-    """Return (batch_size,) int64 that fill 0 .. n - 1 evenly from step to step.
+def weyl(n, seed, number, batch_size):
+    """Return (batch_size,) int64 that fill 0 .. n - 1 evenly from batch to batch.
 
-    A Weyl sequence: each start is a golden ratio of the whole behind the one before it, modulo the
-    whole; the seed draws the first. At any time its gaps have three lengths at most, none longer
-    than 2.62 times the shortest (Knuth, The Art of Computer Programming, volume 3, section 6.4,
-    theorem S). After as many windows as fit a text side by side, nearly nine tenths of it have
-    been seen; by uniform starts it is 1 - 1/e, not two thirds.
+    A Weyl sequence: each start lies 0.618 of the whole after the one before, modulo the whole; the
+    seed draws the first. At any time its gaps have three lengths at most, none longer than 2.62
+    times the shortest (Knuth, The Art of Computer Programming, volume 3, section 6.4, theorem S).
+    After as many windows as fit a text side by side, nearly nine tenths of it have been seen; by
+    uniform starts it is 1 - 1/e, just under two thirds.
     """
     first = np.random.Philox(key=seed).random_raw(1)
-    i = np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.uint64)
+    i = np.arange(number * batch_size, (number + 1) * batch_size, dtype=np.uint64)
     fraction = (first + i * GOLDEN) >> np.uint64(32)  # of 2^32; the product wraps as it should
     return (fraction * np.uint64(n) >> np.uint64(32)).astype(np.int64)
 
@@ -66,17 +66,18 @@ def weyl(n, seed, step, batch_size):
 SAMPLERS = {"uniform": uniform, "weyl": weyl}
 
 
-def random_batch(ids, seed, step, batch_size, block_size, sampler="uniform"):
+def random_batch(ids, seed, number, batch_size, block_size, sampler="uniform"):
     """Take windows of the ids from here and there: the batch of a training step.
 
-    The same arguments always give the same batch, so that the step is all that a run has to know
-    to resume where it was.
+    The same arguments always give the same batch, so that its number of steps is all that a run
+    has to know to resume where it was.
 
     Parameters
     ----------
     ids : (N,) int32, block_size < N <= 2**32
         On a GPU the windows are gathered there; their starts are the same.
-    seed, step : int, not negative
+    seed, number : int, not negative
+        Of the run, and of the batch in it.
     batch_size, block_size : int
     sampler : str
         How the starts of the windows are drawn: a key of SAMPLERS.
@@ -86,7 +87,7 @@ def random_batch(ids, seed, step, batch_size, block_size, sampler="uniform"):
     x, y : (batch_size, block_size) int32, where ids are
         y is x moved on by one token.
     """
-    starts = SAMPLERS[sampler](len(ids) - block_size, seed, step, batch_size)
+    starts = SAMPLERS[sampler](len(ids) - block_size, seed, number, batch_size)
     xp = array_module(ids)
     where = to_device(starts, xp)[:, None] + xp.arange(block_size)
     return ids[where], ids[1:][where]

@@ -45,7 +45,7 @@ def parse_line(line, where):
 
 
 def padded(rows):
-    """Return ids (B, T) int32 of rows of ids, with -1 behind the shorter ones."""
+    """Return ids (B, T) int32 of rows of ids, with -1 after the shorter ones."""
     ids = np.full((len(rows), max(map(len, rows))), -1, np.int32)
     for into, row in zip(ids, rows, strict=True):
         into[: len(row)] = row
@@ -53,7 +53,7 @@ def padded(rows):
 
 
 class Sequences(NamedTuple):
-    """Many sequences of ids, one behind the other.
+    """Many sequences of ids, one after the other.
 
     Attributes
     ----------
@@ -68,7 +68,7 @@ class Sequences(NamedTuple):
 
     @classmethod
     def of(cls, texts, tokenizer, end=None):
-        """Encode texts, each with the id `end` behind it if there is one."""
+        """Encode texts, each with the id `end` after it if there is one."""
         ids, lengths = tokenizer.encode_each(texts)
         if end is not None:
             ids, lengths = np.insert(ids, lengths.cumsum(), end), lengths + 1
@@ -113,7 +113,7 @@ class Pairs:
         return self.source.rows(which), self.target.rows(which)
 
 
-def random_pairs(pairs, seed, step, batch_size):
+def random_pairs(pairs, seed, number, batch_size):
     """Draw the batch of a training step, as batches.random_batch: a function of its arguments.
 
     The bucket is that of a pair drawn from all, and the batch is drawn from the bucket: every
@@ -122,13 +122,13 @@ def random_pairs(pairs, seed, step, batch_size):
     Parameters
     ----------
     pairs : Pairs
-    seed, step, batch_size : int, not negative
+    seed, number, batch_size : int, not negative
 
     Returns
     -------
     source, targets : (batch_size, Ts), (batch_size, T) int32
     """
-    bits = np.random.Philox(key=seed, counter=step << 64).random_raw(batch_size + 1)
+    bits = np.random.Philox(key=seed, counter=number << 64).random_raw(batch_size + 1)
     bucket = pairs.bucket[bits[0] % np.uint64(len(pairs))]
     first, last = (np.searchsorted(pairs.bucket, bucket, side) for side in ("left", "right"))
     return pairs.rows(pairs.order[first + (bits[1:] % np.uint64(last - first)).astype(np.int64)])

@@ -79,7 +79,7 @@ class Tokenizer:
         Returns
         -------
         ids : (M,) int32
-            Of all texts, one behind the other.
+            Of all texts, one after the other.
         lengths : (len(texts),) int
             Tokens of each text.
         """
@@ -112,7 +112,7 @@ class Tokenizer:
 class StreamDecoder:
     """Text of tokens that come one after the other. This one is for tokens of whole characters.
 
-    The texts of all `push` and of `flush`, one behind the other, are the text of all ids.
+    The texts of all `push` and of `flush`, one after the other, are the text of all ids.
     """
 
     def __init__(self, tokenizer):
@@ -333,7 +333,7 @@ def token_table(tokens, columns=12):
 
 
 def pad(text, width):
-    """Return a text with spaces behind it, as wide as `width` columns of a terminal."""
+    """Return a text with spaces after it, as wide as `width` columns of a terminal."""
     return text + " " * (width - display_width(text))
 
 

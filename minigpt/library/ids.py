@@ -96,5 +96,5 @@ def as_batch(ids, targets, tokenizer, config):
 
 
 def ended(targets, tokenizer, end):
-    """Return the ids of a text with END behind them; ids as they are."""
+    """Return the ids of a text with END after them; ids as they are."""
     return [*tokenizer.encode(targets), end] if isinstance(targets, str) else targets

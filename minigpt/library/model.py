@@ -197,7 +197,7 @@ class Model:
         Returns
         -------
         logits : (B, T, V) float32, NumPy
-            softmax(logits[b, t]) is the distribution of the token behind ids[b, : t + 1]. B is 1
+            softmax(logits[b, t]) is the distribution of the token after ids[b, : t + 1]. B is 1
             for a text and for (T,).
 
         Raises

@@ -14,7 +14,7 @@ from minigpt.files import writing
 from minigpt.library.model import load
 from minigpt.sample.tasks import TASKS
 from minigpt.train.config import TrainConfig, check_options
-from minigpt.train.loop import at_work, progress_bar, reported, train_or_save
+from minigpt.train.loop import progress_bar, reported, started, train_or_save
 from minigpt.train.options import options as options_of
 from minigpt.train.resume import folder_of, resume_run
 from minigpt.train.run import new_run
@@ -126,7 +126,7 @@ def fit_in(stack, own, options, text, progress, lasting):
     with kept(text, options.get("data")):
         options = options_of(own, check_options(options))
         run = resume_run(options) if own["resume"] else new_run(options, own["overwrite"])
-    with at_work(run, own["resume"]):
+    with started(run, own["resume"]):
         if lasting and not own["resume"]:
             run.save_last()  # so that there is something to resume, whenever it is interrupted
         with bar_of(run, progress) as bar:

@@ -38,9 +38,9 @@ SITE_ATTN_WEIGHTS, SITE_CROSS_WEIGHTS = 0, 1
 SITE_RESIDUAL_1, SITE_RESIDUAL_2, SITE_RESIDUAL_3 = 2, 3, 4
 
 
-def site_key(rng, site):
-    """Return the key of random bits for one site, or None where there is no dropout."""
-    return None if rng is None else rng.fold(site)
+def fold_key(rng, place):
+    """Return the key one level down: of a layer, or of a site in it; None is no dropout."""
+    return None if rng is None else rng.fold(place)
 
 
 class SelfAttentionCache(NamedTuple):
@@ -246,13 +246,13 @@ def block_forward(
         The stream, and the output of the MLP.
     cache : BlockCache
     """
-    key = site_key(rng, SITE_RESIDUAL_1)
+    key = fold_key(rng, SITE_RESIDUAL_1)
     (x, y), ln_1 = add_norm_forward(x, h, **p["ln_1"], dropout=dropout, rng=key)
-    key = site_key(rng, SITE_ATTN_WEIGHTS)
+    key = fold_key(rng, SITE_ATTN_WEIGHTS)
     h, attn = self_attention_forward(
         y, p["attn"], n_head, dropout, key, kv, causal, key_mask, rotary
     )
-    key = site_key(rng, SITE_RESIDUAL_2)
+    key = fold_key(rng, SITE_RESIDUAL_2)
     (x, y), ln_2 = add_norm_forward(x, h, **p["ln_2"], dropout=dropout, rng=key)
     h, mlp = mlp_forward(y, p["mlp"], activation)
     return x, h, BlockCache(ln_1, attn, ln_2, mlp)
@@ -308,17 +308,17 @@ def cross_block_forward(
     cache : CrossBlockCache
     """
     kv, memory_kv = kv or (None, None)
-    key = site_key(rng, SITE_RESIDUAL_1)
+    key = fold_key(rng, SITE_RESIDUAL_1)
     (x, y), ln_1 = add_norm_forward(x, h, **p["ln_1"], dropout=dropout, rng=key)
-    key = site_key(rng, SITE_ATTN_WEIGHTS)
+    key = fold_key(rng, SITE_ATTN_WEIGHTS)
     h, attn = self_attention_forward(y, p["attn"], n_head, dropout, key, kv, rotary=rotary)
-    key = site_key(rng, SITE_RESIDUAL_2)
+    key = fold_key(rng, SITE_RESIDUAL_2)
     (x, y), ln_2 = add_norm_forward(x, h, **p["ln_2"], dropout=dropout, rng=key)
-    key = site_key(rng, SITE_CROSS_WEIGHTS)
+    key = fold_key(rng, SITE_CROSS_WEIGHTS)
     h, cross = cross_attention_forward(
         y, memory, p["cross"], n_head, key_mask, dropout, key, memory_kv
     )
-    key = site_key(rng, SITE_RESIDUAL_3)
+    key = fold_key(rng, SITE_RESIDUAL_3)
     (x, y), ln_3 = add_norm_forward(x, h, **p["ln_3"], dropout=dropout, rng=key)
     h, mlp = mlp_forward(y, p["mlp"], activation)
     return x, h, CrossBlockCache(ln_1, attn, ln_2, cross, ln_3, mlp)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from minigpt.backend import array_module
 from minigpt.cli import option, option_of
 from minigpt.errors import UserError
-from minigpt.model.blocks import cross_block_backward, cross_block_forward, site_key
+from minigpt.model.blocks import cross_block_backward, cross_block_forward, fold_key
 from minigpt.model.gpt import (
     GPTConfig,
     below_head,
@@ -105,7 +105,7 @@ def encoder_forward(source, p, config, rng=None, on_layer=ignore):
     """
     seen = source >= 0
     encoder = {"wte": p["wte"], **p["encoder"]}  # its own wte, where it has one
-    key = site_key(rng, config.n_layer + 1)  # apart from the decoder's blocks and embedding
+    key = fold_key(rng, config.n_layer + 1)  # apart from the decoder's blocks and embedding
 
     def on_encoder(name, *arrays):
         on_layer(f"encoder.{name}", *arrays)
@@ -150,7 +150,7 @@ def decoder_forward(ids, memory, seen, p, config, rng=None, kv=None, on_layer=ig
             config.n_head,
             config.activation,
             config.dropout,
-            site_key(rng, i),
+            fold_key(rng, i),
             None if kv is None else kv[i],
             seen,
             config.rotary,
@@ -158,7 +158,7 @@ def decoder_forward(ids, memory, seen, p, config, rng=None, kv=None, on_layer=ig
         block_caches.append(cache)
         on_layer(f"h.{i}", x, h)
     (_, y), norm_cache = add_norm_forward(
-        x, h, **p["ln_f"], dropout=config.dropout, rng=site_key(rng, config.n_layer)
+        x, h, **p["ln_f"], dropout=config.dropout, rng=fold_key(rng, config.n_layer)
     )
     on_layer("ln_f", y)
     if kv is not None:

@@ -10,7 +10,7 @@ from minigpt import cli
 from minigpt.backend import array_module
 from minigpt.cli import option
 from minigpt.errors import UserError
-from minigpt.model.blocks import block_backward, block_forward, site_key
+from minigpt.model.blocks import block_backward, block_forward, fold_key
 from minigpt.model.init import block_shapes, embedding_shapes, norm_shapes
 from minigpt.ops.activation import KINDS
 from minigpt.ops.add_norm import add_norm_backward, add_norm_forward
@@ -227,7 +227,7 @@ def gpt_forward(ids, p, config, rng=None, kv=None, causal=True, key_mask=None, o
             config.n_head,
             config.activation,
             config.dropout,
-            site_key(rng, i),
+            fold_key(rng, i),
             None if kv is None else kv[i],
             causal,
             key_mask,
@@ -236,7 +236,7 @@ def gpt_forward(ids, p, config, rng=None, kv=None, causal=True, key_mask=None, o
         block_caches.append(cache)
         on_layer(f"h.{i}", x, h)
     (_, y), norm_cache = add_norm_forward(
-        x, h, **p["ln_f"], dropout=config.dropout, rng=site_key(rng, config.n_layer)
+        x, h, **p["ln_f"], dropout=config.dropout, rng=fold_key(rng, config.n_layer)
     )
     on_layer("ln_f", y)
     if kv is not None:

@@ -1,4 +1,4 @@
-"""Add & Norm: the residual connection and the layernorm behind it.
+"""Add & Norm: the residual connection and the layernorm after it.
 
 The name is from Vaswani et al. 2017, arXiv:1706.03762, figure 1, where the normalized sum is itself
 the stream (post-norm). Here the sum goes on as it is, and the next layer reads its layernorm.
@@ -11,7 +11,7 @@ A pre-norm block (GPT-2) is, in nanoGPT's two lines,
 The stream x runs past every layer, and a layer adds its output to it: He et al. 2015,
 arXiv:1512.03385, eq. 1. The layer reads the stream through a layernorm: Xiong et al. 2020,
 arXiv:2002.04745, figure 1b. Each "+" is followed by the layernorm of the next layer, over the same
-array, so that the two lines can be cut behind each layer instead of behind each "+". With h the
+array, so that the two lines can be cut after each layer instead of after each "+". With h the
 pending output of the last layer, not yet added to x:
 
     x, y = add_norm(x, h, ln_1);  h = attn(y)
@@ -97,7 +97,7 @@ def add_norm_forward(x, h, w, b=None, dropout=0.0, rng=None, eps=EPS):
 
 @overridable
 def add_norm_backward(dx, dy, cache):
-    """Gradients of x, h, w and b. The stream branches behind the sum, into y and past it:
+    """Gradients of x, h, w and b. The stream branches after the sum, into y and past it:
 
         dx' = dx + layernorm_backward(dy)
 
@@ -108,7 +108,7 @@ def add_norm_backward(dx, dy, cache):
     Parameters
     ----------
     dx : (B, ..., C) or None
-        What comes back along the stream, dL/dx' past y; None is 0: behind the last layernorm the
+        What comes back along the stream, dL/dx' past y; None is 0: after the last layernorm the
         stream ends.
     dy : (B, ..., C)
 

@@ -1,7 +1,7 @@
 """Dropout: Srivastava et al. 2014, JMLR 15, in the inverted form (section 10), which scales in
 training and not at test time.
 
-The mask is a function of (seed, step, batch of the step, layer, place in the layer, position), not
+The mask is a function of (seed, step, batch of the step, layer, site in the layer, position), not
 of a generator's state. So it is the same on every backend and for any number of threads, and the
 backward pass recomputes it instead of keeping it. Word n of a stream is mix(key + (n + 1) GAMMA),
 computed alone, without words 0 .. n - 1: any shard, thread or pass can make its part.
@@ -36,7 +36,7 @@ class Rng(NamedTuple):
     """The key of a stream of random bits, and the first row of an array within the whole batch.
 
     A key is made by folding in integers, one level at a time: seed, step, batch of the step, layer,
-    place in the layer.
+    site in the layer.
     """
 
     key: int

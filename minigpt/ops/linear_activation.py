@@ -1,4 +1,4 @@
-"""A linear layer and the activation behind it, as at the head of the MLP: y = act(x @ w + b).
+"""A linear layer and the activation after it, as at the head of the MLP: y = act(x @ w + b).
 
 Nothing new to derive: both passes are the composition of those of linear and activation. It is an
 op of its own because an override adds the bias and applies the activation in one pass over memory.

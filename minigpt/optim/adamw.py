@@ -151,11 +151,11 @@ class AdamW:
             is one range.
         loss : float or () float, optional
         """
-        self.begin(grads, parallel_for, loss)
+        self.prepare(grads, parallel_for, loss)
         parallel_for(lambda start, stop: self.update(grads, lr, start, stop), self.params.size)
 
-    def begin(self, grads, parallel_for=in_one_range, loss=None):
-        """Count a step, take the norm of its gradients and find their scale; see `step`."""
+    def prepare(self, grads, parallel_for=in_one_range, loss=None):
+        """Count a step, take the norm of its gradients, and clip; see `step`."""
         self.step_count += 1
         starts = self.params.starts
 

@@ -34,8 +34,8 @@ def gather(flat, shards, add=False):
 def sum_of_squares(g, edges=()):
     """Return (n,) numbers, of at least g's precision, whose sum is the sum of g_i^2.
 
-    It is a pass of its own behind the sum over shards and batches, so that a sum over processes
-    can come between the two. Several parts, since their sum is `clip`'s: no launch of its own.
+    It is a pass of its own after the sum over shards and batches. Several parts, since their sum is
+    `clip`'s: no launch of its own.
 
     Parameters
     ----------

@@ -19,7 +19,8 @@ Differences from Jordan's:
   arXiv:2505.16932, here for singular values from 0.003 of the norm on), instead of five with the
   same one. Singular values come nearer to 1, with a fifth less work (a sixth for 128 x 512 in the
   form below).
-- w is (C_in, C_out), the transpose of theirs; q, k and v, which lie in one matrix, are three.
+- w is (C_in, C_out), the transpose of theirs; q, k and v share one array but are stepped as three
+  matrices.
 - The steps run on the Gram matrix x x^T (x^T x of a tall x), which has the smaller of the two
   dimensions: it gives the factor that x is then multiplied by once. In exact arithmetic that is the
   same. It takes fewer operations where the long side is more than 1.5 times the short one: 0.58 as
@@ -47,6 +48,7 @@ COEFFICIENTS = (
     (2.490116, -1.834275, 0.436835),
 )
 ITERATIONS = len(COEFFICIENTS)
+MOMENTUM = 0.9
 GRAM_ELEMENTS = 2**14  # of Gram matrices at a time on a CPU: they stay in the cache
 
 
@@ -187,21 +189,23 @@ class Muon(AdamW):
         As AdamW's.
     """
 
-    def __init__(self, params, *args, momentum=0.95, **kwargs):
+    def __init__(self, params, *args, momentum=MOMENTUM, **kwargs):
         super().__init__(params, *args, **kwargs)
         self.momentum = momentum
         self.groups, self.ranges = group_matrices(params)
 
     def step(self, grads, lr, parallel_for=in_one_range, loss=None):
         """Update the parameters by the gradients: see AdamW.step."""
-        self.begin(grads, parallel_for, loss)
+        self.prepare(grads, parallel_for, loss)
         work = sum(group.layers * group.work for group in self.groups)
         rest = sum(stop - start for start, stop in self.ranges)
         parallel_for(functools.partial(self._step_matrices, grads, lr), work)
         parallel_for(functools.partial(self._step_rest, grads, lr), rest)
 
     def _step_matrices(self, grads, lr, start, stop):
-        """Step the layers whose work ends after `start` and by `stop`, in units of all work."""
+        """Number the multiplications of all layers in a row; step each layer whose last one is in
+        (start, stop].
+        """
         for group in self.groups:
             first, last = (min(max(x // group.work, 0), group.layers) for x in (start, stop))
             chunk = group.layers if on_gpu(grads) else group.chunk

@@ -1,7 +1,7 @@
 """Text from a trained model: `python -m minigpt.sample --out-dir DIR`.
 
 A GPT continues the prompt. With --stop, a text ends before the first place where the string
-occurs behind the prompt. One text appears as it is made; several are made side by side, and
+occurs after the prompt. One text appears as it is made; several are made side by side, and
 printed one after the other.
 
 An encoder-decoder answers each line of the prompt, or of standard input, by a line.

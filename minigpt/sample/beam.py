@@ -66,7 +66,7 @@ class DecoderCache(KVCache):
 
 
 def next_logits(ids, seen, p, config, kv):
-    """Run one token of each row, ids (B, 1), behind those in `kv`; return logits (B, V)."""
+    """Run one token of each row, ids (B, 1), after those in `kv`; return logits (B, V)."""
     with np.errstate(over="ignore", invalid="ignore"):  # check_finite reports it, as an error
         x, _ = decoder_forward(to_device(ids, array_module(seen)), None, seen, p, config, kv=kv)
         return check_finite(to_host(logits(x[:, -1], p)))

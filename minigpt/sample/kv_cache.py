@@ -16,7 +16,7 @@ class LayerKV(NamedTuple):
     length: int
 
     def append(self, k, v):
-        """Store k and v (B, H, T, D) behind the filled part; return views of all so far.
+        """Store k and v (B, H, T, D) after the filled part; return views of all so far.
 
         Raises
         ------

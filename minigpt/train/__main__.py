@@ -16,7 +16,7 @@ from minigpt.sample.command import sample
 from minigpt.sample.tasks import TASKS
 from minigpt.train.config import TrainConfig, resolve, train_config_of
 from minigpt.train.cost import describe, describe_model, plural
-from minigpt.train.loop import at_work, format_measures, reported, train_run
+from minigpt.train.loop import format_measures, reported, started, train_run
 from minigpt.train.options import PROG, options, parse
 from minigpt.train.resume import folder_of, resume_run, stored_run
 from minigpt.train.run import new_run
@@ -87,7 +87,7 @@ def train(own, options):
     """Train as the options say; return the exit code."""
     run = resume_run(options) if own["resume"] else new_run(options, own["overwrite"])
     train_config, state = run.train_config, run.state
-    with at_work(run, resumed=own["resume"]):
+    with started(run, resumed=own["resume"]):
         introduce(run)
         number = train_run(run)
     if state.over:

@@ -10,7 +10,7 @@ from minigpt.data.batches import SAMPLERS
 from minigpt.errors import UserError
 from minigpt.model import gpt
 from minigpt.optim.adamw import AdamW
-from minigpt.optim.muon import Muon
+from minigpt.optim.muon import MOMENTUM, Muon
 from minigpt.optim.schedule import SHAPES
 from minigpt.sample.tasks import TASKS
 
@@ -126,7 +126,7 @@ class TrainConfig(cli.Config):
         choices=tuple(OPTIMIZERS),
         group="Optimizer",
     )
-    momentum: float = option(0.9, "Muon's momentum", **FRACTION, group="Optimizer", rare=True)
+    momentum: float = option(MOMENTUM, "Muon's momentum", **FRACTION, group="Optimizer", rare=True)
     weight_decay: float = option(
         0.1, "weight decay of matrices and embeddings", **NUMBER, group="Optimizer"
     )

@@ -25,7 +25,7 @@ class Throughput:
         self.clear()
 
     def clear(self):
-        """Begin anew."""
+        """Start over."""
         self.tokens, self.seconds = 0, 0.0
 
     def add(self, tokens, seconds):
@@ -101,7 +101,7 @@ def format_measures(measures):
 
 
 @contextlib.contextmanager
-def at_work(run, resumed=False):
+def started(run, resumed=False):
     """Give a run what its steps need, for as long as this context lasts: threads, arithmetic,
     weights and optimizer, and a folder that holds what came before and no more.
 

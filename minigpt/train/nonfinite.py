@@ -22,15 +22,16 @@ class Skips:
     taken, skipped : int
     scale : float
         The loss scale, 1.0 in float32.
-    bad : int
+    in_a_row : int
         Steps that were skipped at a loss scale of 1, in the readings since the last that found a
         step taken.
     fault : str or None
         What the last reading found, for the user.
     """
 
-    def __init__(self, bad=0):
-        self.taken, self.skipped, self.scale, self.bad, self.fault = 0, 0, 1.0, bad, None
+    def __init__(self, in_a_row=0):
+        self.taken, self.skipped, self.scale = 0, 0, 1.0
+        self.in_a_row, self.fault = in_a_row, None
 
     def begin(self, progress):
         """Go on from (steps taken, steps skipped, loss scale)."""
@@ -56,7 +57,7 @@ class Skips:
         taken, skipped, halvings = self.taken, self.skipped, round(math.log2(self.scale))
         self.begin(progress)
         new = max(0, self.skipped - skipped - halvings)
-        self.bad = self.bad + new if self.taken == taken else 0
+        self.in_a_row = self.in_a_row + new if self.taken == taken else 0
         what = "a loss or a gradient is not finite"  # that of a step before the last one
         if not math.isfinite(loss):
             what = f"the loss is {loss}"
@@ -64,8 +65,8 @@ class Skips:
             what = f"the norm of the gradient is {norm}"
         steps = f"step {step} is" if new == 1 else f"{new} steps up to step {step} are"
         self.fault = f"{steps} skipped: {what}" if new else None
-        if new and self.bad >= LIMIT:
-            return f"at step {step} {what}, and {self.bad} steps in a row were skipped"
+        if new and self.in_a_row >= LIMIT:
+            return f"at step {step} {what}, and {self.in_a_row} steps in a row were skipped"
         return None
 
 
@@ -93,7 +94,7 @@ def first_in_step(trainer, split, step):
     """
     batches = enumerate(trainer.batches(split, step))
     keyed = ((batch, Rng.of(trainer.train_config.seed, step, i)) for i, batch in batches)
-    return first_forward(trainer, keyed, trainer.tree) or first_gradient(trainer)
+    return first_forward(trainer, keyed, trainer.compute_tree) or first_gradient(trainer)
 
 
 def first_in_evaluation(trainer, split):

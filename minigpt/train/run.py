@@ -36,7 +36,7 @@ class LossMean:
         self.total, self.count = self.finite = total, count
 
     def clear(self):
-        """Begin anew."""
+        """Start over."""
         self.total, self.count = self.finite = 0.0, 0
 
     def add(self, loss):
@@ -77,7 +77,7 @@ class Run:
     lr, grad_norm : float
         Of the last step; the norm is that before clipping, and stays on a GPU until it is read.
     logged : bool
-        Whether the last step belongs into the metrics.
+        Whether the last step goes into the metrics.
     skips : Skips
         Steps that changed nothing, as far as they have been read.
     saved_step : int or None
@@ -163,7 +163,7 @@ class Run:
         loss, self.grad_norm = self.losses.read(), float(self.grad_norm)
         state.loss_sum, state.loss_count = self.losses.finite
         reason = self.skips.count(self.trainer.progress(), state.step, loss, self.grad_norm)
-        state.skips_in_a_row = self.skips.bad
+        state.skips_in_a_row = self.skips.in_a_row
         if reason:
             first = first_in_step(self.trainer, self.data.train, state.step - 1)
             raise self.diverged(reason, first)

@@ -37,7 +37,9 @@ class Trainer:
 
     Attributes
     ----------
-    optimizer : AdamW
+    optimizer : AdamW or Muon
+    compute_tree : tree of arrays
+        What the passes of a step see: `params`, or their float16 copy.
     grads : Params
         Of the last step, before clipping, times the loss scale.
     count : int
@@ -51,7 +53,7 @@ class Trainer:
         dtype, half_params = PRECISIONS[train_config.dtype].compute_dtype, None
         if dtype != "float32":
             half_params = Params(params.shapes, xp, dtype)
-        self.tree = (params if half_params is None else half_params).tree
+        self.compute_tree = (params if half_params is None else half_params).tree
         self.optimizer = make_optimizer(params, train_config, half_params)
 
     def gradients(self, ids, targets, rng, count=None, add=False):
@@ -77,7 +79,7 @@ class Trainer:
             return self.task.loss_and_gradients(
                 to_device(ids[rows], self.xp),
                 to_device(targets[rows], self.xp),
-                self.tree,
+                self.compute_tree,
                 self.config,
                 rng._replace(row=rows.start),
                 count,
@@ -109,7 +111,8 @@ class Trainer:
         loss : float, or () on a GPU
             Mean over the step's tokens, nats per token.
         norm : float, or () on a GPU
-            Of the gradient, before clipping. On a GPU it is that of the latest step when read.
+            Of the gradient, before clipping. On a GPU it is a view: it shows the norm of whichever
+            step ran last.
         lr : float
             The learning rate.
         """
@@ -153,7 +156,8 @@ class Trainer:
         """
         if not on_gpu(self.params.flat):
             return max(1, EVAL_TOKENS // self.config.block_size)
-        return max(1, self.train_config.batch_size // (1 if self.tree is self.params.tree else 2))
+        half = self.compute_tree is not self.params.tree
+        return max(1, self.train_config.batch_size // (2 if half else 1))
 
 
 def sum_losses(numbers):

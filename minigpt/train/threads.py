@@ -15,6 +15,8 @@ import numpy
 from minigpt.backend.blas import blas_threads
 from minigpt.optim.gradients import gather
 
+LINE_ELEMENTS = 16  # of float32 in a cache line
+
 
 def shard_slices(n, parts):
     """Return min(n, parts) slices that cover 0 .. n - 1 as evenly as can be, in order."""
@@ -79,10 +81,13 @@ class Workers:
         return results
 
     def ranges(self, fn, n):
-        """Return fn(start, stop) of each thread, for n elements cut into whole cache lines."""
-        lines = -(-n // 16)
+        """Return fn(start, stop) of each thread, for n elements or units of work.
+
+        They are cut at multiples of 16, so that no two threads write to one cache line.
+        """
+        line, lines = LINE_ELEMENTS, -(-n // LINE_ELEMENTS)
         return self.map(
-            lambda s: fn(s.start * 16, min(s.stop * 16, n)), shard_slices(lines, self.n)
+            lambda s: fn(s.start * line, min(s.stop * line, n)), shard_slices(lines, self.n)
         )
 
     def close(self):
@@ -114,8 +119,6 @@ def cut(arrays, start, stop):
 
 def sum_gradients(workers, trees, grads, add=False):
     """Write the sum of the shards' gradients into `grads`: shard by shard, in order.
-
-    A sum over processes would follow here, before the optimizer takes the norm.
 
     Parameters
     ----------

@@ -360,6 +360,5 @@ def test_a_gpu_that_fails_is_reported_in_one_line(monkeypatch, capsys):
         cli.run(fail)
     assert leaving.value.code == 2
     assert capsys.readouterr().err == (
-        "error: the GPU failed (cudaErrorUnknown: it is gone); check it with "
-        "`python -m minigpt.backend`\n"
+        "error: the GPU failed (cudaErrorUnknown: it is gone); check it with `minigpt doctor`\n"
     )

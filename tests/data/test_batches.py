@@ -35,7 +35,7 @@ batches = st.builds(
     more=st.integers(1, 100),
     batch_size=st.integers(1, 20),
     seed=st.integers(0, 2**64),
-    step=st.integers(0, 10**9),
+    number=st.integers(0, 10**9),
     sampler=st.sampled_from(sorted(data.SAMPLERS)),
 )
 
@@ -56,7 +56,7 @@ def test_random_batch_is_a_function_of_its_arguments(case):
     ids.flags.writeable = False
     state = np.random.get_state()[1].tolist()
     first = data.random_batch(ids, **case)
-    data.random_batch(ids, **case | {"step": case["step"] + 1})
+    data.random_batch(ids, **case | {"number": case["number"] + 1})
     np.testing.assert_array_equal(first, data.random_batch(ids, **case))
     assert np.random.get_state()[1].tolist() == state
 

@@ -36,7 +36,7 @@ def texts(tokenizer, source, targets):
         yield tokenizer.source.decode(s), tokenizer.target.decode(t[:-1])
 
 
-def test_rows_are_padded_behind_their_end():
+def test_rows_are_padded_after_their_end():
     tokenizer = PairTokenizer.from_pairs(PAIRS)
     assert (tokenizer.source.chars, tokenizer.target.chars) == ("ab", "xy")
     source, targets = Pairs(PAIRS, tokenizer).rows(np.array([1, 2, 0]))

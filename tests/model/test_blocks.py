@@ -254,4 +254,4 @@ def test_dropout_of_a_block_depends_on_the_place_in_the_batch_alone(rng):
 
 
 def test_without_a_key_there_is_no_place_that_draws():
-    assert blocks.site_key(None, blocks.SITE_RESIDUAL_1) is None
+    assert blocks.fold_key(None, blocks.SITE_RESIDUAL_1) is None

@@ -36,7 +36,7 @@ def make_params(rng, config, xp=np, scale=0.5):
 
 
 def full_logits(source, ids, p, config, xp=np):
-    """Logits behind END and each of ids, as far as there is room, without a cache."""
+    """Logits after END and each of ids, as far as there is room, without a cache."""
     rows = source, [*ids, 0][: config.block_size]
     arrays = (to_device(np.array([row], np.int32), xp) for row in rows)
     return to_host(logits(seq2seq_forward(*arrays, p, config)[0], p))[0]

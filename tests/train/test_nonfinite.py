@@ -119,7 +119,7 @@ def test_what_counts_as_in_a_row():
     skips = Skips()
     for taken, skipped, bad in [(3, 0, 0), (3, 2, 2), (3, 2, 2), (4, 9, 0), (4, 13, 4), (5, 13, 0)]:
         assert skips.count((taken, skipped, 1.0), 9, 1.0, 1.0) is None
-        assert skips.bad == bad
+        assert skips.in_a_row == bad
     assert "steps in a row were skipped" in skips.count((5, 13 + LIMIT, 1.0), 9, 1.0, 1.0)
 
 
@@ -128,11 +128,11 @@ def test_in_float16_only_what_no_smaller_loss_scale_would_save_counts():
     skips.begin((0, 0, 8.0))
     for skipped, scale, bad in [(1, 4.0, 0), (3, 1.0, 0), (5, 1.0, 2)]:
         assert skips.count((0, skipped, scale), 9, 1.0, INF) is None
-        assert skips.bad == bad and bool(skips.fault) == (bad > 0)
+        assert skips.in_a_row == bad and bool(skips.fault) == (bad > 0)
     skips.begin((0, 5, 4.0))
-    skips.bad = 0
+    skips.in_a_row = 0
     skips.count((0, 10, 1.0), 9, 1.0, INF)  # two halvings, then three
-    assert skips.bad == 3
+    assert skips.in_a_row == 3
 
 
 @pytest.mark.cupy

@@ -38,7 +38,7 @@ def test_gradients_are_those_of_the_whole_batch(batch_size, threads):
     with Workers(threads) as workers:
         this = trainer(workers)
         loss = this.gradients(x, y, rng)
-        this.optimizer.begin(this.grads.flat, workers.ranges)
+        this.optimizer.prepare(this.grads.flat, workers.ranges)
     expected, cache = loss_forward(x, y, this.params.tree, CONFIG, rng)
     grads = dict(leaves(loss_backward(1.0, cache)))
     assert loss == pytest.approx(float(expected), rel=1e-12)

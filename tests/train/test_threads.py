@@ -146,7 +146,7 @@ def test_the_norm_over_threads_is_that_of_the_whole_and_always_the_same_bits(rng
     adamw, seen = AdamW(grads), set()
     with Workers(n) as workers:
         for _ in range(5):
-            adamw.begin(tree.flat, workers.ranges)
+            adamw.prepare(tree.flat, workers.ranges)
             seen.add(float(adamw.state[GRAD_NORM]))
     assert len(seen) == 1 and seen.pop() == pytest.approx(expected, rel=1e-6)
 
@@ -157,7 +157,7 @@ def test_what_is_not_finite_passes_through_the_sum_to_the_norm(rng):
     adamw = AdamW(grads)
     with Workers(2) as workers:
         sum_gradients(workers, [tree.tree for tree in trees], grads)
-        adamw.begin(grads.flat, workers.ranges)
+        adamw.prepare(grads.flat, workers.ranges)
     assert np.isnan(adamw.state[GRAD_NORM]) and np.isnan(adamw.state[GRAD_SCALE])
 
 

@@ -11,7 +11,7 @@ ODD += (float("nan"), float("inf"), -float("inf"), *NUMBERS)
 
 
 def parts(raw):
-    """Return (header as a dict, the bytes behind it) of a safetensors file."""
+    """Return (header as a dict, the bytes after it) of a safetensors file."""
     size = struct.unpack("<Q", raw[:8])[0]
     return json.loads(raw[8 : 8 + size]), raw[8 + size :]
 

@@ -53,7 +53,7 @@ def not_json(folder):
         return str(error)
     for name in (BEST, LAST):
         raw = (folder / name).read_bytes() if (folder / name).exists() else b""
-        header = raw[8 : 8 + int.from_bytes(raw[:8], "little")]  # JSON; arrays are behind it
+        header = raw[8 : 8 + int.from_bytes(raw[:8], "little")]  # JSON; arrays are after it
         if b"NaN" in header or b"Infinity" in header:
             return f"a number that is not finite in the state of {name}"
     return whole(folder)

@@ -66,7 +66,7 @@ MUTANTS = {
     "minigpt/data::weyl": [
         (
             "Weyl starts begin anew with each step",
-            "np.arange(step * batch_size, (step + 1) * batch_size, dtype=np.uint64)",
+            "np.arange(number * batch_size, (number + 1) * batch_size, dtype=np.uint64)",
             "np.arange(batch_size, dtype=np.uint64)",
             "data/test_batches.py::test_weyl_starts_leave_no_part_of_the_text_out",
         ),
@@ -102,8 +102,8 @@ MUTANTS = {
     "minigpt/data::uniform": [
         (
             "neighbouring steps share their draws",
-            "counter=step << 64",
-            "counter=step",
+            "counter=number << 64",
+            "counter=number",
             "data/test_batches.py::test_steps_and_seeds_share_no_draws",
         ),
     ],

@@ -278,7 +278,7 @@ MUTANTS = {
         (
             "an evaluation is of the copy in half precision",
             "loss_forward(x, y, self.params.tree,",
-            "loss_forward(x, y, self.tree,",
+            "loss_forward(x, y, self.compute_tree,",
             "train/test_precision.py::test_an_evaluation_is_in_single_precision",
         ),
     ],

@@ -81,7 +81,7 @@ MUTANTS = {
     "minigpt/model::gpt_forward": [
         (
             "all layers draw the same bits",
-            "site_key(rng, i)",
+            "fold_key(rng, i)",
             "rng",
             "model/test_encoder_decoder.py::test_every_dropout_draws_its_own_bits",
         ),
@@ -134,7 +134,7 @@ MUTANTS = {
     ],
     "minigpt/model::self_attention_forward": [
         (
-            "rotary positions begin at 0 behind a KV cache",
+            "rotary positions begin at 0 after a KV cache",
             "0 if kv is None else kv.length",
             "0",
             CACHED,
@@ -150,7 +150,7 @@ MUTANTS = {
     ],
     "minigpt/model::bigrams": [
         (
-            "the token before is the one behind",
+            "the token before is the one after",
             "pairs[:, 1:] = ids[:, :-1]",
             "pairs[:, :-1] = ids[:, 1:]",
             "model/test_gpt.py::test_no_token_sees_the_future",
@@ -212,7 +212,7 @@ MUTANTS = {
             "model/test_gpt.py::test_every_gradient_of_the_loss[rotary with bigrams]",
         ),
         (
-            "positions behind a KV cache are off by one",
+            "positions after a KV cache are off by one",
             "kv.length",
             "max(kv.length - 1, 0)",
             CACHED,

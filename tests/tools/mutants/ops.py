@@ -37,7 +37,7 @@ MUTANTS = {
     ],
     "minigpt/ops::angles": [
         (
-            "positions begin at 0 behind a KV cache",
+            "positions begin at 0 after a KV cache",
             "a[start : start + T] for a",
             "a[:T] for a",
             "ops/test_rotary.py::test_a_later_part_is_a_part_of_the_whole",

@@ -28,14 +28,14 @@ MUTANTS = {
     "minigpt/train::Skips.count": [
         (
             "bad steps are never counted",
-            "self.bad + new if self.taken == taken else 0",
+            "self.in_a_row + new if self.taken == taken else 0",
             "0",
             "train/test_nonfinite.py::test_what_counts_as_in_a_row",
         ),
         (
             "a good step does not end a row of bad ones",
-            "self.bad + new if self.taken == taken else 0",
-            "self.bad + new",
+            "self.in_a_row + new if self.taken == taken else 0",
+            "self.in_a_row + new",
             "train/test_nonfinite.py::test_what_counts_as_in_a_row",
         ),
         (
@@ -181,7 +181,7 @@ MUTANTS = {
             "train/test_resume.py::test_an_evaluation_that_was_interrupted_is_made_up_for",
         ),
     ],
-    "minigpt/train::at_work": [
+    "minigpt/train::started": [
         (
             "an evaluation that is made up for has two lines",
             "state.step - bool(state.due)",
