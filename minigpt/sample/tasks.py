@@ -3,7 +3,7 @@
     text      a GPT continues a text
     seq2seq   an encoder-decoder turns one text into another: pairs from a TSV file, or dates
 
-Nothing else asks which task it is.
+What differs between the tasks stands here, and nowhere else.
 """
 
 from collections.abc import Callable

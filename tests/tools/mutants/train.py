@@ -221,4 +221,13 @@ MUTANTS = {
             "train/test_config.py::test_presets_never_change",
         ),
     ],
+    "minigpt/train::optimizer_numbers": [
+        (
+            "a loss scale outlives the precision that it was found in",
+            'state.train.get("dtype") == train_config.dtype',
+            "True",
+            "train/test_resume.py::"
+            "test_a_loss_scale_is_found_anew_where_the_precision_is_another",
+        ),
+    ],
 }
