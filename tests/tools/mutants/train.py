@@ -226,8 +226,7 @@ MUTANTS = {
             "a loss scale outlives the precision that it was found in",
             'state.train.get("dtype") == train_config.dtype',
             "True",
-            "train/test_resume.py::"
-            "test_a_loss_scale_is_found_anew_where_the_precision_is_another",
+            "train/test_resume.py::test_a_loss_scale_is_found_anew_where_the_precision_is_another",
         ),
     ],
 }
