@@ -10,7 +10,7 @@ from pathlib import Path
 
 from minigpt import cli
 from minigpt.errors import UserError
-from minigpt.files import writing
+from minigpt.files import write_atomically, writing
 from minigpt.library.model import load
 from minigpt.sample.tasks import TASKS
 from minigpt.train.config import TrainConfig, check_options
@@ -159,7 +159,7 @@ def as_line(i, pair):
 
 @contextlib.contextmanager
 def kept(text, path):
-    """Write a text to `path`, unless it is None; take it away again where the run cannot begin."""
+    """Write a text to `path`, unless it is None; undo that where the run cannot begin."""
     if text is None:
         yield
         return
@@ -172,12 +172,17 @@ def kept(text, path):
             f"text holds {text[error.start]!r} at position {error.start}, half of a surrogate "
             "pair, which is no character"
         ) from None
+    path = Path(path)
     with writing(path):
-        Path(path).write_bytes(raw)
+        before = path.read_bytes() if path.exists() else None
+        write_atomically(path, [raw])
     try:
         yield
     except BaseException:
-        Path(path).unlink(missing_ok=True)
+        if before is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_atomically(path, [before])
         raise
 
 

@@ -94,6 +94,24 @@ def test_a_run_that_cannot_begin_leaves_nothing_behind(tmp_path):
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"resume": True, "max_iters": 1},  # it is complete
+        {"resume": True, "n_embd": 16},
+        {"overwrite": True, "n_layer": 1, "n_head": 3},
+    ],
+)
+def test_a_run_that_cannot_begin_leaves_the_text_of_the_one_before(tmp_path, no_picture, options):
+    folder = tmp_path / "run"
+    minigpt.fit(text=TEXT, out_dir=folder, progress=False, **{**OPTIONS, "max_iters": 1})
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(minigpt.UserError):
+        minigpt.fit(text=TEXT[::-1], out_dir=folder, progress=False, **options)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert resume(folder, "--max-iters=2") == 0
+
+
 def break_at(owner, name, call, broken):
     """Return `owner.name` that calls `broken(self)`, then raises KeyboardInterrupt, at a call."""
     right, calls = getattr(owner, name), itertools.count(1)

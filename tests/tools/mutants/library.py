@@ -38,9 +38,16 @@ MUTANTS = {
     "minigpt/library::kept": [
         (
             "a text stays where no run has begun",
-            "Path(path).unlink(missing_ok=True)",
+            "path.unlink(missing_ok=True)",
             "pass",
             "library/test_training.py::test_a_run_that_cannot_begin_leaves_nothing_behind",
+        ),
+        (
+            "a run that cannot begin takes the text of the one before",
+            "if before is None:",
+            "if True:",
+            "library/test_training.py::"
+            "test_a_run_that_cannot_begin_leaves_the_text_of_the_one_before",
         ),
     ],
     "minigpt/backend/blas.py::blas_threads": [
