@@ -122,6 +122,12 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unknown {kind} {word!r}{near}")
         return known
 
+    def allow_one(self, given, one, other):
+        """Exit with an error if both of two options were given; `given` has their names."""
+        if one in given and other in given:
+            one, other = (name.replace("_", "-") for name in (one, other))
+            self.error(f"--{one} and --{other}: give one of the two")
+
     def canonical(self, args):
         """Return arguments with a flag's underscores as dashes, and --bias=False as --no-bias."""
         words, found = [str(word) for word in args], []

@@ -15,11 +15,10 @@ import warnings
 from dataclasses import dataclass
 
 from minigpt import backend, cli
-from minigpt.backend.devices import BACKENDS, load_backend
 from minigpt.data.tokenizers import display_width, pad, visible
 from minigpt.errors import UserError
-from minigpt.model.checkpoint import find_checkpoint, load
 from minigpt.sample.answers import MAP_KINDS
+from minigpt.sample.command import CheckpointConfig
 from minigpt.sample.tasks import task_of
 
 SHADES = " .:-=+*#%@"  # by the square root of the weight: a blank is below 0.01, @ from 0.81
@@ -27,19 +26,14 @@ CELL, PANEL, FIGURE = 0.17, 2.0, 60.0  # inches: of a weight, at least a head, a
 
 
 @dataclass(frozen=True)
-class AttentionConfig(cli.Config):
+class AttentionConfig(CheckpointConfig):
     """Attention maps."""
 
-    out_dir: str = cli.option(
-        "out", "folder of a run: its best checkpoint, else its last", metavar="DIR"
-    )
-    checkpoint: str | None = cli.option(None, "a checkpoint, instead of --out-dir", metavar="FILE")
     prompt: str = cli.option("", "text that the model reads")
     kind: str = cli.option("cross", "which attention of an encoder-decoder", MAP_KINDS)
     layer: int | None = cli.option(None, "show this layer only, counted from 0")
     head: int | None = cli.option(None, "show this head only, counted from 0")
     picture: str = cli.option("attention.png", "file for the picture", metavar="FILE")
-    backend: str = cli.option("numpy", "where to compute", BACKENDS)
 
 
 def as_text(weights, rows, columns, title, width):
@@ -129,11 +123,9 @@ def main(argv=None, prog="minigpt attention"):
     cli.add_plain(parser)
     given = vars(parser.parse_args(argv))
     plain = given.pop("plain")
-    if "checkpoint" in given and "out_dir" in given:
-        parser.error("--checkpoint and --out-dir: give one of the two")
+    parser.allow_one(given, "checkpoint", "out_dir")
     options = cli.build(AttentionConfig, given)
-    path = find_checkpoint(options.checkpoint or options.out_dir)
-    checkpoint = load(path, load_backend(options.backend), with_optimizer=False)
+    checkpoint = options.load()
     task = task_of(checkpoint.config)
     if "kind" in given and not task.map_kinds:
         raise UserError(f"--kind is for an encoder-decoder, but this checkpoint is of {task.kind}")

@@ -20,9 +20,8 @@ def main(argv=None, prog="python -m minigpt.sample"):
     cli.add_plain(parser)
     given = vars(parser.parse_args(argv))
     plain = given.pop("plain")
-    for one, other in (("checkpoint", "out_dir"), ("prompt", "prompt_file")):
-        if one in given and other in given:
-            parser.error(f"--{one} and --{other.replace('_', '-')}: give one of the two")
+    parser.allow_one(given, "checkpoint", "out_dir")
+    parser.allow_one(given, "prompt", "prompt_file")
     try:
         with backend.plain(plain):
             sample(given)

@@ -12,18 +12,29 @@ from minigpt.sample.tasks import TASKS, task_of
 
 
 @dataclass(frozen=True)
-class SampleConfig(cli.Config):
-    """Sampling."""
+class CheckpointConfig(cli.Config):
+    """Which trained model, and where it computes."""
 
     out_dir: str = cli.option(
         "out", "folder of a run: its best checkpoint, else its last", metavar="DIR"
     )
     checkpoint: str | None = cli.option(None, "a checkpoint, instead of --out-dir", metavar="FILE")
+    backend: str = cli.option("numpy", "where to compute", BACKENDS)
+
+    def load(self):
+        """Return the Checkpoint, without the optimizer's moments."""
+        xp = load_backend(self.backend)
+        return load(find_checkpoint(self.checkpoint or self.out_dir), xp, with_optimizer=False)
+
+
+@dataclass(frozen=True)
+class SampleConfig(CheckpointConfig):
+    """Sampling."""
+
     prompt: str | None = cli.option(
         None, "text to continue (default: a new line) or to answer (default: standard input)"
     )
     prompt_file: str | None = cli.option(None, "file with that text, in UTF-8", metavar="FILE")
-    backend: str = cli.option("numpy", "where to compute", BACKENDS)
 
 
 def build_of(cls, given):
@@ -52,9 +63,7 @@ def sample(given):
     """
     config = build_of(SampleConfig, given)
     options = {task.name: build_of(task.options, given) for task in TASKS.values()}
-    xp = load_backend(config.backend)
-    path = find_checkpoint(config.checkpoint or config.out_dir)
-    checkpoint = load(path, xp, with_optimizer=False)
+    checkpoint = config.load()
     task = task_of(checkpoint.config)
     check_flags(given.keys(), task)
     # A step reads all weights to multiply one vector. One thread uses up the memory's bandwidth;

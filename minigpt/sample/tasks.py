@@ -42,6 +42,8 @@ class Task:
     open_data : callable
         (options, tokenizer=None, name=None) -> data set. Of options it reads data, seed and
         share_embedding; tokenizer and name are those of a run that is resumed.
+    builtin_sizes : dict or None
+        Vocabulary sizes of the data that there are without --data, if known without reading them.
     batch : callable
         (split, config, train_config, number) -> (ids, targets): the batch of that number.
     eval_batches : callable
@@ -79,6 +81,7 @@ class Task:
     samplers: tuple
     padded_vocab: bool
     open_data: Callable
+    builtin_sizes: dict | None
     batch: Callable
     eval_batches: Callable
     count_targets: Callable
@@ -179,6 +182,7 @@ TASKS = {
         samplers=tuple(batches.SAMPLERS),
         padded_vocab=True,
         open_data=open_text,
+        builtin_sizes={"vocab_size": 65},  # tiny Shakespeare
         batch=text_batch,
         eval_batches=text_windows,
         count_targets=batches.count_targets,
@@ -202,6 +206,7 @@ TASKS = {
         samplers=("uniform",),
         padded_vocab=False,
         open_data=open_pairs,
+        builtin_sizes=None,
         batch=pair_batch,
         eval_batches=pair_windows,
         count_targets=pairs.count_targets,

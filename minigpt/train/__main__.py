@@ -6,7 +6,6 @@ A run lives in its --out-dir: `metrics.jsonl`, a line per log or evaluation; `be
 
 import math
 import shlex
-from dataclasses import asdict
 
 from minigpt import backend, cli
 from minigpt.errors import UserError
@@ -14,15 +13,13 @@ from minigpt.model import count_parameters
 from minigpt.report.loss_curve import draw_losses
 from minigpt.sample.command import sample
 from minigpt.sample.tasks import TASKS
-from minigpt.train.config import TrainConfig, resolve, train_config_of
+from minigpt.train.config import resolve, train_config_of
 from minigpt.train.cost import describe, describe_model, plural
 from minigpt.train.loop import format_measures, reported, started, train_run
 from minigpt.train.options import PROG, options, parse
 from minigpt.train.resume import folder_of, resume_run, stored_run
-from minigpt.train.run import new_run
+from minigpt.train.run import new_run, open_data
 from minigpt.train.run_dir import locked
-
-SHAKESPEARE = 65  # characters in tiny Shakespeare, which a dry run without --data does not read
 
 
 def dry_run(own, options):
@@ -31,10 +28,8 @@ def dry_run(own, options):
         *_, config, train_config = stored_run(options)
     else:
         train_config = train_config_of(options)
-        sizes = {"vocab_size": SHAKESPEARE}
-        if train_config.data is not None or train_config.task != TrainConfig.task:
-            data = TASKS[train_config.task].open_data({**asdict(train_config), **options})
-            sizes = data.sizes
+        sizes = TASKS[train_config.task].builtin_sizes if train_config.data is None else None
+        sizes = sizes or open_data(train_config, options).sizes
         config, train_config = resolve(options, sizes)
     print("\n".join(describe(config, train_config)))
 

@@ -154,26 +154,22 @@ class TrainConfig(cli.Config):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
 
-    def cores(self):
-        """Return how many cores may be busy."""
-        return self.threads
-
     def shards(self):
         """Return the number of parts that a batch is cut into, each for a thread of its own."""
         return min(self.threads, self.batch_size) if self.backend == "numpy" else 1
 
 
-def make_optimizer(params, train, half_params=None):
+def make_optimizer(params, train_config, half_params=None):
     """Return the optimizer that a TrainConfig asks for; `half_params` as in AdamW."""
-    own = {"momentum": train.momentum} if train.optimizer == "muon" else {}
-    return OPTIMIZERS[train.optimizer](
+    own = {"momentum": train_config.momentum} if train_config.optimizer == "muon" else {}
+    return OPTIMIZERS[train_config.optimizer](
         params,
-        train.beta1,
-        train.beta2,
-        train.weight_decay,
-        max_norm=train.grad_clip,
+        train_config.beta1,
+        train_config.beta2,
+        train_config.weight_decay,
+        max_norm=train_config.grad_clip,
         half_params=half_params,
-        loss_scaling=PRECISIONS[train.dtype].loss_scaling,
+        loss_scaling=PRECISIONS[train_config.dtype].loss_scaling,
         **own,
     )
 

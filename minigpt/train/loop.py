@@ -110,7 +110,7 @@ def started(run, resumed=False):
     train_config, state = run.train_config, run.state
     # One shard needs no thread of its own: BLAS then has all cores.
     with (
-        blas_threads(train_config.cores()),
+        blas_threads(train_config.threads),
         Workers(train_config.shards()) as workers,
         tf32_products(PRECISIONS[train_config.dtype].tf32),
     ):

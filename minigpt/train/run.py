@@ -259,11 +259,23 @@ def optimizer_numbers(state, train_config):
     return {place: numbers[place] for place in (STEPS, SKIPPED)}
 
 
+def open_data(train_config, options):
+    """Return the data set that a new run is trained on.
+
+    Parameters
+    ----------
+    train_config : TrainConfig
+    options : dict
+        Of the run; share_embedding is one of the model's.
+    """
+    return TASKS[train_config.task].open_data({**dataclasses.asdict(train_config), **options})
+
+
 def new_run(options, overwrite):
     """Return the Run that a dict of options describes, in a folder of its own."""
     train_config = train_config_of(options)  # reports what is wrong with them before any work
     backend_of(train_config)
     check_folder(Path(train_config.out_dir), overwrite)
-    data = TASKS[train_config.task].open_data({**dataclasses.asdict(train_config), **options})
+    data = open_data(train_config, options)
     config, train_config = resolve(options, data.sizes)
     return Run(config, train_config, data, RunState.of(train_config, data))

@@ -159,7 +159,7 @@ def test_a_model_beyond_all_memory_is_refused():
 def test_a_batch_has_no_more_shards_than_rows():
     assert TrainConfig(threads=3, batch_size=8).shards() == 3
     assert TrainConfig(threads=3, batch_size=2).shards() == 2
-    assert TrainConfig(threads=3, batch_size=2).cores() == 3
+    assert TrainConfig(threads=3, batch_size=2).threads == 3
     assert 1 <= TrainConfig().shards() <= 12
     assert TrainConfig(threads=3, backend="cupy").shards() == 1
 
@@ -211,7 +211,7 @@ def test_nothing_is_left_to_decide_in_a_config():
     train_config = TrainConfig(max_iters=7)
     assert train_config.lr_decay_iters == 7
     assert dataclasses.replace(train_config, max_iters=9, lr_decay_iters=None).lr_decay_iters == 9
-    assert train_config.threads == train_config.cores() >= 1
+    assert train_config.threads >= 1
 
 
 def test_a_decay_to_the_last_step_follows_it():
