@@ -4,6 +4,7 @@ The operating system ends a lock with its process, however that ends.
 """
 
 import contextlib
+import json
 import os
 import secrets
 from pathlib import Path
@@ -37,6 +38,21 @@ def read_text(path, where, what="text file", empty=True):
     if not (text or empty):
         raise UserError(f"{where} {path} is empty; name a file with text in it")
     return text
+
+
+def read_metrics(folder):
+    """Return the metrics of a run, a dict per line, without what a killed run left half-written.
+
+    Raises
+    ------
+    OSError
+        If the folder has none.
+    """
+    metrics = []
+    for line in (folder / METRICS).read_text("utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            metrics.append(json.loads(line))
+    return metrics
 
 
 def read_bytes(path, where, what="text file"):

@@ -1,5 +1,6 @@
 """Reading text, writing atomically, locks."""
 
+import json
 import os
 
 import numpy as np
@@ -9,15 +10,19 @@ from hypothesis import strategies as st
 
 from minigpt.errors import UserError
 from minigpt.files import (
+    METRICS,
     AlreadyLocked,
     acquire,
     decode_utf8,
     read_bytes,
+    read_metrics,
     read_text,
     release,
     write_atomically,
     writing,
 )
+from minigpt.library.model import read_history
+from minigpt.report.loss_curve import draw_losses
 
 
 @pytest.mark.parametrize("text", ["a\r\nb\rc\n", "\n", "\0", "é漢😀", "a\ufeffb", ""])
@@ -132,3 +137,16 @@ def test_one_at_a_time_has_a_lock(tmp_path):
 def test_there_is_no_lock_where_its_file_cannot_be(tmp_path):
     (tmp_path / "file").touch()
     assert acquire(tmp_path / "file" / ".lock") is None
+
+
+def test_metrics_are_read_without_what_a_killed_run_left_half_written(tmp_path):
+    lines = [{"step": i, "train_loss": 1.0 / i, "val_loss": 2.0 / i} for i in (1, 2)]
+    whole = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    for rest in (b"", b'{"step": 3, "tr', b"\xff\xfe"):
+        (tmp_path / METRICS).write_bytes(whole + rest)
+        assert read_metrics(tmp_path) == read_history(tmp_path) == lines
+    with pytest.raises(OSError):
+        read_metrics(tmp_path / "none")
+    assert read_history(tmp_path / "none") == []
+    pytest.importorskip("matplotlib")
+    assert draw_losses(tmp_path).read_bytes().startswith(b"\x89PNG")

@@ -1,8 +1,6 @@
 """A trained model as a value: text, logits, losses, gradients and attention from Python."""
 
-import contextlib
 import dataclasses
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +11,7 @@ from minigpt.backend import array_module, to_device, to_host
 from minigpt.backend.blas import blas_threads
 from minigpt.backend.devices import load_backend
 from minigpt.errors import UserError
-from minigpt.files import METRICS
+from minigpt.files import read_metrics
 from minigpt.library.ids import as_batch, as_ids
 from minigpt.model import checkpoint, count_parameters, gpt
 from minigpt.params import Params, map_tree
@@ -350,11 +348,6 @@ def load(path, backend="numpy"):
 def read_history(folder):
     """Return the metrics of a run, a dict per line; none where there is no run."""
     try:
-        lines = (folder / METRICS).read_text("utf-8").splitlines()
+        return read_metrics(folder)
     except OSError:
         return []
-    history = []
-    for line in lines:
-        with contextlib.suppress(ValueError):  # a run that was killed may leave half a line
-            history.append(json.loads(line))
-    return history

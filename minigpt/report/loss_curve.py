@@ -1,8 +1,6 @@
 """The loss curve of a run: training and validation loss over the steps."""
 
-import json
-
-from minigpt.files import METRICS, PICTURE
+from minigpt.files import PICTURE, read_metrics
 
 EARLY, MARGIN = 0.1, 0.05  # fraction of the steps left out of the y limit, and room above the rest
 
@@ -13,7 +11,7 @@ def draw_losses(folder):
         from matplotlib.figure import Figure
     except ImportError:
         return None
-    lines = [json.loads(line) for line in (folder / METRICS).read_text("utf-8").splitlines()]
+    lines = read_metrics(folder)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     later = []
