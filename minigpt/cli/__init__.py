@@ -13,6 +13,7 @@ from minigpt.cli.fields import (
 )
 from minigpt.cli.flags import Parser, add_flags, add_plain, parser
 from minigpt.cli.program import FAILURES, device_failures, one_line, run
+from minigpt.cli.terminal import command, printable
 
 VERSION = "0.1.0"
 
@@ -27,6 +28,7 @@ __all__ = [
     "build",
     "check_values",
     "choose",
+    "command",
     "device_failures",
     "fields_of",
     "nearest",
@@ -34,5 +36,6 @@ __all__ = [
     "option",
     "option_of",
     "parser",
+    "printable",
     "run",
 ]

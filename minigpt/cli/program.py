@@ -3,6 +3,7 @@
 import os
 import sys
 
+from minigpt.cli.terminal import escape, use_utf8
 from minigpt.errors import UserError
 
 # Errors of a GPU at run time, and where CuPy has them. One of memory is a MemoryError.
@@ -22,7 +23,7 @@ def device_failures():
 
 
 def one_line(error):
-    """Return the text of an exception, or a text, without line breaks."""
+    """Return the text of an exception, or a text, without line breaks and control characters."""
     text = str(error)
     if isinstance(error, MemoryError):
         why = f" ({' '.join(text.split())})" if text else ""
@@ -32,7 +33,7 @@ def one_line(error):
     elif isinstance(error, device_failures()):
         line = next(filter(None, text.splitlines()), type(error).__name__)
         text = f"the GPU failed ({line}); check it with `minigpt doctor`"
-    return " ".join(text.splitlines())
+    return escape(" ".join(text.splitlines()))
 
 
 def run(main):
@@ -43,8 +44,7 @@ def run(main):
     file or GPU; 130 after Ctrl-C; 141 if the reader of standard output has closed it, as `| head`
     does. Anything else is a bug of the program, and its traceback is shown.
     """
-    if hasattr(sys.stdout, "reconfigure"):  # a text may hold what the terminal cannot show
-        sys.stdout.reconfigure(errors="backslashreplace")
+    use_utf8(sys.stdout, sys.stderr)
     try:
         try:
             status = main()
