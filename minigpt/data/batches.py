@@ -40,7 +40,7 @@ def check_length(train, val, block_size):
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio
 
 
-def uniform(n, seed, number, batch_size):
+def uniform(n, seed, number, row, batch_size):
     """Draw (batch_size,) int64, each of 0 .. n - 1 as likely as any other, at every draw."""
     # Philox numbers its output by a counter. The batch's number is in the second 64-bit word of it,
     # which the draws of a batch never reach. Raw bits: the one stream that NumPy promises to keep.
@@ -48,7 +48,7 @@ def uniform(n, seed, number, batch_size):
     return (bits % np.uint64(n)).astype(np.int64)
 
 
-def weyl(n, seed, number, batch_size):
+def weyl(n, seed, number, row, batch_size):
     """Return (batch_size,) int64 that fill 0 .. n - 1 evenly from batch to batch.
 
     A Weyl sequence: each start lies 0.618 of the whole after the one before, modulo the whole; the
@@ -58,7 +58,7 @@ def weyl(n, seed, number, batch_size):
     uniform starts it is 1 - 1/e, just under two thirds.
     """
     first = np.random.Philox(key=seed).random_raw(1)
-    i = np.arange(number * batch_size, (number + 1) * batch_size, dtype=np.uint64)
+    i = np.arange(row, row + batch_size, dtype=np.uint64)
     fraction = (first + i * GOLDEN) >> np.uint64(32)  # of 2^32; the product wraps as it should
     return (fraction * np.uint64(n) >> np.uint64(32)).astype(np.int64)
 
@@ -66,7 +66,7 @@ def weyl(n, seed, number, batch_size):
 SAMPLERS = {"uniform": uniform, "weyl": weyl}
 
 
-def random_batch(ids, seed, number, batch_size, block_size, sampler="uniform"):
+def random_batch(ids, seed, number, batch_size, block_size, sampler="uniform", row=None):
     """Take windows of the ids from here and there: the batch of a training step.
 
     The same arguments always give the same batch, so that its number of steps is all that a run
@@ -81,25 +81,36 @@ def random_batch(ids, seed, number, batch_size, block_size, sampler="uniform"):
     batch_size, block_size : int
     sampler : str
         How the starts of the windows are drawn: a key of SAMPLERS.
+    row : int, optional
+        Windows that the run has taken before; if left out, as many as in `number` such batches.
 
     Returns
     -------
     x, y : (batch_size, block_size) int32, where ids are
         y is x moved on by one token.
     """
-    starts = SAMPLERS[sampler](len(ids) - block_size, seed, number, batch_size)
+    row = number * batch_size if row is None else row
+    starts = SAMPLERS[sampler](len(ids) - block_size, seed, number, row, batch_size)
     xp = array_module(ids)
     where = to_device(starts, xp)[:, None] + xp.arange(block_size)
     return ids[where], ids[1:][where]
 
 
-def eval_batches(ids, block_size, batch_size):
+def count_windows(ids, block_size):
+    """Return the number of windows of `eval_batches`, and of the tokens that they ask for."""
+    n = max(len(ids) - 1, 0)
+    return -(-n // block_size), n
+
+
+def eval_batches(ids, block_size, batch_size, which=None):
     """Iterate over consecutive windows, which together ask for every token but the first once.
 
     Parameters
     ----------
     ids : (N,) int32
     block_size, batch_size : int
+    which : (k,) int, optional
+        Numbers of windows, ascending, if not all are wanted.
 
     Yields
     ------
@@ -109,9 +120,12 @@ def eval_batches(ids, block_size, batch_size):
     n = max(len(ids) - 1, 0)  # predictions
     whole = n - n % block_size
     x, y = (ids[i : i + whole].reshape(-1, block_size) for i in (0, 1))
-    for row in range(0, len(x), batch_size):
-        yield x[row : row + batch_size], y[row : row + batch_size]
-    if whole < n:
+    full = len(x) if which is None else int(np.searchsorted(which, len(x)))
+    for row in range(0, full, batch_size):
+        rows = slice(row, min(row + batch_size, full))
+        rows = rows if which is None else to_device(which[rows], array_module(ids))
+        yield x[rows], y[rows]
+    if whole < n and (which is None or full < len(which)):
         yield ids[None, whole:n], ids[None, whole + 1 :]
 
 

@@ -134,10 +134,19 @@ def random_pairs(pairs, seed, number, batch_size):
     return pairs.rows(pairs.order[first + (bits[1:] % np.uint64(last - first)).astype(np.int64)])
 
 
-def eval_batches(pairs, batch_size):
-    """Iterate over batches (source, targets) of all pairs, short ones first; see random_pairs."""
-    for start in range(0, len(pairs), batch_size):
-        yield pairs.rows(pairs.order[start : start + batch_size])
+def eval_batches(pairs, batch_size, which=None):
+    """Iterate over batches (source, targets) of all pairs, short ones first; see random_pairs.
+
+    Parameters
+    ----------
+    pairs : Pairs
+    batch_size : int
+    which : (k,) int, optional
+        Places in this order, ascending, if not all are wanted.
+    """
+    order = pairs.order if which is None else pairs.order[which]
+    for start in range(0, len(order), batch_size):
+        yield pairs.rows(order[start : start + batch_size])
 
 
 def count_targets(targets):

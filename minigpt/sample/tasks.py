@@ -45,9 +45,13 @@ class Task:
     builtin_sizes : dict or None
         Vocabulary sizes of the data that there are without --data, if known without reading them.
     batch : callable
-        (split, config, train_config, number) -> (ids, targets): the batch of that number.
+        (split, config, train_config, number, row) -> (ids, targets): the batch of that number,
+        whose first row is row number `row` of the run.
     eval_batches : callable
-        (split, config, rows) -> iterator over (ids, targets) of a whole split.
+        (split, config, rows, which=None) -> iterator over (ids, targets) of a whole split, or of
+        those of its items whose numbers are `which`.
+    eval_size : callable
+        (split, config) -> (items, targets) of a whole split.
     count_targets : callable
         targets -> how many of them count; no GPU has to be asked.
     measure : callable
@@ -84,6 +88,7 @@ class Task:
     builtin_sizes: dict | None
     batch: Callable
     eval_batches: Callable
+    eval_size: Callable
     count_targets: Callable
     measure: Callable
     batch_unit: str
@@ -111,7 +116,7 @@ def open_text(options, tokenizer=None, name=None):
     return TextData(options.get("data"), tokenizer, name)
 
 
-def text_batch(ids, config, train_config, number):
+def text_batch(ids, config, train_config, number, row):
     """Return a batch of windows of a text."""
     return batches.random_batch(
         ids,
@@ -120,12 +125,18 @@ def text_batch(ids, config, train_config, number):
         train_config.batch_size,
         config.block_size,
         train_config.sampler,
+        row,
     )
 
 
-def text_windows(ids, config, rows):
+def text_windows(ids, config, rows, which=None):
     """Iterate over consecutive windows of a text."""
-    return batches.eval_batches(ids, config.block_size, rows)
+    return batches.eval_batches(ids, config.block_size, rows, which)
+
+
+def count_windows(ids, config):
+    """Return the numbers of windows of a text and of the targets in them."""
+    return batches.count_windows(ids, config.block_size)
 
 
 def open_pairs(options, tokenizer=None, name=None):
@@ -134,14 +145,19 @@ def open_pairs(options, tokenizer=None, name=None):
     return PairData(options.get("data"), options.get("seed", 0), shared, tokenizer)
 
 
-def pair_batch(split, config, train_config, number):
+def pair_batch(split, config, train_config, number, row):
     """Return a batch of pairs, which are of their own lengths."""
     return pairs.random_pairs(split, train_config.seed, number, train_config.batch_size)
 
 
-def pair_windows(split, config, rows):
-    """Iterate over all pairs, short ones first."""
-    return pairs.eval_batches(split, rows)
+def pair_windows(split, config, rows, which=None):
+    """Iterate over pairs, short ones first."""
+    return pairs.eval_batches(split, rows, which)
+
+
+def count_pairs(split, config):
+    """Return the numbers of pairs and of the targets in them."""
+    return len(split), int(split.target.lengths.sum())
 
 
 def exact_match(data, params, config, map):
@@ -185,6 +201,7 @@ TASKS = {
         builtin_sizes={"vocab_size": 65},  # tiny Shakespeare
         batch=text_batch,
         eval_batches=text_windows,
+        eval_size=count_windows,
         count_targets=batches.count_targets,
         measure=lambda data, params, config, map: {},
         batch_unit="x {T} tokens",
@@ -209,6 +226,7 @@ TASKS = {
         builtin_sizes=None,
         batch=pair_batch,
         eval_batches=pair_windows,
+        eval_size=count_pairs,
         count_targets=pairs.count_targets,
         measure=exact_match,
         batch_unit="pairs",

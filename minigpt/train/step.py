@@ -13,6 +13,7 @@ from minigpt.ops.dropout import Rng
 from minigpt.optim.clipping import GRAD_NORM, LOSS_SCALE, SKIPPED, STEPS
 from minigpt.optim.schedule import learning_rate
 from minigpt.params import Params
+from minigpt.sample.evaluation import mean_loss
 from minigpt.sample.tasks import task_of
 from minigpt.train.config import make_optimizer
 from minigpt.train.threads import shard_slices, sum_gradients
@@ -44,11 +45,14 @@ class Trainer:
         Of the last step, before clipping, times the loss scale.
     count : int
         Targets in the last step, without those that are ignored.
+    ahead : (int, int)
+        How many batches and rows more a run has taken than steps of the present size would have.
     """
 
     def __init__(self, params, config, train_config, xp, workers):
         self.params, self.config, self.train_config, self.xp = params, config, train_config, xp
         self.task, self.workers, self.count = task_of(config), workers, 0
+        self.ahead = (0, 0)
         self.grads = params.zeros_like()
         dtype, half_params = PRECISIONS[train_config.dtype].compute_dtype, None
         if dtype != "float32":
@@ -92,9 +96,12 @@ class Trainer:
 
     def batches(self, split, step):
         """Return the batches that belong to `step`, as `step` takes them."""
-        n = self.train_config.gradient_accumulation_steps
-        numbers = range(step * n, (step + 1) * n)
-        return [self.task.batch(split, self.config, self.train_config, i) for i in numbers]
+        n, size = self.train_config.gradient_accumulation_steps, self.train_config.batch_size
+        batches, rows = self.ahead
+        return [
+            self.task.batch(split, self.config, self.train_config, i + batches, i * size + rows)
+            for i in range(step * n, (step + 1) * n)
+        ]
 
     def step(self, split, step, progress=None):
         """Train on the batches that belong to `step`, 0 at the first.
@@ -131,23 +138,16 @@ class Trainer:
         state = to_host(self.optimizer.state).tolist()
         return int(state[STEPS]), int(state[SKIPPED]), state[LOSS_SCALE]
 
-    def evaluate(self, split):
-        """Return the mean loss over every prediction of a split, nats per token.
+    def evaluate(self, split, which=None, map=None, show=None):
+        """Return the mean loss over a split, or the items `which` of it, nats per token.
 
         A text is cut into consecutive windows that do not overlap, so that the same weights always
-        give the same number. It is that of `params`, whatever the precision of the steps.
+        give the same number. It is that of `params`, whatever the precision of the steps. `map` and
+        `show` are as in sample/evaluation.py.
         """
-
-        def summed(batch):
-            count = self.task.count_targets(batch[1])
-            x, y = (to_device(array, self.xp) for array in batch)
-            loss, _ = self.task.loss_forward(x, y, self.params.tree, self.config, count=count)
-            return float(loss) * count, count
-
-        batches = self.task.eval_batches(split, self.config, self.eval_rows())
-        totals = self.workers.map(summed, batches)
-        losses, counts = zip(*totals, strict=True)
-        return sum(losses) / sum(counts)
+        batches = self.task.eval_batches(split, self.config, self.eval_rows(), which)
+        map = map or self.workers.map
+        return mean_loss(self.task, self.params, self.config, batches, map, show)[0]
 
     def eval_rows(self):
         """Return how many rows an evaluation takes at a time: on a GPU what a step has room for.

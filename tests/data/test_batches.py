@@ -95,7 +95,7 @@ def test_random_batch_reaches_every_start_equally_often():
 @given(st.integers(0, 2**64), st.integers(2, 300), st.integers(0, 10**6))
 def test_weyl_starts_have_gaps_of_three_lengths(seed, count, step):
     n = 2**32
-    starts = np.sort(data.weyl(n, seed, step, count))
+    starts = np.sort(data.weyl(n, seed, step, step * count, count))
     gaps = np.diff(starts, append=starts[0] + n)  # once round
     lengths = 1 + np.count_nonzero(np.diff(np.sort(gaps)) > 1)  # but for rounding
     assert lengths <= 3
@@ -114,9 +114,9 @@ def test_weyl_starts_leave_no_part_of_the_text_out():
 
 def test_weyl_starts_are_drawn_by_the_seed_and_continue_from_step_to_step():
     n = 10**6
-    one, other = (data.weyl(n, seed, 0, 12) for seed in (1, 2))
+    one, other = (data.weyl(n, seed, 0, 0, 12) for seed in (1, 2))
     assert (one != other).all()
-    parts = [data.weyl(n, 1, step, 4) for step in range(3)]
+    parts = [data.weyl(n, 1, step, 4 * step, 4) for step in range(3)]
     np.testing.assert_array_equal(np.concatenate(parts), one)
 
 
@@ -299,3 +299,24 @@ def test_as_a_user_runs_it(tmp_path):
         bad = run(*flags)
         assert (bad.returncode, bad.stdout) == (2, "")
         assert bad.stderr.count("\n") == 1 and "error: " in bad.stderr
+
+
+@given(st.integers(2, 100), st.integers(1, 20), st.integers(1, 5), st.data())
+def test_a_part_of_a_text_is_evaluated_in_the_windows_of_the_whole(n, block_size, size, draws):
+    ids = np.arange(n, dtype=np.int32) * 7
+    items, targets = data.count_windows(ids, block_size)
+    whole = [tuple(row) for _, y in data.eval_batches(ids, block_size, 1) for row in y]
+    assert (len(whole), sum(map(len, whole))) == (items, targets)
+    which = np.flatnonzero([draws.draw(st.booleans()) for _ in range(items)])
+    part = [tuple(row) for _, y in data.eval_batches(ids, block_size, size, which) for row in y]
+    assert part == [whole[i] for i in which]
+
+
+def test_a_batch_takes_up_the_row_of_the_run_that_it_is_told():
+    ids, size = np.arange(1000, dtype=np.int32), 4
+    usual = data.random_batch(ids, 1, 3, size, 8, "weyl")
+    np.testing.assert_array_equal(usual, data.random_batch(ids, 1, 9, size, 8, "weyl", 3 * size))
+    np.testing.assert_array_equal(
+        data.random_batch(ids, 1, 3, size, 8, "uniform", 99),
+        data.random_batch(ids, 1, 3, size, 8, "uniform"),
+    )

@@ -105,7 +105,7 @@ def test_a_text_is_cut_into_batches_of_tokens(tmp_path):
     raw, config = TEXT.encode(), gpt_config(vocab_size=256, block_size=16)
     assert bytes([*data.train, *data.val]) == raw and len(data.train) == int(0.9 * len(raw))
     assert f"{len(TEXT)} characters, {len(raw)} tokens, 256 different" in data.description
-    x, y = task.batch(data.train, config, TRAIN, 3)
+    x, y = task.batch(data.train, config, TRAIN, 3, 12)
     assert x.shape == (4, 16) and all(bytes([*row]) in raw for row in x)
     params = random_weights(config)
     loss, _ = task.loss_and_gradients(x, y, params.tree, config)
@@ -129,7 +129,7 @@ def test_pairs_are_as_long_as_their_tokens(tmp_path):
     assert bytes([*source[0]]).decode() == PAIRS[9][0]
     assert targets[0, -1] == tokenizer.end and bytes([*targets[0, :-1]]).decode() == PAIRS[9][1]
     config = Seq2SeqConfig(vocab_size=257, source_vocab_size=256, block_size=34)
-    batch, params = task.batch(data.train, config, TRAIN, 0), random_weights(config)
+    batch, params = task.batch(data.train, config, TRAIN, 0, 0), random_weights(config)
     assert np.isfinite(task.loss_and_gradients(*batch, params.tree, config)[0])
 
 

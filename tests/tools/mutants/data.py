@@ -66,7 +66,7 @@ MUTANTS = {
     "minigpt/data::weyl": [
         (
             "Weyl starts begin anew with each step",
-            "np.arange(number * batch_size, (number + 1) * batch_size, dtype=np.uint64)",
+            "np.arange(row, row + batch_size, dtype=np.uint64)",
             "np.arange(batch_size, dtype=np.uint64)",
             "data/test_batches.py::test_weyl_starts_leave_no_part_of_the_text_out",
         ),
@@ -126,8 +126,8 @@ MUTANTS = {
     "minigpt/data/batches.py::eval_batches": [
         (
             "the end of the split is not evaluated",
-            "if whole < n:",
-            "if whole < n < block_size:",
+            "if whole < n and",
+            "if whole < n < block_size and",
             "train/test_step.py::test_an_evaluation_counts_every_prediction_of_the_split_once",
         ),
     ],

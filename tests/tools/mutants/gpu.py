@@ -277,8 +277,8 @@ MUTANTS = {
     "minigpt/train::Trainer.evaluate": [
         (
             "an evaluation is of the copy in half precision",
-            "loss_forward(x, y, self.params.tree,",
-            "loss_forward(x, y, self.compute_tree,",
+            "mean_loss(self.task, self.params,",
+            "mean_loss(self.task, self.optimizer.half_params or self.params,",
             "train/test_precision.py::test_an_evaluation_is_in_single_precision",
         ),
     ],

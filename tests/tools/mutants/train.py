@@ -45,7 +45,7 @@ MUTANTS = {
             "train/test_nonfinite.py::test_in_float16_only_what_no_smaller_loss_scale_would_save_counts",
         ),
     ],
-    "minigpt/train::Trainer.evaluate": [
+    "minigpt/sample::mean_loss": [
         (
             "a mean of means, though the last window is shorter",
             "return sum(losses) / sum(counts)",

@@ -1,0 +1,68 @@
+"""The mean loss over a split, or over an even part of it.
+
+A split is a row of items in a fixed order: windows of a text, pairs by length. A part of it takes
+every so many, so that it is like the whole, and the same in every evaluation of a run.
+"""
+
+import itertools
+
+import numpy as np
+
+from minigpt.backend import array_module, to_device
+
+GROUP = 16  # batches between two signs of progress
+
+
+def spread(n, k):
+    """Return k of the numbers 0 .. n - 1, at even distances: (k,) int, in order."""
+    return np.arange(k) * n // k
+
+
+def even_part(items, targets, limit):
+    """Return which items make up an even part of a split.
+
+    Parameters
+    ----------
+    items, targets : int
+        Of the split.
+    limit : int
+        Targets that the part should have, about.
+
+    Returns
+    -------
+    which : (k,) int, or None if all items are within the limit
+    """
+    return spread(items, max(1, items * limit // targets)) if targets > limit else None
+
+
+def mean_loss(task, params, config, batches, map=map, show=None):
+    """Return (loss, count): the mean over all targets of the batches, nats per token, and how many.
+
+    Parameters
+    ----------
+    task : Task
+    params : Params
+        The batches move to where these are.
+    config : GPTConfig or Seq2SeqConfig
+    batches : iterator over (ids, targets)
+    map : callable
+        As the built-in one; may work on several items at the same time.
+    show : callable, optional
+        show(count) is called now and then with the targets that are done.
+    """
+
+    xp = array_module(params.flat)
+
+    def total(batch):
+        count = task.count_targets(batch[1])
+        x, y = (to_device(array, xp) for array in batch)
+        loss, _ = task.loss_forward(x, y, params.tree, config, count=count)
+        return float(loss) * count, count
+
+    batches, totals = iter(batches), []
+    while group := [*itertools.islice(batches, GROUP)]:
+        totals += map(total, group)
+        if show:
+            show(sum(count for _, count in totals))
+    losses, counts = zip(*totals, strict=True)
+    return sum(losses) / sum(counts), sum(counts)
