@@ -55,6 +55,7 @@ def option(
     answers=None,
     group=None,
     rare=False,
+    several=False,
 ):
     """Make a dataclass field that knows its help and its bounds, and is a flag as well.
 
@@ -81,11 +82,14 @@ def option(
         Title in the help. If left out, the first line of the class's docstring.
     rare : bool
         Whether only --help-all shows the flag.
+    several : bool
+        Whether a string stands for several, a line each: the flag takes all words up to the next
+        flag and may be repeated; elsewhere they may come as a list.
     """
     bounds = {"at least": min, "above": above, "at most": max, "below": below}
     metadata = {"help": help, "choices": choices, "metavar": metavar, "flag": flag}
     metadata |= {"bounds": {word: bound for word, bound in bounds.items() if bound is not None}}
-    metadata |= {"answers": answers or {}, "group": group, "rare": rare}
+    metadata |= {"answers": answers or {}, "group": group, "rare": rare, "several": several}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -141,6 +145,8 @@ class Field(typing.NamedTuple):
             If it cannot be a value of the field. `name` is what the user knows the field by, such
             as "n_layer", "--n-layer" or "run.toml: n_layer".
         """
+        if self.option.get("several") and isinstance(value, list | tuple):
+            value = "\n".join(map(os.fspath, value)) if all(map(is_name, value)) else value
         value = converted(value, self.kind)
         if type(value) not in self.types or value != value:
             needed = " or ".join(NEEDED.get(t, f"a {t.__name__}") for t in self.types)
@@ -192,6 +198,11 @@ def converted(value, kind):
     if kind is str and isinstance(value, os.PathLike):
         return os.fspath(value)
     return value
+
+
+def is_name(value):
+    """Tell whether a value is a string or a path."""
+    return isinstance(value, str | os.PathLike)
 
 
 def short(bound):

@@ -6,6 +6,7 @@ from dataclasses import MISSING
 
 from minigpt.cli.fields import fields_of, nearest
 from minigpt.cli.program import one_line
+from minigpt.cli.terminal import as_utf8, shell_word
 from minigpt.errors import UserError
 
 METAVARS = {int: "N", float: "X", str: "TEXT"}
@@ -65,9 +66,12 @@ class Value(argparse.Action):
 
     def __call__(self, parser, namespace, text, flag=None):
         try:
-            setattr(namespace, self.dest, self.field.read(text, flag))
+            value = self.field.read(as_utf8(text, flag) if self.metavar == "TEXT" else text, flag)
         except UserError as error:
             parser.error(str(error))
+        if self.field.option["several"] and hasattr(namespace, self.dest):
+            value = getattr(namespace, self.dest) + "\n" + value
+        setattr(namespace, self.dest, value)
 
 
 class HelpAll(argparse.Action):
@@ -129,23 +133,52 @@ class Parser(argparse.ArgumentParser):
             self.error(f"--{one} and --{other}: give one of the two")
 
     def canonical(self, args):
-        """Return arguments with a flag's underscores as dashes, and --bias=False as --no-bias."""
+        """Return arguments with a flag's underscores as dashes, and its value behind a "=".
+
+        So a value may begin with a dash. --bias=False becomes --no-bias.
+        """
         words, found = [str(word) for word in args], []
         while words:
             word = words.pop(0)
-            flag, equals, value = word.partition("=")
-            flag = flag.replace("_", "-")
-            action = self._option_string_actions.get(flag) if flag.startswith("--") else None
-            if action is None:
+            flag, action, value = self.split(word)
+            if action is None or action.nargs not in (0, None):
                 found.append(word)
-                continue
-            if action.nargs != 0:
-                found.append(flag + equals + value)
-                continue
-            if not equals and words and words[0].lower() in SWITCH:
-                equals, value = " ", words.pop(0)
-            found += self.switch(flag, value, action) if equals else [flag]
+            elif action.nargs == 0:
+                if value is None and words and words[0].lower() in SWITCH:
+                    value = words.pop(0)
+                found += [flag] if value is None else self.switch(flag, value, action)
+            else:
+                values = self.take(flag, action, words) if value is None else [value]
+                found += [f"{flag}={value}" for value in values]
         return found
+
+    def split(self, word):
+        """Return the flag that an argument is, its action and the value in it, as far as known."""
+        flag, equals, value = word.partition("=")
+        flag = flag.replace("_", "-")
+        return flag, self._option_string_actions.get(flag), value if equals else None
+
+    def take(self, flag, action, words):
+        """Take a flag's value off the words behind it, or several: until one begins with a dash."""
+        if not words:
+            self.error(f"{flag}: expected a value")
+        if self.split(words[0])[1] is not None:
+            follows = words[0]
+            self.error(
+                f"{flag}: expected a value, but {follows} follows; write "
+                f"{flag}={shell_word(follows)} if it is meant"
+            )
+        taken = [words.pop(0)]
+        if isinstance(action, Value) and action.field.option["several"]:
+            while words and (words[0] == "-" or not words[0].startswith("-")):
+                taken.append(words.pop(0))
+        return taken
+
+    def _get_values(self, action, arg_strings):
+        """As argparse's, which before Python 3.13 loses a value that is "--"."""
+        if isinstance(action, Value):
+            return arg_strings[0]
+        return super()._get_values(action, arg_strings)
 
     def switch(self, flag, value, action):
         """Return the arguments that a flag without a value, given one, stands for."""

@@ -11,9 +11,12 @@ import shlex
 import subprocess
 import sys
 
+from minigpt.errors import UserError
+
 # Obeyed by terminals, or moved about in them: C0 but for tab and new line, DEL, C1; line
 # separators; overrides of the direction, which can make a line read as another.
 CONTROLS = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+SURROGATES = re.compile("[\ud800-\udfff]")  # as which Python keeps bytes that do not fit
 UNPRINTABLE = "minigpt.unprintable"  # name of `encode_rest` as a handler of errors
 
 
@@ -106,9 +109,17 @@ def encode_rest(error):
 codecs.register_error(UNPRINTABLE, encode_rest)
 
 
-def as_utf8(text):
-    """Return an argument of the command line, a text in UTF-8, whatever the locale took it for."""
-    try:
+def as_utf8(text, flag):
+    """Return a flag's text, an argument, read as UTF-8 whatever the locale took its bytes for.
+
+    Raises
+    ------
+    UserError
+        If bytes of it fit neither.
+    """
+    with contextlib.suppress(UnicodeError):
         return os.fsencode(text).decode("utf-8")
-    except UnicodeError:
-        return text
+    wrong = SURROGATES.search(text)
+    if wrong:
+        raise UserError(f"{flag} is not UTF-8: byte 0x{ord(wrong[0]) & 0xFF:02x} does not fit")
+    return text

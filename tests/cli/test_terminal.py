@@ -122,11 +122,11 @@ def test_pythonioencoding_is_obeyed(wish, expected):
 
 
 @pytest.mark.report("21")
-def test_an_argument_is_read_as_utf8_and_a_name_printed_as_it_was_given():
-    body = (
-        "from minigpt.cli.terminal import as_utf8; print(ascii(as_utf8(sys.argv[1])), sys.argv[1])"
-    )
+def test_a_text_is_read_as_utf8_and_a_name_printed_as_it_was_given():
+    body = "print(ascii(cli.terminal.as_utf8(sys.argv[1], '--prompt')), sys.argv[1])"
     out, err = program(body, TEXT, **ASCII)
     assert (out.decode(), err) == (f"{ascii(TEXT)} {TEXT}\n", b"")
-    out, err = program(body, b"a\xff", **ASCII)  # not UTF-8: as it came
-    assert (out, err) == (b"'a\\udcff' a\\udcff\n", b"")
+    out, err = program(body, b"a\xff", **ASCII)
+    assert (out, err) == (b"", b"error: --prompt is not UTF-8: byte 0xff does not fit\n")
+    out, err = program("print(sys.argv[1])", b"a\xff", **ASCII)
+    assert (out, err) == (b"a\\udcff\n", b"")
