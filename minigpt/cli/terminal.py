@@ -55,10 +55,8 @@ def shell_word(text):
     if text.isprintable():
         return shlex.quote(text)
     raw = text.encode("utf-8", "surrogateescape")
-    escaped = "".join(
-        chr(b) if 32 <= b < 127 else f"\\x{b:02x}" for b in raw.replace(b"\\", b"\\\\")
-    )
-    return "$'" + escaped.replace("'", "\\'") + "'"
+    plain = "".join(chr(b) if 32 <= b < 127 and b not in b"\\'" else f"\\x{b:02x}" for b in raw)
+    return f"$'{plain}'"
 
 
 def printable(text, stream=None):

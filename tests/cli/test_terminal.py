@@ -69,7 +69,7 @@ def test_a_name_that_is_not_utf8_is_a_word_as_well():
 
 
 @pytest.mark.report("26")
-def test_a_terminal_gets_control_characters_as_escapes_and_a_file_gets_them_raw():
+def test_a_terminal_gets_escapes_for_control_characters():
     text = "\x1b[31mred\x07\b\x9b\x7f\r\n\ttab\u202eé天😀\0"
     assert cli.printable(text, Terminal()) == (
         "\\x1b[31mred\\x07\\x08\\x9b\\x7f\\r\n\ttab\\u202eé天😀\\x00"

@@ -1,6 +1,7 @@
 """Bugs in command lines and configs."""
 
 FLAGS, OLD = "cli/test_flags.py::", "train/test_old_runs.py::"
+TERMINAL = "cli/test_terminal.py::"
 IN_PYTHON = FLAGS + "test_a_config_made_in_python_is_checked_like_a_command_line"
 
 MUTANTS = {
@@ -50,12 +51,72 @@ MUTANTS = {
             OLD + "test_what_an_old_checkpoint_lacks_has_its_value_of_then",
         ),
     ],
-    "minigpt/cli::Parser.canonical": [
+    "minigpt/cli::Parser.split": [
         (
             "the underscores of a flag stay",
             'flag.replace("_", "-")',
             "flag",
             FLAGS + "test_flags_are_understood_as_nanogpt_writes_them",
+        ),
+    ],
+    "minigpt/cli::Parser.take": [
+        (
+            "what a flag takes is the next flag",
+            "if self.split(words[0])[1] is not None:",
+            "if False:",
+            FLAGS + "test_a_bad_command_line_is_one_line_on_stderr",
+        ),
+        (
+            "a flag of several values takes one",
+            "while words and",
+            "while not words and",
+            FLAGS + "test_a_flag_of_several_values_takes_all_up_to_the_next",
+        ),
+    ],
+    "minigpt/cli::Parser._get_values": [
+        (
+            "the value -- is lost",
+            "if isinstance(action, Value):",
+            "if False:",
+            FLAGS + "test_a_value_may_begin_with_a_dash",
+        ),
+    ],
+    "minigpt/cli::command": [
+        (
+            "a name that begins with a dash is taken for a flag",
+            '"=" if text.startswith("-") else " "',
+            '" "',
+            TERMINAL + "test_a_shell_reads_from_a_command_what_was_put_in",
+        ),
+    ],
+    "minigpt/cli::shell_word": [
+        (
+            "a quotation mark ends the word",
+            "if 32 <= b < 127 and",
+            "if 32 <= b < 127 or",
+            TERMINAL + "test_a_shell_reads_from_a_command_what_was_put_in",
+        ),
+    ],
+    "minigpt/cli::use_utf8": [
+        (
+            "output is in the encoding of the locale",
+            'encoding=encoding or "utf-8"',
+            "encoding=encoding or None",
+            TERMINAL + "test_output_is_utf8_in_a_locale_of_ascii",
+        ),
+        (
+            "PYTHONIOENCODING is not heard",
+            'encoding=encoding or "utf-8"',
+            'encoding="utf-8"',
+            TERMINAL + "test_pythonioencoding_is_obeyed",
+        ),
+    ],
+    "minigpt/cli::printable": [
+        (
+            "a file gets escapes",
+            "and stream.isatty()",
+            "",
+            TERMINAL + "test_a_terminal_gets_escapes_for_control_characters",
         ),
     ],
     "minigpt/cli::Parser.switch": [
