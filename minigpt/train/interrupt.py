@@ -1,35 +1,86 @@
-"""Ctrl-C and SIGTERM, obeyed between two steps of training."""
+"""Signals that ask for an end, obeyed between two batches of training or of an evaluation."""
 
 import contextlib
 import os
 import signal
 
+# Those that ask for an end. Not SIGQUIT, which asks for a core dump; each system has some of them.
+ENDS = "SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGBREAK"
+
+
+class Stopped(Exception):
+    """A step or an evaluation was left between two of its batches, since a signal has come."""
+
+
+class Never:
+    """What takes the place of an Interrupt where no handler of signals is to be installed."""
+
+    signal = None
+
+    def hold(self):
+        """Do nothing."""
+
+    def release(self):
+        """Do nothing."""
+
 
 class Interrupt:
-    """Remembers Ctrl-C or SIGTERM, so that the loop can stop between two steps.
+    """Remembers a signal that asks for an end, so that the work can be left between two batches.
 
-    A second Ctrl-C raises KeyboardInterrupt as usual; a second SIGTERM ends the program.
+    A second one raises KeyboardInterrupt; while it is held, as amid an update of the weights or a
+    save, only afterwards. What the parent process has set to be ignored stays ignored, as under
+    nohup. Outside of the main thread no handler can be installed, and none is.
 
     Attributes
     ----------
     signal : int or None
-        The number of the signal that came.
+        The number of the signal that came first.
+    held : bool
+        Whether a second signal has to wait.
+    done : bool
+        Whether there is nothing left to be saved: then the first signal raises KeyboardInterrupt.
     """
 
     def __init__(self):
-        self.signal = None
+        self.signal, self.held, self.again, self.done = None, False, False, False
+        self.before = {}
 
     def __enter__(self):
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        self.before = {number: signal.signal(number, self.note) for number in numbers}
+        for name in ENDS:
+            number = getattr(signal, name, None)
+            handler = number and signal.getsignal(number)
+            if handler is None or handler == signal.SIG_IGN:
+                continue
+            with contextlib.suppress(ValueError):  # this is not the main thread
+                self.before[number] = signal.signal(number, self.note)
         return self
 
     def note(self, number, _):
-        """Remember the signal; the next one has its usual effect."""
-        self.signal = number
-        signal.signal(number, self.before[number])
-        with contextlib.suppress(OSError):  # not print: the signal may have come inside another
-            os.write(2, b"\nfinishing this step and saving; press Ctrl-C again to quit now\n")
+        """Remember the signal; the next one raises KeyboardInterrupt."""
+        if self.done:
+            raise KeyboardInterrupt
+        if self.signal is None:
+            self.signal = number
+            told = "finishing this batch and saving; press Ctrl-C again to quit now"
+            if number != signal.SIGINT:
+                name = signal.Signals(number).name
+                told = f"{name}: finishing this batch and saving; a second signal quits now"
+            with contextlib.suppress(OSError):  # not print: it may have come inside another
+                os.write(2, f"\n{told}\n".encode())
+        elif self.held:
+            self.again = True
+        else:
+            raise KeyboardInterrupt
+
+    def hold(self):
+        """Let a second signal wait until `release`."""
+        self.held = True
+
+    def release(self):
+        """Raise KeyboardInterrupt if a second signal has come since `hold`."""
+        self.held, again, self.again = False, self.again, False
+        if again:
+            raise KeyboardInterrupt
 
     def __exit__(self, *_):
         for number, handler in self.before.items():

@@ -188,7 +188,10 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, capsys, number, code):
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code
-    assert err == "\nfinishing this step and saving; press Ctrl-C again to quit now\n"
+    told = "finishing this batch and saving; press Ctrl-C again to quit now"
+    if number != signal.SIGINT:
+        told = "SIGTERM: finishing this batch and saving; a second signal quits now"
+    assert err == f"\n{told}\n"
     step, command = re.search(r"stopped at step ([\d,]+) of .*\n  (.*)\n", out).groups()
     step = int(step.replace(",", ""))
     words = shlex.split(command)
