@@ -56,6 +56,7 @@ def option(
     group=None,
     rare=False,
     several=False,
+    path=False,
 ):
     """Make a dataclass field that knows its help and its bounds, and is a flag as well.
 
@@ -85,11 +86,15 @@ def option(
     several : bool
         Whether a string stands for several, a line each: the flag takes all words up to the next
         flag and may be repeated; elsewhere they may come as a list.
+    path : bool
+        Whether the value names a file or folder: a "~" in front stands for the user's home, as in
+        a shell.
     """
     bounds = {"at least": min, "above": above, "at most": max, "below": below}
     metadata = {"help": help, "choices": choices, "metavar": metavar, "flag": flag}
     metadata |= {"bounds": {word: bound for word, bound in bounds.items() if bound is not None}}
-    metadata |= {"answers": answers or {}, "group": group, "rare": rare, "several": several}
+    metadata |= {"answers": answers or {}, "group": group, "rare": rare}
+    metadata |= {"several": several, "path": path}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -146,13 +151,16 @@ class Field(typing.NamedTuple):
             as "n_layer", "--n-layer" or "run.toml: n_layer".
         """
         if self.option.get("several") and isinstance(value, list | tuple):
-            value = "\n".join(map(os.fspath, value)) if all(map(is_name, value)) else value
+            good = value and all(map(is_name, value))
+            value = "\n".join(map(os.fspath, value)) if good else value
         value = converted(value, self.kind)
         if type(value) not in self.types or value != value:
             needed = " or ".join(NEEDED.get(t, f"a {t.__name__}") for t in self.types)
             raise UserError(f"{name} is {value!r:.60}; it must be {needed}")
         if value is None:
             return value
+        if self.option.get("path"):
+            value = "\n".join(expand_home(path, name) for path in value.split("\n"))
         choices, bounds = self.option.get("choices"), self.option.get("bounds", {})
         if choices and value not in choices:
             answer = self.option["answers"].get(value)
@@ -203,6 +211,22 @@ def converted(value, kind):
 def is_name(value):
     """Tell whether a value is a string or a path."""
     return isinstance(value, str | os.PathLike)
+
+
+def expand_home(path, name):
+    """Return a path with the user's home in place of "~" or "~user".
+
+    Raises
+    ------
+    UserError
+        If there is none: a folder named "~" would be made otherwise. `name` is that of the option.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded == "~" or expanded.startswith(("~/", "~" + os.sep)):
+        raise UserError(
+            f"{name} is {path!r:.60}, but there is no home folder for ~; give the whole path"
+        )
+    return expanded
 
 
 def short(bound):

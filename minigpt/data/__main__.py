@@ -18,7 +18,12 @@ class WalkConfig(cli.Config):
     """The walk."""
 
     data: str | None = cli.option(
-        None, "text file in UTF-8; tiny Shakespeare if left out", metavar="FILE"
+        None,
+        "text in UTF-8: one file or several, folders, globs in quotes, or - for standard input; "
+        "tiny Shakespeare if left out",
+        metavar="FILE",
+        path=True,
+        several=True,
     )
     block_size: int = cli.option(8, "tokens of context for a prediction", min=1)
     encode: str | None = cli.option(None, "text to turn into ids; the first word if left out")

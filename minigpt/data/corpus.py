@@ -10,12 +10,12 @@ import threading
 import time
 from pathlib import Path
 
+from minigpt.data.sources import describe, find_sources, joined_text
 from minigpt.errors import UserError
 from minigpt.files import (
     AlreadyLocked,
     acquire,
     read_bytes,
-    read_text,
     release,
     write_atomically,
 )
@@ -52,7 +52,11 @@ def load_text(path=None):
         anything but tiny Shakespeare.
     """
     if path is not None:
-        return read_text(path, "--data", empty=False), str(path)
+        sources = find_sources(path)
+        text = joined_text(sources)
+        if not text:
+            raise UserError(f"{sources[0].where} is empty; name a file with text in it")
+        return text, describe(sources)
     corpus = os.environ.get("MINIGPT_CORPUS")
     raw = read_bytes(corpus, "MINIGPT_CORPUS") if corpus else _read_cache() or _fetch_once()
     if raw is None:

@@ -9,6 +9,7 @@ import types
 from pathlib import Path
 
 from minigpt import cli
+from minigpt.data.sources import STDIN, find_sources
 from minigpt.errors import UserError
 from minigpt.files import write_atomically, writing
 from minigpt.library.model import load
@@ -49,9 +50,9 @@ def fit(
 
     Parameters
     ----------
-    data : str or path, optional
-        A UTF-8 file: a text, or with task="seq2seq" lines of source TAB target. Left out: tiny
-        Shakespeare, or dates.
+    data : str or path or list of them, optional
+        UTF-8 files, folders or globs: texts, or with task="seq2seq" lines of source TAB target.
+        Left out: tiny Shakespeare, or dates.
     preset : str, optional
         "quick" if left out, "dates" for pairs; `minigpt train --help` lists them.
     text : str, optional
@@ -137,15 +138,17 @@ def fit_in(stack, own, options, text, progress, lasting):
 
 
 def existing(data):
-    """Return the path of a data file as a str, or raise a UserError that tells what to give."""
-    if not isinstance(data, str | os.PathLike):
+    """Return the names of data files as option data holds them, or raise a UserError."""
+    names = data if isinstance(data, list | tuple) else [data]
+    if not names or not all(isinstance(name, str | os.PathLike) for name in names):
         raise UserError(
-            f"data is {data!r:.60}; it must be the path of a file; give a text itself by text=, a "
-            "list of (source, target) by pairs="
+            f"data is {data!r:.60}; it must be the path of a file, or a list of paths; give a text "
+            "itself by text=, a list of (source, target) by pairs="
         )
-    if not os.path.exists(data):
-        raise UserError(f"data {str(data)!r:.60} is no file; give a text itself by text=")
-    return os.fspath(data)
+    for name in names:
+        if not any(s.path == STDIN or os.path.exists(s.path) for s in find_sources([name])):
+            raise UserError(f"data {str(name)!r:.60} is no file; give a text itself by text=")
+    return "\n".join(map(os.fspath, names))
 
 
 def as_line(i, pair):

@@ -33,7 +33,7 @@ class AttentionConfig(CheckpointConfig):
     kind: str = cli.option("cross", "which attention of an encoder-decoder", MAP_KINDS)
     layer: int | None = cli.option(None, "show this layer only, counted from 0")
     head: int | None = cli.option(None, "show this head only, counted from 0")
-    picture: str = cli.option("attention.png", "file for the picture", metavar="FILE")
+    picture: str = cli.option("attention.png", "file for the picture", metavar="FILE", path=True)
 
 
 def as_text(weights, rows, columns, title, width):

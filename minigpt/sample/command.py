@@ -16,9 +16,11 @@ class CheckpointConfig(cli.Config):
     """Which trained model, and where it computes."""
 
     out_dir: str = cli.option(
-        "out", "folder of a run: its best checkpoint, else its last", metavar="DIR"
+        "out", "folder of a run: its best checkpoint, else its last", metavar="DIR", path=True
     )
-    checkpoint: str | None = cli.option(None, "a checkpoint, instead of --out-dir", metavar="FILE")
+    checkpoint: str | None = cli.option(
+        None, "a checkpoint, instead of --out-dir", metavar="FILE", path=True
+    )
     backend: str = cli.option("numpy", "where to compute", BACKENDS)
 
     def load(self):
@@ -34,7 +36,9 @@ class SampleConfig(CheckpointConfig):
     prompt: str | None = cli.option(
         None, "text to continue (default: a new line) or to answer (default: standard input)"
     )
-    prompt_file: str | None = cli.option(None, "file with that text, in UTF-8", metavar="FILE")
+    prompt_file: str | None = cli.option(
+        None, "file with that text, in UTF-8", metavar="FILE", path=True
+    )
 
 
 def build_of(cls, given):

@@ -42,12 +42,17 @@ class TrainConfig(cli.Config):
     )
     data: str | None = option(
         None,
-        "UTF-8 file: a text (default: tiny Shakespeare); for seq2seq, lines of source TAB target "
-        "(default: dates in words to ISO 8601)",
+        "UTF-8 text (default: tiny Shakespeare); for seq2seq, lines of source TAB target (default: "
+        "dates in words to ISO 8601). One file or several, folders, globs in quotes, or - for "
+        "standard input",
         metavar="FILE",
         group="Run",
+        path=True,
+        several=True,
     )
-    out_dir: str = option("out", "folder for checkpoints and metrics", metavar="DIR", group="Run")
+    out_dir: str = option(
+        "out", "folder for checkpoints and metrics", metavar="DIR", group="Run", path=True
+    )
     backend: str = option(
         "numpy",
         "numpy: CPU; cupy: GPU",

@@ -1,5 +1,6 @@
 """From a command line to the options of a run: preset, TOML file, flags."""
 
+import os
 import tomllib
 
 from minigpt import cli
@@ -79,6 +80,7 @@ def read_config(path):
     """
     if path is None:
         return None, {}
+    path = os.path.expanduser(path)
     try:
         found = tomllib.loads(read_text(path, "--config", "TOML file"))
     except tomllib.TOMLDecodeError as error:

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from minigpt.cli import one_line
+from minigpt.cli import fields_of, one_line
 from minigpt.errors import UserError
 from minigpt.files import LAST, METRICS
 from minigpt.model.checkpoint import ELSE, load
@@ -16,7 +16,8 @@ from minigpt.train.state import RunState
 
 def folder_of(options):
     """Return the path of the run that a dict of options is of."""
-    return Path(str(options.get("out_dir", TrainConfig.out_dir)))
+    out_dir = fields_of(TrainConfig)["out_dir"]
+    return Path(out_dir.check(options.get("out_dir", out_dir.default), "out_dir"))
 
 
 def read_state(checkpoint, path):

@@ -295,7 +295,11 @@ def test_as_a_user_runs_it(tmp_path):
     good = run("--data", path)
     assert (good.returncode, good.stderr) == (0, "")
     assert "420 characters" in good.stdout
-    for flags in (["--data", tmp_path], ["--data", path, "--encode", "Bee7"], ["--blocksize", "8"]):
+    for flags in (
+        ["--data", tmp_path / "*.md"],
+        ["--data", path, "--encode", "Bee7"],
+        ["--blocksize", "8"],
+    ):
         bad = run(*flags)
         assert (bad.returncode, bad.stdout) == (2, "")
         assert bad.stderr.count("\n") == 1 and "error: " in bad.stderr

@@ -226,7 +226,7 @@ def test_own_text_that_cannot_be_used(cache, tmp_path, raw, message):
 def test_own_text_is_never_replaced(cache, network, monkeypatch, tmp_path):
     network += [RAW]
     monkeypatch.setenv("MINIGPT_CORPUS", str(tmp_path / "copy.txt"))
-    with pytest.raises(UserError, match="is a folder; name a text file"):
+    with pytest.raises(UserError, match="is a folder, but it has no file that ends in"):
         source.load_text(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be read: Not a directory"):

@@ -222,7 +222,7 @@ def test_progress_is_shown_or_not(capsys):
     [
         ({"data": "no.txt"}, r"data 'no.txt' is no file; give a text itself by text="),
         ({"data": 3}, "data is 3; it must be the path of a file"),
-        ({"data": "."}, r"--data \. is a folder; name a text file"),
+        ({"data": ["*.none"]}, "no file has a name like that"),
         ({"data": "a", "text": "b"}, "give one of data, text and pairs"),
         ({"text": b"abc"}, "text is b'abc'; it must be a string"),
         ({"text": "a\ud800"}, r"text holds '\\ud800' at position 1"),

@@ -75,8 +75,8 @@ def test_a_config_file_that_is_no_good(tmp_path, capsys, text, told):
         ("--lr-decay-share=0.5", "--lr-decay-share: use --lr-decay-fraction"),
         ("--tf32", "--tf32: use --dtype tf32"),
         ("--block-size=300", "the text is too short: its validation part has 200 of 2000 tokens"),
-        ("--data=none.txt", "--data none.txt cannot be read: No such file"),
-        ("--data=.", "--data . is a folder; name a text file"),
+        ("--data=none.txt", "none.txt cannot be read: No such file"),
+        ("--data=*.none", "--data *.none: no file has a name like that"),
         ("--n-embd=1000000000000", "the model would have 1e+25 parameters"),
     ],
 )

@@ -1,0 +1,148 @@
+"""What --data names: files, folders, globs, standard input; and their text, a part at a time."""
+
+import glob
+import os
+import sys
+from typing import NamedTuple
+
+from minigpt.errors import UserError
+from minigpt.files import METRICS, decode_utf8, read_text
+
+STDIN = "-"
+TEXTS = (".txt", ".text", ".md", ".rst")  # what counts as a text in a folder
+SHOWN = 3  # names in a description
+
+
+class Source(NamedTuple):
+    """A file, or standard input.
+
+    Attributes
+    ----------
+    path : str
+        "-" is standard input.
+    """
+
+    path: str
+
+    @property
+    def name(self):
+        """What a description calls it."""
+        return "standard input" if self.path == STDIN else self.path
+
+    @property
+    def where(self):
+        """What an error message about it begins with."""
+        return "standard input" if self.path == STDIN else f"--data {self.path}"
+
+
+def find_sources(data, endings=TEXTS):
+    """Return the files that --data names.
+
+    A name is that of a file, of a folder (all files in it and in the folders below it that end in
+    one of `endings`, sorted; hidden ones and the folders of runs are left out), a glob ("**" is
+    any number of folders), or "-", standard input. A file that is there is never taken for a glob.
+    Each file counts once, at its first place.
+
+    Parameters
+    ----------
+    data : str, path or list of them
+        A str may hold several names, one a line.
+    endings : tuple of str
+        In small letters; capital ones count as well.
+
+    Returns
+    -------
+    sources : list of Source, at least one
+
+    Raises
+    ------
+    UserError
+        If a name stands for nothing.
+    """
+    names = data if isinstance(data, list | tuple) else os.fspath(data).split("\n")
+    paths = [path for name in names for path in expand(os.fspath(name), endings)]
+    once = {}
+    for path in paths:
+        once.setdefault(identity(path), Source(path))
+    return [*once.values()]
+
+
+def identity(path):
+    """Return what two paths of one file have in common."""
+    if path == STDIN or "\0" in path:
+        return path
+    return os.path.realpath(path)
+
+
+def expand(name, endings):
+    """Return the paths that one name stands for; it is never an empty list."""
+    name = os.path.expanduser(name)
+    if name == STDIN:
+        return [name]
+    if os.path.isdir(name):
+        return folder_files(name, endings)
+    if os.path.exists(name) or not glob.has_magic(name):
+        return [name]  # who reads it says what is wrong with it
+    found = sorted(path for path in glob.iglob(name, recursive=True) if not os.path.isdir(path))
+    if not found:
+        raise UserError(f"--data {name}: no file has a name like that")
+    return found
+
+
+def folder_files(folder, endings):
+    """Return the paths of the files in a folder, at any depth, that end in one of `endings`."""
+    found, others = [], 0
+    for path, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if METRICS in files and path != folder:
+            folders.clear()  # a run's folder
+            continue
+        files = [name for name in files if not name.startswith(".")]
+        good = [name for name in files if name.lower().endswith(endings)]
+        found += [os.path.join(path, name) for name in good]
+        others += len(files) - len(good)
+    if not found:
+        needed = ", ".join(endings[:-1]) + " or " + endings[-1]
+        other = f"none of its {others} files ends" if others else "it has no file that ends"
+        raise UserError(
+            f"--data {folder} is a folder, but {other} in {needed}; name other files one by one, "
+            f"or by a glob in quotes: --data {os.path.join(folder, '**', '*.py')!r}, for example"
+        )
+    return sorted(found, key=lambda path: path.split(os.sep))
+
+
+def read_source(source):
+    """Return the text of a source, which may be empty.
+
+    Raises
+    ------
+    UserError
+        As files.read_text; or if standard input is closed.
+    """
+    if source.path != STDIN:
+        return read_text(source.path, "--data")
+    return decode_utf8(read_stdin(), source.where).removeprefix("\ufeff")
+
+
+def joined_text(sources):
+    """Return the text of all sources, with a line break after one that lacks it, but the last."""
+    texts = list(filter(None, map(read_source, sources)))
+    return "".join(text if text.endswith("\n") else f"{text}\n" for text in texts[:-1]) + (
+        texts[-1] if texts else ""
+    )
+
+
+def read_stdin():
+    """Return the bytes of standard input, or raise a UserError if it is closed."""
+    if sys.stdin is None:
+        raise UserError("--data -: standard input is closed; name a file")
+    return sys.stdin.buffer.read()
+
+
+def describe(sources):
+    """Return what the sources are called: "a.txt", or "3 files: a.txt, b.txt, c.txt"."""
+    names = [source.name for source in sources]
+    if len(names) == 1:
+        return names[0]
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{len(names)} files: {', '.join(names[:SHOWN])}{more}"
