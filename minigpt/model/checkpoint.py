@@ -260,8 +260,9 @@ def find_checkpoint(path):
             return file
     if path.is_dir() or not (path.exists() or path.suffix == Path(BEST).suffix):
         found = f"no {BEST} or {LAST} there" if path.is_dir() else "there is no such file or folder"
+        train = cli.command("python -m minigpt.train", out_dir=path)
         raise UserError(
-            f"{path}: {found}; train a model with `python -m minigpt.train --out-dir {path}`, or "
-            "name the folder of a run or a checkpoint"
+            f"{path}: {found}; train a model with `{train}`, or name the folder of a run or a "
+            "checkpoint"
         )
     return path

@@ -1,18 +1,28 @@
 """The loss curve of a run: training and validation loss over the steps."""
 
 from minigpt.files import PICTURE, read_metrics
+from minigpt.report.picture import drawing
 
 EARLY, MARGIN = 0.1, 0.05  # fraction of the steps left out of the y limit, and room above the rest
 
 
 def draw_losses(folder):
-    """Draw loss.png from the metrics; return its path, or None without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
-    lines = read_metrics(folder)
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    """Draw loss.png from the metrics and return its path.
+
+    Raises
+    ------
+    NoPicture
+        Whatever fails.
+    """
+    with drawing() as Figure:
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        plot_losses(figure, read_metrics(folder))
+        figure.savefig(folder / PICTURE, dpi=120)
+    return folder / PICTURE
+
+
+def plot_losses(figure, lines):
+    """Plot the losses of metrics, a list of dicts, into a figure."""
     axes = figure.subplots()
     later = []
     for key, label in (("train_loss", "training"), ("val_loss", "validation")):
@@ -23,5 +33,3 @@ def draw_losses(folder):
     axes.set_ylim(top=max(later) + MARGIN * (max(later) - min(later)))
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(folder / PICTURE, dpi=120)
-    return folder / PICTURE

@@ -5,12 +5,13 @@ A run lives in its --out-dir: `metrics.jsonl`, a line per log or evaluation; `be
 """
 
 import math
-import shlex
+import sys
 
 from minigpt import backend, cli
 from minigpt.errors import UserError
 from minigpt.model import count_parameters
 from minigpt.report.loss_curve import draw_losses
+from minigpt.report.picture import NoPicture, NotInstalled
 from minigpt.sample.command import sample
 from minigpt.sample.tasks import TASKS
 from minigpt.train.config import resolve, train_config_of
@@ -43,11 +44,11 @@ def finish(run):
     )
     # The run is done, whatever becomes of its picture and its sample.
     try:
-        picture = draw_losses(run.folder)
-        if picture:
-            print(f"picture: {picture}")
-    except OSError as error:
-        print(f"no picture: {cli.one_line(error)}")
+        print(f"picture: {cli.printable(str(draw_losses(run.folder)))}")
+    except NotInstalled:
+        pass  # a picture is an extra
+    except NoPicture as why:
+        print(f"note: no picture: {cli.one_line(why)}", file=sys.stderr)
     print(f"\n{'-' * 15} a sample {'-' * 15}")
     shown = {"out_dir": str(run.folder), "backend": run.train_config.backend}
     shown |= run.task.show(run.data)
@@ -55,7 +56,7 @@ def finish(run):
         sample(shown)
     except (UserError, MemoryError, *cli.device_failures()) as error:
         print(f"none: {cli.one_line(error)}")
-    print(f"{'-' * 40}\nmore: python -m minigpt.sample --out-dir {shlex.quote(str(run.folder))}")
+    print(f"{'-' * 40}\nmore: {cli.command('python -m minigpt.sample', out_dir=run.folder)}")
 
 
 def introduce(run):
@@ -92,7 +93,7 @@ def train(own, options):
         end = f"a run of {seconds:g} seconds" if seconds else f"{train_config.max_iters:,}"
         print(
             f"stopped at step {state.step:,} of {end}, saved; resume with\n"
-            f"  python -m minigpt.train --resume --out-dir {shlex.quote(str(run.folder))}"
+            f"  {cli.command(PROG, resume=True, out_dir=run.folder)}"
         )
     return 128 + number if number else 0
 
