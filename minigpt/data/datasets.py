@@ -4,9 +4,12 @@ Both have the same attributes:
 
     name, description    what it is, in words
     tokenizer
-    sizes                {"vocab_size": ...}, and of pairs {"source_vocab_size": ...} too
+    sizes                {"vocab_size": ...}; of pairs also "source_vocab_size" and "block_size",
+                         what they need at least (0: that is left to the user)
     sha256               of the whole data, as text
     train, val           the two parts of the split
+    split                how it is made: a resumed run keeps its own
+    notes                what is odd about the data, a sentence each
 """
 
 import hashlib
@@ -15,7 +18,8 @@ from minigpt.backend import to_device
 from minigpt.data.batches import check_length, split
 from minigpt.data.corpus import REFERENCE, load_text, reference_text
 from minigpt.data.dates import date_pairs
-from minigpt.data.pairs import Pairs, check_lengths, digest, read_pairs, split_pairs
+from minigpt.data.pair_files import check_pairs, read_pairs
+from minigpt.data.pairs import SPLITS, Pairs, check_lengths, digest, needed_length, notes_on
 from minigpt.data.tokenizers import CharTokenizer, PairTokenizer
 
 
@@ -35,6 +39,8 @@ class TextData:
     ----------
     train, val : (N,) int32
     """
+
+    split = "position"
 
     def __init__(self, path=None, tokenizer=None, name=None):
         if path is None and name == REFERENCE:  # even if there is a network now
@@ -65,18 +71,20 @@ class TextData:
 
 
 class PairData:
-    """Pairs of a source and a target from a TSV file, or the built-in dates.
+    """Pairs of a source and a target from files, or the built-in dates.
 
     Parameters
     ----------
     path : str, optional
-        A TSV file; the dates if left out.
+        As in pair_files.read_pairs; the dates if left out.
     seed : int
         Of the dates.
     shared : bool
         Whether source and target have one vocabulary.
     tokenizer : PairTokenizer, optional
         That of a run that is resumed; made from the pairs if left out.
+    split : str
+        Which pairs are for validation: a key of pairs.SPLITS. The dates have their own split.
 
     Attributes
     ----------
@@ -85,24 +93,29 @@ class PairData:
     val_pairs : list of (source, target)
     """
 
-    def __init__(self, path=None, seed=0, shared=False, tokenizer=None):
+    def __init__(self, path=None, seed=0, shared=False, tokenizer=None, split="source"):
+        self.split, self.notes = split, []
         if path is None:
             (train, val), self.name = date_pairs(seed), f"dates, seed {seed}"
         else:
-            (train, val), self.name = split_pairs(read_pairs(path)), path
+            found, self.name = read_pairs(path, header=split != "position")  # once it was a pair
+            check_pairs(found)
+            train, val = SPLITS[split](found.pairs)
+            self.notes = [*found.notes(), *notes_on(train, val)]
         self.pairs, self.val_pairs = train + val, val
         self.tokenizer = tokenizer or PairTokenizer.from_pairs(self.pairs, shared)
-        self.sizes = {
-            "vocab_size": self.tokenizer.vocab_size,
-            "source_vocab_size": self.tokenizer.source.vocab_size,
-        }
-        self.sha256 = digest(self.pairs)
         self.train, self.val = (Pairs(part, self.tokenizer) for part in (train, val))
         source, target = self.tokenizer
+        self.sizes = {
+            "vocab_size": self.tokenizer.vocab_size,
+            "source_vocab_size": source.vocab_size,
+            "block_size": needed_length(self.train, self.val),
+        }
+        self.sha256 = digest(self.pairs)
         self.description = (
-            f"{self.name}: {len(self.train):,} pairs, {len(self.val):,} more for validation, "
-            f"{source.vocab_size} different {source.unit} in sources, "
-            f"{target.vocab_size} in targets"
+            f"{self.name}: {len(self.train):,} pairs, {len(self.val):,} more for validation; "
+            f"sources are written with {source.vocab_size} different {source.unit}, targets with "
+            f"{target.vocab_size}"
         )
 
     def check(self, block_size):

@@ -1,47 +1,16 @@
-"""Pairs of texts, source and target: from a TSV file or the built-in task to batches of ids."""
+"""Pairs of texts, source and target: their split, and batches of their ids."""
 
+import collections
 import hashlib
 from typing import NamedTuple
 
 import numpy as np
 
-from minigpt.data.corpus import load_text
 from minigpt.errors import UserError
 
+LONG, TOO_LONG = 256, 1024  # tokens: up to which a pair is never, or may be, worth its cost
+SHOWN = 10  # characters in a note
 BUCKET = 8  # tokens: sources in a batch differ in length by less, and so do targets
-
-
-def read_pairs(path):
-    """Read a TSV file.
-
-    Returns
-    -------
-    pairs : list of (source, target)
-
-    Raises
-    ------
-    UserError
-        As load_text; or if a line has not exactly one TAB with something on both sides: names
-        the first such line.
-    """
-    text, _ = load_text(path)
-    return [
-        parse_line(line, f"--data {path}, line {number}")
-        for number, line in enumerate(text.removesuffix("\n").split("\n"), 1)
-    ]
-
-
-def parse_line(line, where):
-    """Return (source, target) of a line, or raise a UserError that begins with `where`."""
-    parts = line.removesuffix("\r").split("\t")
-    if len(parts) != 2:
-        raise UserError(
-            f"{where} has {len(parts) - 1} TABs, but needs exactly one: source TAB target"
-        )
-    for name, part in zip(("source", "target"), parts, strict=True):
-        if not part:
-            raise UserError(f"{where} has an empty {name}; fill it in or delete the line")
-    return tuple(parts)
 
 
 def padded(rows):
@@ -156,12 +125,40 @@ def count_targets(targets):
 
 def digest(pairs):
     """Return the SHA-256 of a list of pairs, as text."""
-    text = "\n".join("\t".join(pair) for pair in pairs)
+    return sha256("\n".join("\t".join(pair) for pair in pairs))
+
+
+def sha256(text):
+    """Return the SHA-256 of a text, as text."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def split_pairs(pairs):
-    """Return (train, val): every tenth pair is for validation.
+def split_by_source(pairs):
+    """Return (train, val): all pairs of a tenth of the sources are for validation.
+
+    Those are the sources whose SHA-256 is lowest: a choice that depends on the texts alone, not on
+    their order, and that leaves no source on both sides. Both parts are in the order of `pairs`.
+
+    Raises
+    ------
+    UserError
+        If there are fewer than ten sources.
+    """
+    sources = dict.fromkeys(source for source, _ in pairs)
+    if len(sources) < 10:
+        raise UserError(
+            f"--data holds {len(sources)} different sources; a tenth of them is for validation: "
+            "give 10"
+        )
+    chosen = set(sorted(sources, key=sha256)[: len(sources) // 10])
+    train, val = [], []
+    for pair in pairs:
+        (val if pair[0] in chosen else train).append(pair)
+    return train, val
+
+
+def split_by_position(pairs):
+    """Return (train, val): every tenth pair is for validation, as in runs of before `split`.
 
     Raises
     ------
@@ -171,6 +168,58 @@ def split_pairs(pairs):
     if len(pairs) < 10:
         raise UserError(f"--data holds {len(pairs)} pairs; every tenth is for validation: give 10")
     return [pair for i, pair in enumerate(pairs, 1) if i % 10], pairs[9::10]
+
+
+SPLITS = {"source": split_by_source, "position": split_by_position}
+
+
+def notes_on(train, val):
+    """Return what is odd about the two parts of a split, a sentence each.
+
+    Parameters
+    ----------
+    train, val : list of (source, target)
+    """
+    pairs = [*train, *val]
+    distinct = set(pairs)
+    targets = collections.Counter(source for source, _ in distinct)
+    several = sum(n > 1 for n in targets.values())
+    known = {source for source, _ in train}
+    both = sum(source in known for source, _ in val)
+    notes = []
+    if len(distinct) < len(pairs):
+        notes.append(f"{len(pairs) - len(distinct):,} of {len(pairs):,} pairs repeat another pair")
+    if several:
+        notes.append(f"{several:,} of {len(targets):,} sources have several targets")
+    if both:
+        notes.append(f"the sources of {both:,} validation pairs are trained on as well")
+    for side, name in enumerate(("sources", "targets")):
+        trained, measured = (set().union(*(pair[side] for pair in part)) for part in (train, val))
+        if only := sorted(measured - trained):
+            shown = ", ".join(map(repr, only[:SHOWN]))
+            more = f" and {len(only) - SHOWN:,} more" if len(only) > SHOWN else ""
+            notes.append(f"{shown}{more}: in {name} of the validation part only, so never trained")
+    return notes
+
+
+def needed_length(*parts):
+    """Return the tokens of the longest pair, or 0 if a model should not be made for it unasked.
+
+    That is so where it is far longer than nearly all others, and a model of its length would be
+    many times as costly as theirs.
+
+    Parameters
+    ----------
+    *parts : Pairs
+    """
+    longest, most = longest_of(parts)
+    return longest if longest <= max(LONG, min(4 * most, TOO_LONG)) else 0
+
+
+def longest_of(parts):
+    """Return the tokens of the longest pair, and what 99 % of the pairs need at most."""
+    needed = np.concatenate([part.lengths for part in parts])
+    return int(needed.max()), int(np.quantile(needed, 0.99, method="higher"))
 
 
 def check_lengths(block_size, *parts, unit="tokens"):
@@ -191,8 +240,9 @@ def check_lengths(block_size, *parts, unit="tokens"):
     needed = np.concatenate([part.lengths for part in parts])
     longer = int((needed > block_size).sum())
     if longer:
+        longest, most = longest_of(parts)
         raise UserError(
             f"{longer} of {len(needed)} pairs are longer than --block-size {block_size}: the "
-            f"longest needs {needed.max()} ({unit} of a source, or of a target and its end); "
-            f"set --block-size {needed.max()}, or leave them out"
+            f"longest needs {longest} ({unit} of a source, or of a target and its end), 99 % of "
+            f"all at most {most}; set --block-size {longest}, or leave them out"
         )

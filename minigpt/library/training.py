@@ -51,7 +51,7 @@ def fit(
     Parameters
     ----------
     data : str or path or list of them, optional
-        UTF-8 files, folders or globs: texts, or with task="seq2seq" lines of source TAB target.
+        UTF-8 files, folders or globs: texts, or with task="seq2seq" pairs as TSV, CSV or JSONL.
         Left out: tiny Shakespeare, or dates.
     preset : str, optional
         "quick" if left out, "dates" for pairs; `minigpt train --help` lists them.

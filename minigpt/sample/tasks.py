@@ -1,7 +1,7 @@
 """The tasks, in one table: what training, sampling and reports need to know of each.
 
     text      a GPT continues a text
-    seq2seq   an encoder-decoder turns one text into another: pairs from a TSV file, or dates
+    seq2seq   an encoder-decoder turns one text into another: pairs from files, or dates
 
 What differs between the tasks stands here, and nowhere else.
 """
@@ -13,6 +13,7 @@ from minigpt.data import batches, pairs
 from minigpt.data.datasets import PairData, TextData
 from minigpt.model import encoder_decoder, gpt
 from minigpt.sample import answers, text
+from minigpt.sample.evaluation import spread
 
 MEASURED_PAIRS = 2000  # validation pairs that are answered at an evaluation
 SHOWN_ANSWERS = 5  # answers at the end of a run
@@ -40,8 +41,8 @@ class Task:
     padded_vocab : bool
         Whether a model may have more tokens than its data need.
     open_data : callable
-        (options, tokenizer=None, name=None) -> data set. Of options it reads data, seed and
-        share_embedding; tokenizer and name are those of a run that is resumed.
+        (options, tokenizer=None, name=None, split=None) -> data set. Of options it reads data, seed
+        and share_embedding; the others are those of a run that is resumed.
     builtin_sizes : dict or None
         Vocabulary sizes of the data that there are without --data, if known without reading them.
     batch : callable
@@ -58,6 +59,8 @@ class Task:
         (data, params, config, map) -> {name: number}, what is measured beside the loss.
     batch_unit : str
         What a batch has batch_size of, {T} standing for the block size.
+    counted : str
+        What the tokens per second of a run are.
     sides : str
         In the cost of a run: which tokens a step has at most; "" if it always has them all.
     options : class
@@ -92,6 +95,7 @@ class Task:
     count_targets: Callable
     measure: Callable
     batch_unit: str
+    counted: str
     sides: str
     options: type
     decode: Callable
@@ -111,8 +115,8 @@ def seq2seq_hidden(ids, targets, p, config, rng, on_layer):
     return encoder_decoder.seq2seq_forward(ids, targets, p, config, rng, on_layer)[0]
 
 
-def open_text(options, tokenizer=None, name=None):
-    """Return the TextData of a dict of options."""
+def open_text(options, tokenizer=None, name=None, split=None):
+    """Return the TextData of a dict of options; there is one way to split a text."""
     return TextData(options.get("data"), tokenizer, name)
 
 
@@ -139,10 +143,11 @@ def count_windows(ids, config):
     return batches.count_windows(ids, config.block_size)
 
 
-def open_pairs(options, tokenizer=None, name=None):
+def open_pairs(options, tokenizer=None, name=None, split=None):
     """Return the PairData of a dict of options; the name of a run's pairs says nothing more."""
     shared = options.get("share_embedding", False)
-    return PairData(options.get("data"), options.get("seed", 0), shared, tokenizer)
+    seed = options.get("seed", 0)
+    return PairData(options.get("data"), seed, shared, tokenizer, split or "source")
 
 
 def pair_batch(split, config, train_config, number, row):
@@ -161,19 +166,27 @@ def count_pairs(split, config):
 
 
 def exact_match(data, params, config, map):
-    """Return the fraction of the first MEASURED_PAIRS validation pairs that greedy search solves.
+    """Return the fraction of MEASURED_PAIRS validation pairs that greedy search solves, and of how
+    many.
+
+    They are spread evenly over the validation part, all of it if it has no more.
 
     Parameters
     ----------
     map : callable
         As the built-in one; may work on several items at the same time.
     """
-    measured = pairs.Pairs(data.val_pairs[:MEASURED_PAIRS], data.tokenizer)
+    measured = pairs.Pairs(some_of(data.val_pairs, MEASURED_PAIRS), data.tokenizer)
     solved = map(
         lambda batch: answers.count_solved(*batch, params, config),
         pairs.eval_batches(measured, answers.BATCH),
     )
-    return {"exact_match": sum(solved) / len(measured)}
+    return {"exact_match": sum(solved) / len(measured), "measured_pairs": len(measured)}
+
+
+def some_of(items, most):
+    """Return at most so many items of a list, evenly spread over it."""
+    return [items[i] for i in spread(len(items), min(most, len(items)))]
 
 
 def text_sample(data):
@@ -182,8 +195,9 @@ def text_sample(data):
 
 
 def pair_sample(data):
-    """Return the options for the answers to the first SHOWN_ANSWERS validation sources."""
-    prompt = "\n".join(source for source, _ in data.val_pairs[:SHOWN_ANSWERS])
+    """Return the options for the answers to SHOWN_ANSWERS validation sources of one line each."""
+    lines = [source for source, _ in data.val_pairs if "\n" not in source]
+    prompt = "\n".join(some_of(lines, SHOWN_ANSWERS))
     return {"prompt": prompt, "verbose": True}
 
 
@@ -205,6 +219,7 @@ TASKS = {
         count_targets=batches.count_targets,
         measure=lambda data, params, config, map: {},
         batch_unit="x {T} tokens",
+        counted="tokens",
         sides="",
         options=text.TextOptions,
         decode=text.print_texts,
@@ -230,6 +245,7 @@ TASKS = {
         count_targets=pairs.count_targets,
         measure=exact_match,
         batch_unit="pairs",
+        counted="target tokens",
         sides=", of sources and of targets, at most",
         options=answers.AnswerOptions,
         decode=answers.print_answers,

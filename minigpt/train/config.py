@@ -19,10 +19,19 @@ MODELS = tuple(task.config for task in TASKS.values())
 SIZES = ("vocab_size", "source_vocab_size")  # what only the data can tell
 AUTO = {"bigram": "auto"}  # options that may be left to `resolve`, and the value that says so
 BIGRAM_MAX_VOCAB = 256  # with more tokens, the table of their pairs would outweigh all else
+BLOCK_STEP = 8  # tokens: a block size that is found is a multiple of it
 MAX_PARAMETERS = 2**44
 COUNT = {"min": 1, "below": 2**48}
 NUMBER = {"min": 0, "below": 2**63}
 FRACTION = {"min": 0, "below": 1}
+
+
+class AtLeast(int):
+    """A block size of a preset: it grows with the longest pair; one that is given does not."""
+
+    def grow(self, needed):
+        """Return the block size for so many tokens."""
+        return int(self) if needed <= self else -(-needed // BLOCK_STEP) * BLOCK_STEP
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ class TrainConfig(cli.Config):
     )
     data: str | None = option(
         None,
-        "UTF-8 text (default: tiny Shakespeare); for seq2seq, lines of source TAB target (default: "
+        "UTF-8 text (default: tiny Shakespeare); for seq2seq, pairs as TSV, CSV or JSONL (default: "
         "dates in words to ISO 8601). One file or several, folders, globs in quotes, or - for "
         "standard input",
         metavar="FILE",
@@ -234,7 +243,7 @@ def resolve(options, sizes):
         Of a model and its training: a preset's, with those of a file and of flags on top. What it
         lacks is the default of GPTConfig, Seq2SeqConfig or TrainConfig.
     sizes : dict
-        Vocabulary sizes that the data need: vocab_size, and of pairs source_vocab_size.
+        What the data need: vocab_size, and of pairs source_vocab_size and block_size.
 
     Returns
     -------
@@ -251,7 +260,10 @@ def resolve(options, sizes):
     train_config = train_config_of(options)
     model_class = TASKS[train_config.task].config
     model = of_class(model_class, options)
-    for name, size in of_class(model_class, sizes).items():
+    if isinstance(model.get("block_size"), AtLeast):
+        model["block_size"] = model["block_size"].grow(sizes.get("block_size", 0))
+    needed = of_class(model_class, {name: sizes[name] for name in SIZES if name in sizes})
+    for name, size in needed.items():
         model[name] = fitting_size(name, model.get(name, size), size, TASKS[train_config.task])
     if model.get("bigram") == AUTO["bigram"]:
         model["bigram"] = sizes["vocab_size"] <= BIGRAM_MAX_VOCAB

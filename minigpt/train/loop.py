@@ -61,7 +61,8 @@ def train_steps(run, bar, stop):
                 bar.write(run.skips.fault, file=sys.stderr)
             loss = format_loss(run.losses.mean)
             measures = format_measures(state.measures)
-            bar.set_postfix_str(f"loss {loss}, {throughput.rate:,.0f} tokens/s{measures}", False)
+            rate = f"{throughput.rate:,.0f} {run.task.counted}/s"
+            bar.set_postfix_str(f"loss {loss}, {rate}{measures}", False)
         bar.update(int(state.seconds) - bar.n if run.train_config.max_seconds else 1)
         if run.logged:
             record(run, numbers, throughput.rate, bar)
@@ -84,7 +85,7 @@ def record(run, numbers, rate, bar):
         bar.write(
             f"step {state.step:>6,}   train {format_loss(run.losses.mean)}   validation "
             f"{state.val_loss:.4f}{format_measures(state.measures)}   {state.seconds:7.1f} s   "
-            f"{rate:,.0f} tokens/s",
+            f"{rate:,.0f} {run.task.counted}/s",
             file=sys.stdout,
         )
         sys.stdout.flush()
@@ -96,8 +97,11 @@ def format_loss(loss):
 
 
 def format_measures(measures):
-    """Return what was measured beside the loss: ", exact match 99.50%", or nothing."""
-    return "".join(f", {name.replace('_', ' ')} {x:.2%}" for name, x in measures.items())
+    """Return what was measured beside the loss: ", exact match 99.50% of 2,000", or nothing."""
+    shares = dict(measures)
+    n = shares.pop("measured_pairs", None)  # runs of before have none
+    of = f" of {n:,}" if n else ""
+    return "".join(f", {name.replace('_', ' ')} {x:.2%}{of}" for name, x in shares.items())
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from minigpt import cli
 from minigpt.model.gpt import GPTConfig
 from minigpt.sample.tasks import TASKS
-from minigpt.train.config import SIZES, TrainConfig, resolve
+from minigpt.train.config import SIZES, AtLeast, TrainConfig, resolve
 
 # nanoGPT's model and recipe for a CPU, as far as they differ from the defaults here.
 NANOGPT = {
@@ -140,6 +140,7 @@ def options_of(preset, task=None):
     fields = {**cli.fields_of(GPTConfig), **cli.fields_of(TrainConfig)}
     defaults = {name: field.default for name, field in fields.items() if name not in SIZES}
     options = defaults | chosen
+    options["block_size"] = AtLeast(options["block_size"])
     entry = TASKS[task or options["task"]]
     if options["sampler"] not in entry.samplers:
         options["sampler"] = entry.samplers[0]

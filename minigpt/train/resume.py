@@ -95,7 +95,7 @@ def resume_run(given):
     try:
         options = dataclasses.asdict(train_config)
         task = TASKS[train_config.task]
-        data = task.open_data(options, tokenizer=checkpoint.tokenizer, name=trained_on)
+        data = task.open_data(options, checkpoint.tokenizer, trained_on, state.split)
         run = Run(config, train_config, data, state, checkpoint)
     except UserError as error:
         raise UserError(f"--resume: the run was trained on {trained_on}, but {error}") from None

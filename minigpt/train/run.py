@@ -278,4 +278,9 @@ def new_run(options, overwrite):
     check_folder(Path(train_config.out_dir), overwrite)
     data = open_data(train_config, options)
     config, train_config = resolve(options, data.sizes)
+    if config.block_size > options.get("block_size", config.block_size):
+        data.notes.append(
+            f"block_size is {config.block_size}, as the longest pair needs "
+            f"{data.sizes['block_size']} tokens"
+        )
     return Run(config, train_config, data, RunState.of(train_config, data))

@@ -4,6 +4,7 @@ import dataclasses
 
 from minigpt import cli
 from minigpt.cli import aliases
+from minigpt.data.pairs import SPLITS
 from minigpt.errors import UserError
 from minigpt.optim.clipping import GRAD_NORM, GRAD_SCALE, LOSS_SCALE, MAX_LOSS_SCALE
 from minigpt.train.config import TrainConfig
@@ -41,6 +42,8 @@ class RunState:
         Whether there is no further step.
     due : dict or None
         Between a step and its evaluation the numbers of that step, which the metrics still lack.
+    split : str
+        How the data are split: an attribute of the data set. Runs of before have none.
     """
 
     step: int
@@ -59,6 +62,7 @@ class RunState:
     optimizer: list = dataclasses.field(default_factory=list)
     over: bool = False
     due: dict | None = None
+    split: str = "position"
 
     def __post_init__(self):
         checks = {
@@ -66,6 +70,7 @@ class RunState:
             **{name: is_number(getattr(self, name)) for name in NUMBERS},
             "seconds": is_number(self.seconds) and self.seconds >= 0,
             "measures": all(map(is_number, self.measures.values())),
+            "split": self.split in SPLITS,
             "due": self.due is None or (self.due and all(map(is_number, self.due.values()))),
             "optimizer": not self.optimizer or is_optimizer(self.optimizer),
             "best_step": is_count(self.best_step)
@@ -79,7 +84,8 @@ class RunState:
     def of(cls, train_config, data):
         """Return the state of a run that has not begun."""
         train = dataclasses.asdict(train_config)
-        return cls(0, 0, 0.0, 0.0, 0, None, {}, None, None, train, data.name, data.sha256)
+        begun = 0, 0, 0.0, 0.0, 0, None, {}, None, None
+        return cls(*begun, train, data.name, data.sha256, split=data.split)
 
     @classmethod
     def build(cls, fields):

@@ -11,9 +11,11 @@ from minigpt.data.pairs import (
     check_lengths,
     digest,
     eval_batches,
+    needed_length,
+    notes_on,
     random_pairs,
-    read_pairs,
-    split_pairs,
+    split_by_position,
+    split_by_source,
 )
 from minigpt.data.tokenizers import PairTokenizer
 from minigpt.errors import UserError
@@ -115,43 +117,6 @@ def test_another_table_is_refused(table):
     assert "\n" not in str(error.value)
 
 
-def write(path, raw):
-    path.write_bytes(raw)
-    return path
-
-
-def test_a_file_of_pairs(tmp_path):
-    raw = "\ufeffun chat\ta cat\r\nà côté\tbeside\nx y z\t1 2".encode()
-    expected = [("un chat", "a cat"), ("à côté", "beside"), ("x y z", "1 2")]
-    assert read_pairs(write(tmp_path / "p.tsv", raw)) == expected
-    assert read_pairs(write(tmp_path / "p.tsv", raw + b"\n")) == expected
-    separators = "a\u2028b\tc\x0bd\n".encode()  # no ends of lines
-    assert read_pairs(write(tmp_path / "p.tsv", separators)) == [("a\u2028b", "c\x0bd")]
-
-
-@pytest.mark.parametrize(
-    "raw, message",
-    [
-        (b"a\tb\nc d\n", "p.tsv, line 2 has 0 TABs, but needs exactly one: source TAB target"),
-        (b"a\tb\nc\td\te\n", "p.tsv, line 2 has 2 TABs"),
-        (b"a\tb\n\nc\td\n", "p.tsv, line 2 has 0 TABs"),
-        (b"a\tb\n\td\n", "p.tsv, line 2 has an empty source"),
-        (b"a\t\r\n", "p.tsv, line 1 has an empty target"),
-        (b"a\tb\xe9\n", "p.tsv is not UTF-8: byte 0xe9 at offset 3"),
-        (b"", "p.tsv is empty"),
-    ],
-)
-def test_what_is_wrong_with_a_file_is_said_in_one_line(tmp_path, raw, message):
-    with pytest.raises(UserError, match=message) as error:
-        read_pairs(write(tmp_path / "p.tsv", raw))
-    assert "\n" not in str(error.value)
-
-
-def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="none.tsv cannot be read: No such file"):
-        read_pairs(tmp_path / "none.tsv")
-
-
 def test_pairs_that_are_too_long():
     tokenizer = PairTokenizer.from_pairs(PAIRS)
     parts = [Pairs(part, tokenizer) for part in (PAIRS[:2], PAIRS[2:])]
@@ -162,13 +127,97 @@ def test_pairs_that_are_too_long():
         check_lengths(8, *parts, unit="characters")
 
 
-def test_every_tenth_pair_is_for_validation():
+@pytest.mark.report("10")
+def test_a_tenth_of_the_sources_is_for_validation_with_all_their_pairs(rng):
+    pairs = [(f"{i % 40:03d}", f"{i}") for i in rng.permutation(400).tolist()]
+    train, val = split_by_source(pairs)
+    sides = [{source for source, _ in part} for part in (train, val)]
+    assert not sides[0] & sides[1] and [*map(len, sides)] == [36, 4]
+    assert sorted(train + val) == sorted(pairs) and len(val) == 40
+    for part, side in zip((train, val), sides, strict=True):
+        assert part == [pair for pair in pairs if pair[0] in side]  # in the order of the file
+
+
+@pytest.mark.report("10")
+@given(st.randoms(), st.integers(10, 60))
+def test_the_split_follows_the_texts_and_not_their_order(random, n):
+    pairs = [(f"source {i}", f"{i % 7}") for i in range(n)] * 2
+    shuffled = random.sample(pairs, len(pairs))
+    parts = [split_by_source(x) for x in (pairs, shuffled, [*pairs, *pairs[:9]])]
+    assert len({frozenset(val) for _, val in parts}) == 1
+    assert len(set(parts[0][1])) == n // 10
+
+
+@pytest.mark.report("10")
+@pytest.mark.parametrize("period", [10, 20, 50])
+def test_the_split_does_not_follow_a_period_of_the_file(period):
+    pairs = [(f"{'abcdefghij'[i % 10]}{i:04d}", str(i % period)) for i in range(2000)]
+    _, val = split_by_source(pairs)
+    assert len({source[0] for source, _ in val}) == 10
+    assert len({target for _, target in val}) > 0.8 * period
+
+
+def test_fewer_than_ten_sources_are_too_few_for_a_split():
+    pairs = [(str(i), "x") for i in range(9)]
+    with pytest.raises(UserError, match="--data holds 9 different sources; .*: give 10"):
+        split_by_source(pairs * 5)
+    assert len(split_by_source([*pairs, ("9", "x")])[1]) == 1
+
+
+def test_the_old_split_takes_every_tenth_pair():
     pairs = [(str(i), "x") for i in range(1, 26)]
-    train, val = split_pairs(pairs)
+    train, val = split_by_position(pairs)
     assert [int(source) for source, _ in val] == [10, 20] and len(train) == 23
     assert not set(train) & set(val)
     with pytest.raises(UserError, match="--data holds 9 pairs; .* give 10"):
-        split_pairs(pairs[:9])
+        split_by_position(pairs[:9])
+
+
+@pytest.mark.report("10", "33")
+@pytest.mark.parametrize(
+    "train, val, notes",
+    [
+        ([("a", "x"), ("b", "y")], [("ab", "x")], []),
+        ([("a", "x")] * 3, [("aa", "x")], ["2 of 4 pairs repeat another pair"]),
+        ([("a", "x"), ("a", "y")], [("aa", "x")], ["1 of 2 sources have several targets"]),
+        (
+            [("a", "x"), ("b", "x")],
+            [("a", "x"), ("a", "x")],
+            [
+                "2 of 4 pairs repeat another pair",
+                "the sources of 2 validation pairs are trained on as well",
+            ],
+        ),
+        (
+            [("a", "x")],
+            [("q", "z"), ("p", "x")],
+            [
+                "'p', 'q': in sources of the validation part only, so never trained",
+                "'z': in targets of the validation part only, so never trained",
+            ],
+        ),
+    ],
+)
+def test_what_is_odd_about_a_split_is_noted(train, val, notes):
+    assert notes_on(train, val) == notes
+
+
+def test_many_characters_are_named_in_short():
+    (note,) = notes_on([("a", "x")], [("".join(map(chr, range(100, 130))), "x")])
+    assert note.startswith("'d', 'e', ") and "'m' and 20 more: in sources" in note
+
+
+def length(*lengths):
+    """What a model needs for pairs with sources of these lengths."""
+    pairs = [("a" * n, "x") for n in lengths]
+    return needed_length(Pairs(pairs, PairTokenizer.from_pairs(pairs)))
+
+
+def test_the_length_that_is_needed_leaves_outliers_to_the_user():
+    assert length(5, 70) == 70 and length(*[5] * 200, 256) == 256
+    assert length(*[5] * 200, 257) == 0  # far longer than 99 % of the others
+    assert length(*[100] * 200, 400) == 400 and length(*[100] * 200, 401) == 0
+    assert length(*[1024] * 9) == 1024 and length(*[1025] * 9) == 0
 
 
 def test_the_digest_tells_texts_and_sides_apart():

@@ -119,15 +119,17 @@ def test_pairs_are_as_long_as_their_tokens(tmp_path):
     (tmp_path / "p.tsv").write_text("".join(f"{s}\t{t}\n" for s, t in PAIRS), "utf-8")
     tokenizer, task = PairTokenizer(Bytes(), Bytes()), TASKS["seq2seq"]
     data = PairData(str(tmp_path / "p.tsv"), tokenizer=tokenizer)
-    assert data.sizes == {"vocab_size": 257, "source_vocab_size": 256}
-    assert data.train.lengths.tolist() == [3 * i + 1 for i in (*range(1, 10), 11)]
-    assert data.val.lengths.tolist() == [31]
+    assert data.sizes == {"vocab_size": 257, "source_vocab_size": 256, "block_size": 34}
+    (held,) = data.val_pairs
+    lengths = {pair: 3 * i + 1 for i, pair in enumerate(PAIRS, 1)}
+    assert data.val.lengths.tolist() == [lengths.pop(held)]
+    assert data.train.lengths.tolist() == [*lengths.values()]
     data.check(34)
     with pytest.raises(UserError, match=r"2 of 11 pairs .* needs 34 \(tokens of a source, or of a"):
         data.check(30)
     ((source, targets),) = task.eval_batches(data.val, None, 4)
-    assert bytes([*source[0]]).decode() == PAIRS[9][0]
-    assert targets[0, -1] == tokenizer.end and bytes([*targets[0, :-1]]).decode() == PAIRS[9][1]
+    assert bytes([*source[0]]).decode() == held[0]
+    assert targets[0, -1] == tokenizer.end and bytes([*targets[0, :-1]]).decode() == held[1]
     config = Seq2SeqConfig(vocab_size=257, source_vocab_size=256, block_size=34)
     batch, params = task.batch(data.train, config, TRAIN, 0, 0), random_weights(config)
     assert np.isfinite(task.loss_and_gradients(*batch, params.tree, config)[0])

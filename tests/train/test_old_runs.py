@@ -20,6 +20,7 @@ from minigpt.model.gpt import GPTConfig
 from minigpt.sample import __main__ as sample
 from minigpt.train import __main__ as train
 from minigpt.train.config import TrainConfig
+from minigpt.train.resume import resume_run
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 
@@ -67,6 +68,13 @@ def test_an_old_run_is_resumed_as_it_was(old, name):
     assert OPTIONS[name].items() <= options.items()
     assert options["lr_decay_iters"] == 6 and options["dtype"] == "float32"
     assert not aliases.ALIASES.keys() & options.keys()
+
+
+@pytest.mark.report("10")
+def test_an_old_run_keeps_its_split(old):
+    rows = [tuple(line.split("\t")) for line in Path("pairs.tsv").read_text().splitlines()]
+    run = resume_run({"out_dir": "seq2seq", "max_iters": 6})
+    assert run.data.val_pairs == rows[9::10] and run.state.split == "position"
 
 
 @pytest.mark.parametrize("name", RUNS)

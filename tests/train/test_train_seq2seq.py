@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import signal
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from minigpt.data import datasets
 from minigpt.data.datasets import PairData
 from minigpt.data.dates import date_pairs
-from minigpt.data.pairs import Pairs, padded, random_pairs
+from minigpt.data.pairs import Pairs, padded, random_pairs, split_by_source
 from minigpt.data.tokenizers import PairTokenizer
 from minigpt.errors import UserError
 from minigpt.files import BEST, LAST
@@ -27,7 +28,11 @@ from minigpt.sample import answers
 from minigpt.sample.tasks import TASKS, task_of
 from minigpt.train import __main__ as train
 from minigpt.train.config import resolve
+from minigpt.train.loop import format_measures
+from minigpt.train.options import options
 from minigpt.train.presets import DEFAULTS, PRESETS
+from minigpt.train.resume import resume_run
+from minigpt.train.run import new_run
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
 from tests.tools.options import train_config
@@ -36,7 +41,7 @@ from tests.tools.training import metrics, refusal, resume
 pytestmark = pytest.mark.usefixtures("no_picture")
 
 WORDS = ["".join(word) for n in (2, 3, 7) for word in itertools.product("abc", repeat=n)]
-# Every tenth is for validation: one of each length comes first among them.
+# Of each length there is one at every tenth place.
 WORDS = [*WORDS[:8], "c", "a", *WORDS[9:18], WORDS[8], *WORDS[18:36], *WORDS[36::40]]
 PAIRS = [(word, word[::-1]) for word in WORDS]
 FLAGS = (
@@ -46,6 +51,13 @@ FLAGS = (
 )
 CONFIG = Seq2SeqConfig(4, 8, 1, 2, 8, source_vocab_size=3, dropout=0.2)
 TRAIN = train_config(task="seq2seq", batch_size=5, max_iters=20, warmup_iters=2)
+
+
+class Hypothesis(NamedTuple):
+    """What a search finds, as far as exact match looks at it."""
+
+    ids: list
+    ended: bool
 
 
 @pytest.fixture
@@ -65,15 +77,16 @@ def begin(tsv):
 def test_a_run_in_all_its_parts(begin, tmp_path, tsv, capsys):
     assert begin(tmp_path / "run") == 0
     out = capsys.readouterr().out
-    n = len(PAIRS)
-    assert f"{tsv}: {n - n // 10} pairs, {n // 10} more for validation, 3 different" in out
+    train_part, val = split_by_source(PAIRS)
+    assert f"{tsv}: {len(train_part)} pairs, {len(val)} more for validation; sources are" in out
     assert out.count(", exact match ") == 3  # two evaluations and the end
+    assert out.count(f"% of {len(val)}") == 3
     shown = out.split(f"{'-' * 15} a sample {'-' * 15}\n")[1].splitlines()
-    assert [source for source, _ in PAIRS[9::10][:5]] == shown[:10:2]
+    assert [val[i * len(val) // 5][0] for i in range(5)] == shown[:10:2]
     lines = metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
-    assert [sorted(line.keys() & {"val_loss", "exact_match"}) for line in lines] == [
-        *([], ["exact_match", "val_loss"]) * 2
+    assert [{"val_loss", "exact_match", "measured_pairs"} <= line.keys() for line in lines] == [
+        *(False, True) * 2
     ]
     checkpoint = load(tmp_path / "run" / LAST)
     assert isinstance(checkpoint.config, Seq2SeqConfig)
@@ -146,7 +159,7 @@ def test_flags_that_cannot_be(begin, tmp_path, capsys, flags, told):
     "text, told",
     [
         ("a b\n", "pairs.tsv, line 1 has 0 TABs"),
-        ("a\tb\n" * 9, "--data holds 9 pairs"),
+        ("a\tb\n" * 9, "--data holds 1 different sources"),
         ("a\t\n" * 10, "pairs.tsv, line 1 has an empty target"),
         ("", "pairs.tsv is empty"),
     ],
@@ -226,18 +239,15 @@ def test_the_validation_loss_is_the_mean_over_all_targets():
 
 
 def test_exact_match_counts_what_is_right_from_the_first_character_to_the_end(tsv, monkeypatch):
-    data = PairData(str(tsv))
+    data = PairData(str(tsv), split="position")
     right = dict(PAIRS)
-
-    class Best:
-        def __init__(self, text, ended):
-            self.ids, self.ended = data.tokenizer.target.encode(text).tolist(), ended
 
     def search(source, p, config):
         for row in source:
             text = data.tokenizer.source.decode(row[row >= 0])
             answers = {1: ("", True), 2: (right[text], False), 3: (right[text] + "a", True)}
-            yield [Best(*answers.get(len(text), (right[text], True)))]
+            answer, ended = answers.get(len(text), (right[text], True))
+            yield [Hypothesis(data.tokenizer.target.encode(answer).tolist(), ended)]
 
     monkeypatch.setattr(answers, "search", search)
     with Workers(2) as workers:
@@ -246,7 +256,38 @@ def test_exact_match_counts_what_is_right_from_the_first_character_to_the_end(ts
     val = PAIRS[9::10]
     assert {len(source) for source, _ in val} == {1, 2, 3, 7}
     expected = sum(len(source) == 7 for source, _ in val) / len(val)
-    assert measured == {"exact_match": expected}
+    assert measured == {"exact_match": expected, "measured_pairs": len(val)}
+
+
+@pytest.mark.report("10b")
+def test_exact_match_is_of_pairs_spread_over_the_whole_validation_part(tmp_path, monkeypatch):
+    rows = [f"{i:05d}\t{'easy' if i < 15000 else 'hard'}\n" for i in range(30000)]
+    (tmp_path / "half.tsv").write_text("".join(rows))
+    data = PairData(str(tmp_path / "half.tsv"))
+    config = Seq2SeqConfig(data.tokenizer.vocab_size, 8, 1, 2, 8, source_vocab_size=10)
+    easy = data.tokenizer.target.encode("easy").tolist()
+
+    def search(source, p, config):
+        for _ in source:
+            yield [Hypothesis(easy, True)]
+
+    monkeypatch.setattr(answers, "search", search)
+    measured = TASKS["seq2seq"].measure(data, init_params(config, 0, np), config, map)
+    truth = sum(target == "easy" for _, target in data.val_pairs) / len(data.val_pairs)
+    assert measured["measured_pairs"] == 2000 < len(data.val_pairs) == 3000
+    assert measured["exact_match"] == pytest.approx(truth, abs=0.001) and 0.4 < truth < 0.6
+    assert format_measures(measured) == f", exact match {measured['exact_match']:.2%} of 2,000"
+    assert format_measures({"exact_match": 0.5}) == ", exact match 50.00%"  # of an old checkpoint
+    shown = TASKS["seq2seq"].show(data)["prompt"].split("\n")
+    assert {dict(data.val_pairs)[source] for source in shown} == {"easy", "hard"}
+
+
+@pytest.mark.report("10")
+def test_a_source_of_several_lines_is_not_among_the_answers_that_are_shown(tmp_path):
+    rows = "".join(f'"{i}\nx",{i}\n' if i % 2 else f"{i},{i}\n" for i in range(400))
+    (tmp_path / "p.csv").write_text(rows)
+    shown = TASKS["seq2seq"].show(PairData(str(tmp_path / "p.csv")))["prompt"].split("\n")
+    assert len(shown) == 5 and all(int(line) % 2 == 0 for line in shown)
 
 
 @pytest.mark.parametrize("kind", TASKS)
@@ -284,3 +325,57 @@ def test_the_metrics_are_json_with_the_share(begin, tmp_path):
     begin(tmp_path / "run", "--max-iters=4")
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert 0 <= line["exact_match"] <= 1 and line["tokens"] > 0
+
+
+NOTE = "block_size is {}, as the longest pair needs {} tokens"
+
+
+@pytest.mark.parametrize(
+    "longest, block_size", [(30, 64), (64, 64), (65, 72), (72, 72), (240, 240)]
+)
+def test_the_block_size_grows_with_the_longest_pair_unless_one_is_given(
+    tmp_path, tsv, longest, block_size
+):
+    tsv.write_text("".join(f"{'a' * (longest - 2)}{i}\tb\n" for i in range(10, 30)))
+    given = {"data": str(tsv), "task": "seq2seq", "out_dir": str(tmp_path / "run")}
+    own = {"preset": None, "resume": False}
+    run = new_run(options(own, given), overwrite=False)
+    assert run.config.block_size == block_size and type(run.config.block_size) is int
+    assert (NOTE.format(block_size, longest) in run.data.notes) == (longest > 64)
+    with pytest.raises(UserError, match=f"20 of 20 .*--block-size 29: the longest needs {longest}"):
+        new_run(options(own, {**given, "block_size": 29}), overwrite=False)
+
+
+def test_a_few_pairs_that_are_far_longer_are_left_to_the_user(begin, tmp_path, tsv, capsys):
+    rows = [f"{i}\tb\n" for i in range(300)]
+    tsv.write_text("".join([*rows, "c" * 300 + "\td\n"]))
+    flags = [flag for flag in FLAGS if "block" not in flag]
+    run = [f"--data={tsv}", f"--out-dir={tmp_path / 'run'}", *flags, "--max-iters=1"]
+    told = refusal(capsys, train.main, run)
+    assert "1 of 301 pairs are longer than --block-size 64: the longest needs 300" in told
+    assert "99 % of all at most 3; set --block-size 300, or leave them out" in told
+    assert train.main([*run, "--block-size=300"]) == 0
+
+
+@pytest.mark.report("10")
+def test_a_run_keeps_its_split_when_it_is_resumed(begin, tmp_path):
+    assert begin(tmp_path / "run", "--max-iters=1") == 0
+    run = resume_run({"out_dir": str(tmp_path / "run"), "max_iters": 2})
+    assert run.state.split == run.data.split == "source"
+    assert run.data.val_pairs == split_by_source(PAIRS)[1]
+
+
+@pytest.mark.report("10", "33")
+def test_what_is_odd_about_the_pairs_is_said(begin, tmp_path, tsv):
+    rows = [(f"{i:03d}{'q' * (i % 10 == 9)}", f"{i}{'z' * (i % 10 == 9)}") for i in range(200)]
+    for split, noted in (("position", True), ("source", False)):
+        tsv.write_text("".join(map("%s\t%s\n".__mod__, rows)))
+        notes = PairData(str(tsv), split=split).notes
+        assert [f"{char!r}: in " in "".join(notes) for char in "qz"] == [noted] * 2
+    tsv.write_text("".join(map("%s\t%s\n\n".__mod__, [*rows, rows[0], (rows[0][0], "7")])))
+    notes = PairData(str(tsv)).notes
+    assert notes == [
+        "left out: 202 blank lines",
+        "1 of 202 pairs repeat another pair",
+        "1 of 200 sources have several targets",
+    ]

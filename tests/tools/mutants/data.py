@@ -115,12 +115,72 @@ MUTANTS = {
             "data/test_batches.py::test_split_is_nine_tenths",
         ),
     ],
-    "minigpt/data::split_pairs": [
+    "minigpt/data::split_by_position": [
         (
             "validation pairs are trained on",
             "for i, pair in enumerate(pairs, 1) if i % 10]",
             "for i, pair in enumerate(pairs, 1)]",
-            "data/test_pairs.py::test_every_tenth_pair_is_for_validation",
+            "data/test_pairs.py::test_the_old_split_takes_every_tenth_pair",
+        ),
+    ],
+    "minigpt/data::split_by_source": [
+        (
+            "pairs of one source stand on both sides",
+            "if pair[0] in chosen",
+            "if pair[0] in chosen and pair not in val",
+            "data/test_pairs.py::test_a_tenth_of_the_sources_is_for_validation_with_all_their_pairs",
+        ),
+        (
+            "the split follows the order of the file",
+            "sorted(sources, key=sha256)",
+            "list(sources)",
+            "data/test_pairs.py::test_the_split_follows_the_texts_and_not_their_order",
+        ),
+    ],
+    "minigpt/data::notes_on": [
+        (
+            "characters of the training part are taken for untrained",
+            "measured - trained",
+            "trained - measured",
+            "data/test_pairs.py::test_what_is_odd_about_a_split_is_noted",
+        ),
+    ],
+    "minigpt/data::needed_length": [
+        (
+            "the block size follows an outlier",
+            "max(LONG, min(4 * most, TOO_LONG))",
+            "TOO_LONG",
+            "data/test_pairs.py::test_the_length_that_is_needed_leaves_outliers_to_the_user",
+        ),
+    ],
+    "minigpt/data::split_lines": [
+        (
+            "a carriage return always ends a line",
+            'end = "\\n" if "\\n" in text else "\\r"',
+            'text, end = text.replace("\\r\\n", "\\n").replace("\\r", "\\n"), "\\n"',
+            "data/test_pair_files.py::test_a_table_of_lines",
+        ),
+    ],
+    "minigpt/data::read_table": [
+        (
+            "columns are taken by their place, whatever the header says",
+            "[names.index(key) for key in keys or ()] or [0, 1]",
+            "[0, 1]",
+            "data/test_pair_files.py::test_sides_have_the_names_that_people_give_them",
+        ),
+        (
+            "a blank line is malformed",
+            "yield number, None",
+            "yield number, needed(len(row), width)",
+            "data/test_pair_files.py::test_blank_lines_are_left_out_and_counted",
+        ),
+    ],
+    "minigpt/data::csv_rows": [
+        (
+            "a row is named after its last line",
+            "yield number, row",
+            "yield rows.line_num, row",
+            "data/test_pair_files.py::test_a_bad_line_is_named",
         ),
     ],
     "minigpt/data/batches.py::eval_batches": [
