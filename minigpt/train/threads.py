@@ -13,6 +13,7 @@ import threading
 import numpy
 
 from minigpt.backend.blas import blas_threads
+from minigpt.backend.cpu import pool
 from minigpt.optim.gradients import gather
 
 LINE_ELEMENTS = 16  # of float32 in a cache line
@@ -58,7 +59,19 @@ class Workers:
             del task, fn, item
 
     def map(self, fn, items):
-        """Return [fn(item) for item in items], item i on thread i mod n, at the same time."""
+        """Return [fn(item) for item in items], item i on thread i mod n, at the same time.
+
+        Each item is a piece of work: see backend.cpu.pool.
+        """
+
+        def work(item):
+            pool.begin_work()
+            return fn(item)
+
+        return self._map(work, items)
+
+    def _map(self, fn, items):
+        """Do as `map`, for a part of a piece of work."""
         items = list(items)
         results = [None] * len(items)
         sent = 0
@@ -86,12 +99,13 @@ class Workers:
         They are cut at multiples of 16, so that no two threads write to one cache line.
         """
         line, lines = LINE_ELEMENTS, -(-n // LINE_ELEMENTS)
-        return self.map(
+        return self._map(
             lambda s: fn(s.start * line, min(s.stop * line, n)), shard_slices(lines, self.n)
         )
 
     def close(self):
-        """End the threads and give BLAS its own back."""
+        """End the threads, give BLAS its own back, and the memory that all of them kept."""
+        pool.give_back()
         for tasks in self._queues:
             tasks.put(None)
         self._queues = []

@@ -70,12 +70,68 @@ def test_small_buffers_share_a_chunk_and_do_not_overlap():
     assert {b - a for a, b in pairwise(starts)} == {SMALL + LINE}
 
 
+def held():
+    """The sizes of the chunks of this thread, in bytes."""
+    return sorted(len(chunk) for chunk in (*pool._cache.cut, *pool._cache.whole))
+
+
 def test_a_large_buffer_is_not_part_of_a_chunk():
-    rest = len(pool._cache.rest)
-    empty((CHUNK // 4 + 1,), "uint8")
-    assert len(pool._cache.rest) == rest == 0
-    empty((CHUNK // 4,), "uint8")
-    assert len(pool._cache.rest) >= CHUNK - CHUNK // 4
+    kept = empty((CHUNK // 4 + LINE,), "uint8")
+    assert held() == [kept.size]
+    kept = kept, empty((CHUNK // 4,), "uint8"), empty((SMALL,), "uint8")
+    assert held() == [CHUNK // 4 + LINE, CHUNK]
+
+
+def use(*shapes):
+    """Fill arrays of these shapes at the same time, and let go of them."""
+    for x in [empty(shape, "float32") for shape in shapes]:
+        x[...] = 1
+
+
+def test_work_of_many_shapes_takes_no_more_memory_than_the_largest():
+    shapes = [((T, 3, 64), (T, 64), (T, 64), (T, 4, 64)) for T in (9000, 300, 4000, 8000, 2000)]
+    use(*shapes[0])
+    most = held()
+    for of_one in shapes[1:] * 5:
+        pool.begin_work()
+        use(*of_one)
+        assert held() == most
+
+
+def test_memory_follows_shapes_that_grow_and_what_is_too_small_is_given_back():
+    for T in range(9000, 18000, 700):
+        pool.begin_work()
+        use((T, 3, 64), (T, 64), (T, 64))
+        needed = T * 5 * 64 * 4
+        assert needed <= sum(held()) <= 1.2 * needed + 2 * CHUNK
+
+
+def test_equal_work_cuts_no_buffers(monkeypatch):
+    shapes = [(SMALL,), (3, SMALL), (CHUNK,)]
+    use(*shapes)
+    monkeypatch.setattr(pool, "cut", None)
+    for _ in range(3):
+        pool.begin_work()
+        use(*shapes)
+
+
+def test_an_array_in_use_keeps_its_memory_when_buffers_are_cut_anew():
+    small, large = (empty((n,), "uint8") for n in (SMALL, CHUNK))
+    small[...], large[...] = 7, 8
+    for n in (2, 3):
+        pool.begin_work()
+        use((n * SMALL,), (n * CHUNK // 8,), (CHUNK // 4,))
+    assert (small == 7).all() and (large == 8).all()
+
+
+def test_memory_can_be_given_back():
+    kept = empty((SMALL,), "uint8")
+    kept[...] = 7
+    use((CHUNK,))
+    pool.give_back()
+    assert held() == [] and (kept == 7).all()
+    use((SMALL,))
+    assert held() == [CHUNK] and (kept == 7).all()
 
 
 def test_a_used_up_chunk_is_followed_by_another():

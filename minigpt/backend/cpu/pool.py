@@ -18,17 +18,43 @@ from minigpt.params import LINE, aligned
 
 SMALL = 2**15  # bytes: smaller blocks the C library keeps by itself
 CHUNK = 2**23  # bytes; NumPy asks for huge pages from 4 MB on
-MAX_SIZES = 32  # distinct sizes that one thread keeps before it drops them all
+MAX_SIZES = 32  # distinct sizes that one thread keeps before it cuts them all anew
 
 
 class ThreadCache(threading.local):
-    """The buffers of a thread by size, and the unused rest of its newest chunk."""
+    """The memory of a thread.
+
+    Attributes
+    ----------
+    sizes : {(elements, dtype): list of arrays}
+        The buffers, in use or not.
+    cut, whole : lists of (bytes,) uint8
+        The chunks that buffers have been cut from, and those that are untouched.
+    rests : list of (bytes,) uint8
+        What has not been cut off the chunks in `cut`.
+    begun : bool
+        Whether no buffer has been cut since a piece of work began.
+    """
 
     def __init__(self):
-        self.sizes, self.rest = {}, memoryview(b"")
+        self.sizes, self.cut, self.whole, self.rests, self.begun = {}, [], [], [], False
 
 
 _cache = ThreadCache()
+
+
+def begin_work():
+    """Say that a piece of work begins in this thread, such as the passes of a batch.
+
+    If it needs a buffer of which there is none, all are cut anew: work on arrays of many shapes
+    takes no more memory than on the largest of them.
+    """
+    _cache.begun = True
+
+
+def give_back():
+    """Give the calling thread's memory back, but for the arrays that are in use."""
+    _cache.__init__()
 
 
 def empty(shape, dtype):
@@ -42,16 +68,9 @@ def empty(shape, dtype):
     n = math.prod(shape)
     if n * dtype.itemsize < SMALL:
         return numpy.empty(shape, dtype)
-    sizes = _cache.sizes
-    buffers = sizes.get((n, dtype))
-    if buffers is None:
-        if len(sizes) == MAX_SIZES:
-            sizes.clear()
-        buffers = sizes[n, dtype] = []
-    buffer = with_references(IDLE, buffers)
+    buffer = with_references(IDLE, _cache.sizes.get((n, dtype), ()))
     if buffer is None:
-        buffer = numpy.frombuffer(cut(n * dtype.itemsize), dtype)
-        buffers.append(buffer)
+        buffer = new_buffer(n, dtype)
     return buffer.reshape(shape)
 
 
@@ -67,18 +86,61 @@ def with_references(count, buffers):
 IDLE = next(n for n in range(9) if with_references(n, [numpy.empty(0)]) is not None)
 
 
+def new_buffer(n, dtype):
+    """Return a buffer (n,) that no array refers to yet."""
+    sizes = _cache.sizes
+    if _cache.begun or (len(sizes) == MAX_SIZES and (n, dtype) not in sizes):
+        recycle()
+    buffer = numpy.frombuffer(cut(n * dtype.itemsize), dtype)
+    sizes.setdefault((n, dtype), []).append(buffer)
+    return buffer
+
+
+def recycle():
+    """Forget all buffers, so that chunks of which no array is left are whole again."""
+    cache = _cache
+    cache.sizes.clear()
+    cache.rests.clear()
+    cache.begun = False
+    while (chunk := with_references(IDLE, cache.cut)) is not None:
+        remove(cache.cut, chunk)
+        cache.whole.append(chunk)
+
+
+def remove(arrays, array):
+    """Remove that very array from a list."""
+    del arrays[next(i for i, other in enumerate(arrays) if other is array)]
+
+
 def cut(size):
-    """Return a memoryview of `size` bytes, at a cache line: part of a chunk, or its own if large.
+    """Return a memoryview of `size` bytes, at a cache line, from where the least is left over.
 
     NumPy does not look behind a memoryview: an array on it is the base of all its views.
     """
-    if size > CHUNK // 4:
-        return aligned(size, numpy.uint8).data
-    whole = -(-size // LINE) * LINE
-    if len(_cache.rest) < whole:
-        _cache.rest = aligned(CHUNK, numpy.uint8).data
-    part, _cache.rest = _cache.rest[:size], _cache.rest[whole:]
-    return part
+    cache, length = _cache, -(-size // LINE) * LINE
+    rest = min((x for x in cache.rests if len(x) >= length), key=len, default=None)
+    if rest is None:
+        rest = chunk_of(length)
+        cache.cut.append(rest)
+    else:
+        remove(cache.rests, rest)
+    if len(rest) - length >= SMALL:
+        cache.rests.append(rest[length:])
+    return rest[:size].data
+
+
+def chunk_of(size):
+    """Return the smallest whole chunk of `size` bytes or more; others make room for a new one."""
+    whole = _cache.whole
+    chunk = min((x for x in whole if len(x) >= size), key=len, default=None)
+    if chunk is not None:
+        remove(whole, chunk)
+        return chunk
+    size = size if size > CHUNK // 4 else CHUNK
+    released = 0
+    while whole and released < size:
+        released += len(whole.pop())
+    return numpy.frombuffer(aligned(size, numpy.uint8).data, numpy.uint8)
 
 
 def zeros(shape, dtype):
