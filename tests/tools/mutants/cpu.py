@@ -36,6 +36,30 @@ MUTANTS = {
             "backend/test_overrides.py::test_calls_do_not_disturb_the_results_of_others",
         ),
     ],
+    "minigpt/backend/cpu/pool.py::new_buffer": [
+        (
+            "each shape of a batch keeps memory of its own",
+            "_cache.begun or",
+            "",
+            "backend/test_pool.py::test_work_of_many_shapes_takes_no_more_memory_than_the_largest",
+        ),
+    ],
+    "minigpt/backend/cpu/pool.py::chunk_of": [
+        (
+            "chunks that are too small are kept beside the new one",
+            "while whole and released < size:",
+            "while False:",
+            "backend/test_pool.py::test_memory_follows_shapes_that_grow_and_what_is_too_small",
+        ),
+    ],
+    "minigpt/backend/cpu/pool.py::recycle": [
+        (
+            "chunks in use are cut anew",
+            "while (chunk := with_references(IDLE, cache.cut)) is not None:",
+            "while cache.cut and (chunk := cache.cut[0]) is not None:",
+            "backend/test_pool.py::test_an_array_in_use_keeps_its_memory_when_buffers_are_cut_anew",
+        ),
+    ],
     "minigpt/backend/cpu::Tiles.__init__": [
         (
             "queries are the first ones, not the last",

@@ -93,7 +93,7 @@ MUTANTS = {
             "train/test_step.py::test_each_batch_of_a_step_has_its_own_dropout_and_so_has_each_step",
         ),
     ],
-    "minigpt/train::Workers.map": [
+    "minigpt/train::Workers._map": [
         (
             "what goes wrong in a shard is passed over",
             "if errors:",
