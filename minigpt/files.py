@@ -1,12 +1,12 @@
-"""Files: reading text, atomic writing, locks between processes; the names in a run's folder.
-
-The operating system ends a lock with its process, however that ends.
-"""
+"""Files: reading text, writing that is whole or not at all; the names in a run's folder."""
 
 import contextlib
+import errno
+import glob
 import json
 import os
 import secrets
+import time
 from pathlib import Path
 
 from minigpt.errors import UserError
@@ -14,6 +14,10 @@ from minigpt.errors import UserError
 METRICS, PICTURE = "metrics.jsonl", "loss.png"
 BEST, LAST = "best.safetensors", "last.safetensors"
 RUN_FILES = METRICS, BEST, LAST, PICTURE
+PAUSES_S = 0.1, 0.3, 0.6  # seconds before each further try at writing
+TEMPORARY = ".tmp"  # how the name of a file ends that is being written
+LEFT_S = 3600.0  # after which a file that was being written is of a process that is dead
+READ_ONLY = "it is marked read-only; allow writing by `chmod u+w`, or name another"
 
 
 def read_text(path, where, what="text file", empty=True):
@@ -79,27 +83,48 @@ def decode_utf8(raw, where):
         ) from None
 
 
-def write_atomically(path, parts, own_name=False):
+def write_atomically(path, parts):
     """Write a file so that at any moment there is a whole one at `path`: the old or the new.
 
     The parts go to a temporary file, which is synced and then renamed; the folder is synced, too.
+    A symbolic link stays: the file that it points to is replaced. What fails is tried again, since
+    virus scanners, backups and network disks get in the way for a moment.
 
     Parameters
     ----------
     path : Path
     parts : sequence of bytes or contiguous arrays
-    own_name : bool
-        Whether the temporary file has a name of its own, for processes that may write the same
-        file at the same time. Otherwise its name is fixed, so that what a killed process leaves is
-        overwritten by the next.
 
     Raises
     ------
     OSError
         What was at `path` is unchanged then, and the temporary file is gone.
     """
-    own = f".{secrets.token_hex(4)}" if own_name else ""
-    temporary = path.with_name(f"{path.name}{own}.tmp")
+    path = real_path(path)
+    if marked_read_only(path):
+        raise PermissionError(errno.EACCES, READ_ONLY, str(path))
+    remove_leftovers(path, LEFT_S)
+    again(lambda: replace(path, parts))
+
+
+def again(act):
+    """Call a function, again after PAUSES_S if it fails with an OSError; return its result."""
+    for pause in PAUSES_S:
+        try:
+            return act()
+        except OSError:
+            time.sleep(pause)
+    return act()
+
+
+def real_path(path):
+    """Return the path of the file that `path` is a symbolic link to, or `path`."""
+    return Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
+
+
+def replace(path, parts):
+    """Write the parts of a file to a temporary one, and give it the name of the file."""
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
         with open(temporary, "wb") as file:
             for part in parts:
@@ -119,6 +144,63 @@ def write_atomically(path, parts, own_name=False):
             os.close(folder)
 
 
+def marked_read_only(path):
+    """Tell whether a file or folder has no permission to write, for anybody."""
+    try:
+        return not os.stat(path).st_mode & 0o222
+    except OSError:
+        return False
+
+
+def remove_file(path):
+    """Remove a file, if it is there.
+
+    A symbolic link stays: the file that it points to is removed.
+    """
+    path = real_path(path)
+    path.unlink(missing_ok=True)
+
+
+def remove_leftovers(path, age_s):
+    """Remove what killed processes have left half-written of a file, if it is so old."""
+    for left in path.parent.glob(f"{glob.escape(path.name)}*{TEMPORARY}"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime >= age_s:
+                left.unlink()
+
+
+def append(path, text):
+    """Add whole lines to a file, all or nothing; what fails is tried again.
+
+    Raises
+    ------
+    OSError
+        The file is as before then.
+    """
+
+    def act():
+        with open(path, "ab", buffering=0) as file:
+            raw, size = memoryview(text.encode("utf-8")), os.fstat(file.fileno()).st_size
+            try:
+                while raw:
+                    raw = raw[file.write(raw) :]
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    file.truncate(size)
+                raise
+
+    again(act)
+
+
+def describe_size(size):
+    """Return a number of bytes as text, such as 12 kB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:.1f} {unit}" if unit in ("MB", "GB") else f"{size:.0f} {unit}"
+
+
 @contextlib.contextmanager
 def writing(path):
     """Make a UserError of what goes wrong while `path` is written."""
@@ -126,41 +208,3 @@ def writing(path):
         yield path
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
-
-
-class AlreadyLocked(Exception):
-    """Another process has the lock."""
-
-
-def acquire(path, timeout_s=0.0):
-    """Take the lock that a file stands for.
-
-    Returns
-    -------
-    lock : FileLock or None
-        None where the file system has no locks, or the file cannot be made.
-
-    Raises
-    ------
-    AlreadyLocked
-        If another process has had it for `timeout_s` seconds.
-    """
-    from filelock import FileLock, Timeout  # slow to import, and --help needs none
-
-    try:
-        lock = FileLock(path)
-        lock.acquire(timeout=timeout_s)
-    except Timeout:
-        raise AlreadyLocked from None
-    except (OSError, ValueError, NotImplementedError):
-        return None
-    return lock
-
-
-def release(lock):
-    """Give a lock back, or None, and remove its file."""
-    if lock is None:
-        return
-    with contextlib.suppress(OSError):  # Windows removes no file that is open
-        Path(lock.lock_file).unlink()  # who waits for it sees that it is gone, and makes it anew
-    lock.release()

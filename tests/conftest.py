@@ -101,6 +101,12 @@ def corpus():
     pytest.skip("tiny Shakespeare is not at hand; MINIGPT_CORPUS may name a copy")
 
 
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    """What cannot be written is tried again at once."""
+    monkeypatch.setattr("minigpt.files.PAUSES_S", (0.0, 0.0, 0.0))
+
+
 @pytest.fixture
 def no_picture(monkeypatch):
     """Drawing takes longer than all else."""

@@ -1,4 +1,4 @@
-"""Reading text, writing atomically, locks."""
+"""Reading text, writing that is whole or not at all."""
 
 import json
 import os
@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from minigpt.errors import UserError
 from minigpt.files import (
     METRICS,
-    AlreadyLocked,
-    acquire,
+    append,
     decode_utf8,
+    describe_size,
     read_bytes,
     read_metrics,
     read_text,
-    release,
+    remove_file,
     write_atomically,
     writing,
 )
@@ -76,11 +76,10 @@ def test_any_bytes_are_a_text_or_an_error_in_one_line(raw):
         assert str(error).startswith("x is not UTF-8: byte 0x") and "\n" not in str(error)
 
 
-@pytest.mark.parametrize("own_name", [False, True])
-def test_a_written_file_is_its_parts(tmp_path, own_name):
+def test_a_written_file_is_its_parts(tmp_path):
     path = tmp_path / "a"
     for parts in ([b"old"], [b"new", np.arange(3, dtype=np.uint8), b""], []):
-        write_atomically(path, parts, own_name)
+        write_atomically(path, parts)
         assert read_bytes(path, "") == b"".join(map(bytes, parts))
     assert list(tmp_path.iterdir()) == [path]
     plain = tmp_path / "b"
@@ -88,12 +87,9 @@ def test_a_written_file_is_its_parts(tmp_path, own_name):
     assert path.stat().st_mode == plain.stat().st_mode  # as the user's other files
 
 
-@pytest.mark.parametrize("own_name", [False, True])
 @pytest.mark.parametrize("name", ["open", "os.fsync", "os.replace"])
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(
-    tmp_path, monkeypatch, own_name, name, failure
-):
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, name, failure):
     path = tmp_path / "a"
     path.write_bytes(b"old")
 
@@ -103,8 +99,92 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     with monkeypatch.context() as patch:
         patch.setattr(f"minigpt.files.{name}", fail, raising=False)
         with pytest.raises(type(failure)):
-            write_atomically(path, [b"new"], own_name)
+            write_atomically(path, [b"new"])
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def failing(function, times):
+    """Return a function that fails so many times, then does what `function` does."""
+    failures = iter([PermissionError(13, "Access is denied")] * times)
+
+    def call(*args, **kwargs):
+        for failure in failures:
+            raise failure
+        return function(*args, **kwargs)
+
+    return call
+
+
+@pytest.mark.report("13")
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_what_is_in_the_way_for_a_moment_does_not_prevent_a_write(tmp_path, monkeypatch, name):
+    pauses = []
+    monkeypatch.setattr("minigpt.files.time.sleep", pauses.append)
+    monkeypatch.setattr("minigpt.files.PAUSES_S", (0.1, 0.3, 0.6))
+    monkeypatch.setattr(f"minigpt.files.os.{name}", failing(getattr(os, name), 3))
+    write_atomically(tmp_path / "a", [b"new"])
+    assert (tmp_path / "a").read_bytes() == b"new" and pauses == [0.1, 0.3, 0.6]
+    monkeypatch.setattr(f"minigpt.files.os.{name}", failing(getattr(os, name), 4))
+    with pytest.raises(PermissionError):
+        write_atomically(tmp_path / "a", [b"newer"])
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a": b"new"}
+
+
+@pytest.mark.report("13")
+def test_lines_are_added_whole_or_not_at_all(tmp_path, monkeypatch):
+    resource = pytest.importorskip("resource")
+    path, limits = tmp_path / "a", resource.getrlimit(resource.RLIMIT_FSIZE)
+    path.write_text("one\n")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (7, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            append(path, "two\nthree\n")  # there is room for three characters
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text() == "one\n"
+    monkeypatch.setattr("minigpt.files.open", failing(open, 3), raising=False)
+    append(path, "zw\u00f6lf\n")
+    assert path.read_text("utf-8") == "one\nzw\u00f6lf\n"
+
+
+@pytest.mark.report("30")
+def test_a_link_stays_and_the_file_that_it_points_to_is_replaced(tmp_path):
+    for folder in ("disk", "run"):
+        (tmp_path / folder).mkdir()
+    file, link = tmp_path / "disk" / "a", tmp_path / "run" / "a"
+    link.symlink_to(file)
+    for text in (b"made", b"replaced"):
+        write_atomically(link, [text])
+        assert link.is_symlink() and file.read_bytes() == text
+    append(link, "!")
+    assert link.is_symlink() and file.read_bytes() == b"replaced!"
+    remove_file(link)
+    assert link.is_symlink() and not file.exists()
+    assert [*tmp_path.rglob("*.tmp")] == []
+
+
+@pytest.mark.report("30")
+def test_a_file_that_is_marked_read_only_is_not_replaced(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    path.chmod(0o444)
+    with pytest.raises(PermissionError, match="marked read-only"):
+        write_atomically(path, [b"new"])
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "size, text",
+    [
+        (7, "7 bytes"),
+        (999, "999 bytes"),
+        (1000, "1 kB"),
+        (2_340_000, "2.3 MB"),
+        (5e12, "5000.0 GB"),
+    ],
+)
+def test_a_size_is_told_in_its_unit(size, text):
+    assert describe_size(size) == text
 
 
 def test_the_new_file_is_synced_before_it_takes_the_name_of_the_old(tmp_path, monkeypatch):
@@ -119,24 +199,6 @@ def test_what_goes_wrong_in_writing_is_a_user_error(tmp_path):
     message = "x: cannot be written: No such file or directory$"
     with pytest.raises(UserError, match=message), writing("x"):
         (tmp_path / "none" / "x").write_bytes(b"")
-
-
-def test_one_at_a_time_has_a_lock(tmp_path):
-    path = tmp_path / ".lock"
-    lock = acquire(path)
-    with pytest.raises(AlreadyLocked):
-        acquire(path)
-    with pytest.raises(AlreadyLocked):
-        acquire(path, timeout_s=0.05)
-    release(lock)
-    assert not path.exists()
-    release(acquire(path))
-    release(None)
-
-
-def test_there_is_no_lock_where_its_file_cannot_be(tmp_path):
-    (tmp_path / "file").touch()
-    assert acquire(tmp_path / "file" / ".lock") is None
 
 
 def test_metrics_are_read_without_what_a_killed_run_left_half_written(tmp_path):

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (  # from the lowest
     ("errors",),
     ("cli",),
-    ("files", "params"),
+    ("files", "locks", "params"),
     ("backend", "ops"),
     ("data", "optim"),
     ("model",),

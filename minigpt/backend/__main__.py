@@ -27,7 +27,7 @@ from minigpt.backend.devices import (
 )
 from minigpt.errors import UserError
 
-REQUIRED = ("filelock", "numpy", "safetensors", "threadpoolctl", "tqdm")
+REQUIRED = ("numpy", "safetensors", "threadpoolctl", "tqdm")
 OPTIONAL = {
     "matplotlib": "pictures of losses and of attention",
     "pytest": "the tests",

@@ -12,7 +12,7 @@ from minigpt.cli.fields import (
     option_of,
 )
 from minigpt.cli.flags import Parser, add_flags, add_plain, parser
-from minigpt.cli.program import FAILURES, device_failures, one_line, run
+from minigpt.cli.program import FAILURES, device_failures, one_line, run, standard_streams
 from minigpt.cli.terminal import command, printable
 
 VERSION = "0.1.0"
@@ -38,4 +38,5 @@ __all__ = [
     "parser",
     "printable",
     "run",
+    "standard_streams",
 ]

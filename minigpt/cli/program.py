@@ -1,5 +1,6 @@
 """A program's end: exit codes, and errors of one line."""
 
+import contextlib
 import os
 import sys
 
@@ -36,30 +37,86 @@ def one_line(error):
     return escape(" ".join(text.splitlines()))
 
 
+@contextlib.contextmanager
+def standard_streams():
+    """Let what is printed vanish, while this lasts, where there is no standard stream for it.
+
+    Python has None in its place where it was closed from the start, or under pythonw.
+    """
+    with contextlib.ExitStack() as stack:
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if stream is None or getattr(stream, "closed", False):
+                nothing = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                setattr(sys, name, nothing)
+                stack.callback(setattr, sys, name, stream)
+        yield
+
+
+def open_descriptors():
+    """Open the null device in the place of standard streams that are closed.
+
+    Otherwise the next files to be opened would get their numbers, and whatever a library writes
+    to standard error, such as a warning of BLAS, would be written into them.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free
+
+
 def run(main):
     """Call `main` as a program: `if __name__ == "__main__": cli.run(main)`.
 
     Errors that the user or the machine caused end without a traceback. Exit codes: what main
     returns; 2 after `error: ...` on standard error for a UserError, a lack of memory or a failing
     file or GPU; 130 after Ctrl-C; 141 if the reader of standard output has closed it, as `| head`
-    does. Anything else is a bug of the program, and its traceback is shown.
+    does. Anything else is a bug of the program, and its traceback is shown. Standard streams may
+    be closed; standard input is None then.
     """
-    use_utf8(sys.stdout, sys.stderr)
+    open_descriptors()
+    with standard_streams():
+        use_utf8(sys.stdout, sys.stderr)
+        status = status_of(main)
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # already reported; Python would complain again when it flushes at exit
+                with contextlib.suppress(OSError, ValueError):  # a stand-in without a descriptor
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(status)
+
+
+def status_of(main):
+    """Call `main` and report its errors; return the exit code."""
     try:
         try:
             status = main()
         except SystemExit as leaving:  # from --help and the parser's errors
             status = leaving.code
-        sys.stdout.flush()  # here, where a failure can still be reported
+        if (
+            not isinstance(status, int) or status <= 128
+        ):  # a signal may mean a terminal that is gone
+            sys.stdout.flush()  # here, where a failure can still be reported
+        return status
     except KeyboardInterrupt:
-        status = 130
+        return 130
     except BrokenPipeError:
-        status = 141
+        return 141
     except (UserError, MemoryError, OSError, *device_failures()) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        status = 2
+        text = one_line(error)
+        if isinstance(error, OSError) and not error.filename and fails(sys.stdout):
+            text = f"standard output: {text}"
+        with contextlib.suppress(OSError):
+            print(f"error: {text}", file=sys.stderr)
+        return 2
+
+
+def fails(stream):
+    """Tell whether a stream cannot be written."""
     try:
-        sys.stdout.flush()
-    except OSError:  # already reported; Python would complain again when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(status)
+        stream.flush()
+    except OSError:
+        return True
+    return False

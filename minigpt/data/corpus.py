@@ -12,13 +12,8 @@ from pathlib import Path
 
 from minigpt.data.sources import describe, find_sources, joined_text
 from minigpt.errors import UserError
-from minigpt.files import (
-    AlreadyLocked,
-    acquire,
-    read_bytes,
-    release,
-    write_atomically,
-)
+from minigpt.files import read_bytes, write_atomically
+from minigpt.locks import AlreadyLocked, acquire, release
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 REFERENCE = "the Python language reference"
@@ -100,11 +95,11 @@ def _take_turn():
     path, lock = cache_file().with_suffix(".lock"), None
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = acquire(path)
-    except AlreadyLocked:
-        with contextlib.suppress(AlreadyLocked):
-            release(acquire(path, WAIT))
+        try:
+            lock = acquire(path)
+        except AlreadyLocked:
+            with contextlib.suppress(AlreadyLocked):
+                release(acquire(path, WAIT))
     try:
         yield
     finally:
@@ -130,7 +125,7 @@ def _download_to_cache():
     path = cache_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, [raw], own_name=True)
+        write_atomically(path, [raw])
         _say(f"downloaded tiny Shakespeare to {path}")
     except OSError as error:
         _say(f"downloaded tiny Shakespeare, but cannot keep it in {path}: {error.strerror}")
@@ -187,7 +182,10 @@ def _fetch(patience):
         except Exception as error:  # whatever name servers, proxies and TLS come up with
             arrived.put(error)
 
-    threading.Thread(target=read, daemon=True).start()
+    try:
+        threading.Thread(target=read, daemon=True).start()
+    except RuntimeError as error:  # the system allows no more threads
+        raise ConnectionError(error) from None
     raw = bytearray()
     try:
         while (part := arrived.get(timeout=patience)) is not None:

@@ -27,7 +27,7 @@ from minigpt.backend import to_device, to_host
 from minigpt.cli import aliases
 from minigpt.data.tokenizers import tokenizer_from_json
 from minigpt.errors import UserError
-from minigpt.files import BEST, LAST, write_atomically
+from minigpt.files import BEST, LAST, describe_size, write_atomically
 from minigpt.model.encoder_decoder import Seq2SeqConfig
 from minigpt.model.gpt import GPTConfig
 from minigpt.params import Params, leaves
@@ -103,10 +103,10 @@ def save(path, params, config, *, tokenizer, state, optimizer=None):
     try:
         write_atomically(Path(path), parts)
     except OSError as error:
-        size = sum(memoryview(part).nbytes for part in parts) / 1e6
+        size = describe_size(sum(memoryview(part).nbytes for part in parts))
+        unchanged = "; what was there before is unchanged" if Path(path).exists() else ""
         raise UserError(
-            f"{path}: cannot save the checkpoint ({size:.1f} MB): {error.strerror or error}; "
-            "what was there before is unchanged"
+            f"{path}: cannot save the checkpoint ({size}): {error.strerror or error}{unchanged}"
         ) from None
 
 

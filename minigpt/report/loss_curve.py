@@ -1,6 +1,8 @@
 """The loss curve of a run: training and validation loss over the steps."""
 
-from minigpt.files import PICTURE, read_metrics
+import io
+
+from minigpt.files import PICTURE, read_metrics, write_atomically
 from minigpt.report.picture import drawing
 
 EARLY, MARGIN = 0.1, 0.05  # fraction of the steps left out of the y limit, and room above the rest
@@ -17,7 +19,9 @@ def draw_losses(folder):
     with drawing() as Figure:
         figure = Figure(figsize=(7, 4), layout="constrained")
         plot_losses(figure, read_metrics(folder))
-        figure.savefig(folder / PICTURE, dpi=120)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, dpi=120)
+        write_atomically(folder / PICTURE, [drawn.getbuffer()])
     return folder / PICTURE
 
 

@@ -42,6 +42,8 @@ def prompt_lines(prompt):
 
 def stdin_lines(stdin):
     """Yield lists of (where it stands, line) of standard input, as they arrive."""
+    if stdin is None:
+        raise UserError("there is no standard input; give lines by --prompt or --prompt-file")
     if stdin.isatty():
         print("lines to answer, from the keyboard:", file=sys.stderr)
     numbers = itertools.count(1)

@@ -2,17 +2,19 @@
 
 import contextlib
 import json
+import os
 
 from minigpt.errors import UserError
 from minigpt.files import (
     LAST,
+    READ_ONLY,
     RUN_FILES,
-    AlreadyLocked,
-    acquire,
-    release,
+    marked_read_only,
+    remove_file,
     write_atomically,
     writing,
 )
+from minigpt.locks import AlreadyLocked, acquire, release
 
 LOCK = ".lock"  # exists while a run is going on; one that was killed leaves it, and locks nothing
 
@@ -20,8 +22,6 @@ LOCK = ".lock"  # exists while a run is going on; one that was killed leaves it,
 @contextlib.contextmanager
 def locked(folder, make):
     """Keep the folder of a run locked, so that no other process trains there.
-
-    Where a file system has no locks, or the folder cannot be written, there is none.
 
     Parameters
     ----------
@@ -32,30 +32,59 @@ def locked(folder, make):
     Raises
     ------
     UserError
-        If another process has locked it, or if there can be no such folder.
+        If another process has locked it, if there can be no such folder, or if what is to be
+        written there cannot be.
     """
+    check_path(folder)
+    missing = [path for path in (folder, *folder.parents) if make and not path.exists()]
+    lock = None
+    with contextlib.ExitStack() as stack:
+        stack.callback(remove_empty, missing)
+        with writing(folder):
+            for path in reversed(missing):
+                path.mkdir(exist_ok=True)
+        if folder.is_dir():
+            check_writable(folder)
+            try:
+                with writing(folder):
+                    lock = acquire(folder / LOCK)
+            except AlreadyLocked as error:
+                who = f" ({error})" if str(error) else ""
+                raise UserError(
+                    f"--out-dir {folder}: locked by another running process{who}; name another "
+                    "folder, wait for that run to end or stop it, or if it is dead, remove "
+                    f"{folder / LOCK}"
+                ) from None
+        stack.callback(release, lock)
+        yield
+
+
+def remove_empty(folders):
+    """Remove those of the folders that are empty, in this order."""
+    with contextlib.suppress(OSError):
+        for path in folders:
+            path.rmdir()
+
+
+def check_path(folder):
+    """Raise a UserError if a path can be no folder."""
     if "\0" in str(folder):
         raise UserError(f"--out-dir {str(folder)!r}: no folder can have that name; name another")
+    for path in (folder, *folder.parents):
+        if path.is_symlink() and not path.exists():
+            raise UserError(
+                f"--out-dir {folder}: {path} is a link to {os.readlink(path)}, which is not there; "
+                "make that folder, attach its disk, or name another folder"
+            )
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out-dir {folder} is a file; name a folder")
-    missing = [path for path in (folder, *folder.parents) if make and not path.exists()]
-    with writing(folder):
-        for path in reversed(missing):
-            path.mkdir(exist_ok=True)
-    try:
-        lock = acquire(folder / LOCK) if folder.is_dir() else None
-    except AlreadyLocked:
-        raise UserError(
-            f"--out-dir {folder}: locked by another running process; name another folder, or wait "
-            "for that run to end or stop it"
-        ) from None
-    try:
-        yield
-    finally:
-        release(lock)
-        with contextlib.suppress(OSError):  # not empty
-            for path in missing:
-                path.rmdir()
+
+
+def check_writable(folder):
+    """Raise a UserError if the folder, or a file of a run in it, is marked read-only."""
+    for path in (folder, *(folder / name for name in RUN_FILES)):
+        if marked_read_only(path):
+            raise UserError(f"--out-dir {folder}: {path}: {READ_ONLY} folder")
 
 
 def check_folder(folder, overwrite):
@@ -73,7 +102,7 @@ def clear_folder(folder):
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name in RUN_FILES:
-            (folder / name).unlink(missing_ok=True)
+            remove_file(folder / name)
 
 
 def cut_metrics(path, step):

@@ -14,6 +14,7 @@ import numpy
 
 from minigpt.backend.blas import blas_threads
 from minigpt.backend.cpu import pool
+from minigpt.errors import UserError
 from minigpt.optim.gradients import gather
 
 LINE_ELEMENTS = 16  # of float32 in a cache line
@@ -34,6 +35,11 @@ class Workers:
     n : int
         With 1, everything runs in the caller's thread and BLAS keeps its own threads. All of them
         handle overflows as the caller's does at the start (numpy.errstate).
+
+    Raises
+    ------
+    UserError
+        If the system does not start as many; those that it has started end.
     """
 
     def __init__(self, n):
@@ -43,10 +49,17 @@ class Workers:
             self._blas.enter_context(blas_threads(1))
         self._queues = [queue.SimpleQueue() for _ in range(n - 1)]
         self._done = queue.SimpleQueue()
-        for i, tasks in enumerate(self._queues):
-            threading.Thread(
-                target=self._work, args=(tasks,), name=f"shard-{i + 1}", daemon=True
-            ).start()
+        try:
+            for i, tasks in enumerate(self._queues):
+                threading.Thread(
+                    target=self._work, args=(tasks,), name=f"shard-{i + 1}", daemon=True
+                ).start()
+        except (RuntimeError, MemoryError) as error:
+            self.close()
+            raise UserError(
+                f"{n} threads cannot be started: {error or 'out of memory'}; take fewer by "
+                "--threads"
+            ) from None
 
     def _work(self, tasks):
         numpy.seterr(**self._errors)  # of this thread alone

@@ -117,8 +117,10 @@ def test_a_character_that_the_terminal_cannot_show_is_escaped():
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_a_full_disk_is_one_line():
-    done = shell('"$@" > /dev/full', *program("print('text')"))
-    assert (done.returncode, done.stderr) == (2, "error: No space left on device\n")
+    for body in ("print('text')", "print('text', flush=True)"):
+        done = shell('"$@" > /dev/full', *program(body))
+        told = "error: standard output: No space left on device\n"
+        assert (done.returncode, done.stderr) == (2, told)
     full = "with open('/dev/full', 'w') as file: file.write('text')"
     done = shell('"$@"', *program(full))
     assert (done.returncode, done.stderr) == (2, "error: No space left on device\n")
@@ -144,3 +146,54 @@ def test_a_lack_of_memory_is_one_line():
 def test_help_needs_no_heavy_import():
     code = "import sys, minigpt.cli; print([m for m in ('numpy', 'tqdm') if m in sys.modules])"
     assert shell('"$@"', sys.executable, "-c", code).stdout == "[]\n"
+
+
+BODIES = {
+    "prints": ("print('text')", 0),
+    "finds a fault of the user's": ("raise UserError('x.txt: empty')", 2),
+    "shows its help": ("cli.parser('', '').parse_args(['-h'])", 0),
+    "does not know a flag": ("cli.parser('', '').parse_args(['--none'])", 2),
+}
+
+
+@pytest.mark.report("3")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("name", BODIES)
+def test_closed_streams_change_no_exit_code(name, closed):
+    body, code = BODIES[name]
+    done = shell(f'"$@" {closed}', *program(body))
+    assert done.returncode == code
+    if closed != "<&-":
+        assert "Traceback" not in done.stdout + done.stderr
+    if body == BODIES["finds a fault of the user's"][0] and "2>" not in closed:
+        assert done.stderr == "error: x.txt: empty\n"
+
+
+@pytest.mark.report("3")
+def test_no_file_gets_the_number_of_a_closed_stream(tmp_path):
+    body = f"file = open('{tmp_path / 'a'}', 'w'); import os; os.write(2, b'?'); file.write('a')"
+    done = shell('"$@" <&- >&- 2>&-', *program(body))
+    assert done.returncode == 0 and (tmp_path / "a").read_text() == "a"
+
+
+@pytest.mark.report("3")
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_standard_error_that_is_full_changes_no_exit_code():
+    for body, code in BODIES.values():
+        assert shell('"$@" 2> /dev/full', *program(body)).returncode == code
+
+
+@pytest.mark.report("3")
+def test_streams_that_are_missing_are_given_back_as_they_were(monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    with cli.standard_streams():
+        print("nothing")
+        print("nothing", file=sys.stderr)
+    assert (sys.stdout, sys.stderr) == (None, None)
+
+
+@pytest.mark.report("20")
+def test_a_terminal_that_is_gone_does_not_hide_the_signal():
+    done = shell('"$@" > /dev/full', *program("print('stopped'); return 129"))
+    assert done.returncode == 129

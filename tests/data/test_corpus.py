@@ -10,7 +10,7 @@ import pytest
 
 from minigpt.data import corpus as source
 from minigpt.errors import UserError
-from minigpt.files import acquire, release
+from minigpt.locks import acquire, release
 
 TEXT = "First Citizen:\n" * 1000
 RAW = TEXT.encode()

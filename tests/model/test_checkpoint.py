@@ -208,7 +208,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(path, rng, where, wh
             save(path, random_params(rng), CONFIG, tokenizer=TOKENIZER, state={})
     if error is UserError:
         assert str(caught.value) == (
-            f"{path}: cannot save the checkpoint (0.0 MB): No space left on device; "
+            f"{path}: cannot save the checkpoint (5 kB): No space left on device; "
             "what was there before is unchanged"
         )
     assert path.read_bytes() == old
@@ -224,7 +224,7 @@ def test_a_write_that_the_system_refuses(path, rng):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(
-            UserError, match=r"cannot save the checkpoint \(0.8 MB\): File too large"
+            UserError, match=r"cannot save the checkpoint \(\d+ kB\): File too large"
         ):
             save(path, params, config, tokenizer=TOKENIZER, state={})
     finally:
@@ -233,10 +233,14 @@ def test_a_write_that_the_system_refuses(path, rng):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_what_a_killed_process_left_is_overwritten(path, rng):
-    (path.parent / "last.safetensors.tmp").write_bytes(b"half a checkpoint")
+def test_what_a_killed_process_left_is_removed_by_the_next(path, rng):
+    for name in ("last.safetensors.tmp", "last.safetensors.0a1b2c3d.tmp"):
+        (path.parent / name).write_bytes(b"half a checkpoint")
+        os.utime(path.parent / name, (1e9, 1e9))
+    other = path.parent / "last.safetensors.4d3c2b1a.tmp"
+    other.write_bytes(b"of a process that is writing it")
     save(path, random_params(rng), CONFIG, tokenizer=TOKENIZER, state={"step": 8})
-    assert list(path.parent.iterdir()) == [path]
+    assert {*path.parent.iterdir()} == {path, other}
     assert load(path).state == {"step": 8}
 
 

@@ -6,16 +6,18 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
-from filelock import FileLock
 
 from minigpt.data.tokenizers import CharTokenizer
 from minigpt.errors import UserError
-from minigpt.files import BEST, LAST, METRICS, writing
+from minigpt.files import BEST, LAST, METRICS, PICTURE, writing
 from minigpt.files import RUN_FILES as FILES
+from minigpt.locks import born, me
 from minigpt.model import checkpoint
 from minigpt.train.run_dir import LOCK, cut_metrics, locked
 from minigpt.train.step import Trainer
@@ -217,14 +219,17 @@ def test_an_optimizer_goes_on_with_its_own_state_only(folder, capsys):
 
 
 def test_a_folder_is_for_one_run_at_a_time(tmp_path, capsys):
-    with locked(tmp_path / "run", make=True):
-        for flags in ((), ("--overwrite",)):
-            error = refusal(capsys, begin, tmp_path / "run", *flags)
-            assert error == (
-                f"error: --out-dir {tmp_path / 'run'}: locked by another running process; name "
-                "another folder, or wait for that run to end or stop it"
+    folder = tmp_path / "run"
+    with locked(folder, make=True):
+        for call, *flags in ((begin,), (begin, "--overwrite"), (resume,)):
+            error = refusal(capsys, call, folder, *flags)
+            who, _, advice = error.partition("; ")
+            told = rf"error: --out-dir {folder}: locked by another running process \({{}}\)"
+            assert re.fullmatch(told.format(rf"number {os.getpid()} on .*, since .*"), who)
+            assert advice == (
+                "name another folder, wait for that run to end or stop it, or if it is dead, "
+                f"remove {folder / LOCK}"
             )
-        assert "locked by another running process" in refusal(capsys, resume, tmp_path / "run")
     assert not (tmp_path / "run").exists()  # it was empty
     assert begin(tmp_path / "run", "--max-iters=1") == 0
     assert not (tmp_path / "run" / LOCK).exists()
@@ -246,10 +251,75 @@ def test_the_lock_is_held_while_a_run_is_at_work(tmp_path, capsys, monkeypatch):
     assert len(told) == 2 and all("locked by another running process" in line for line in told)
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks"), NotImplementedError()])
-def test_a_file_system_without_locks_stops_nobody(tmp_path, monkeypatch, error):
-    def fail(self, **_):
-        raise error
+DISKS = {
+    "grants every lock": "lambda *_: None",
+    "knows no locks": "lambda *_: (_ for _ in ()).throw(OSError(38, 'Function not implemented'))",
+}
 
-    monkeypatch.setattr(FileLock, "acquire", fail)
+
+@pytest.mark.report("32")
+@pytest.mark.parametrize("flock", DISKS.values(), ids=DISKS)
+def test_a_disk_without_locks_stops_nobody_but_a_second_run(tmp_path, capsys, monkeypatch, flock):
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", eval(flock))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOCK).write_text("999999\nothernode\n")
+    assert begin(tmp_path / "run", "--max-iters=2") == 0
+    assert capsys.readouterr().err == ""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        holder = {**me(), "pid": other.pid, "born": born(other.pid)}
+        (tmp_path / "run" / LOCK).write_text(json.dumps(holder))
+        error = refusal(capsys, resume, tmp_path / "run", "--max-iters=4")
+        assert f"number {other.pid} on" in error
+        assert error.endswith(f"if it is dead, remove {tmp_path / 'run' / LOCK}")
+        other.communicate(b"\n")
+    assert resume(tmp_path / "run", "--max-iters=4") == 0  # the one that was killed blocks nothing
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {*FILES}
+
+
+@pytest.mark.report("30")
+@pytest.mark.parametrize("name", [*FILES, "."])
+def test_what_is_marked_read_only_is_found_before_any_work(folder, capsys, monkeypatch, name):
+    (folder / PICTURE).touch()
+    monkeypatch.setattr(Trainer, "step", lambda *_: pytest.fail("too late"))
+    mode = (folder / name).stat().st_mode
+    (folder / name).chmod(mode & 0o555)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    try:
+        for call, flag in ((begin, "--overwrite"), (resume, "--max-iters=8")):
+            error = refusal(capsys, call, folder, flag)
+            assert error == (
+                f"error: --out-dir {folder}: {folder / name}: it is marked read-only; allow "
+                "writing by `chmod u+w`, or name another folder"
+            )
+    finally:
+        (folder / name).chmod(mode)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.report("30")
+def test_the_files_of_a_run_may_be_links(tmp_path, folder):
+    (tmp_path / "disk").mkdir()
+    for name in (LAST, BEST, METRICS):
+        (folder / name).rename(tmp_path / "disk" / name)
+        (folder / name).symlink_to(tmp_path / "disk" / name)
+    for call, flag in ((resume, "--max-iters=8"), (begin, "--overwrite")):
+        assert call(folder, flag) == 0
+        assert all((folder / name).is_symlink() for name in (LAST, BEST, METRICS))
+        steps = checkpoint.load(tmp_path / "disk" / LAST).state["step"]
+        assert steps == metrics(tmp_path / "disk")[-1]["step"] == (8 if call is resume else 12)
+    assert {path.name for path in (tmp_path / "disk").iterdir()} == {LAST, BEST, METRICS}
+
+
+@pytest.mark.report("30")
+def test_a_folder_that_is_a_link_to_nothing_is_named_so(tmp_path, capsys):
+    (tmp_path / "run").symlink_to(tmp_path / "disk" / "run")
+    link, there = tmp_path / "run", tmp_path / "disk" / "run"
+    for path in (link, link / "below"):
+        error = refusal(capsys, begin, tmp_path / "none", f"--out-dir={path}")
+        assert error == (
+            f"error: --out-dir {path}: {link} is a link to {there}, which is not there; make that "
+            "folder, attach its disk, or name another folder"
+        )
+    there.mkdir(parents=True)
     assert begin(tmp_path / "run", "--max-iters=1") == 0

@@ -1,5 +1,6 @@
 import threading
 import time
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
 from minigpt.backend.devices import usable_cores
+from minigpt.errors import UserError
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.clipping import GRAD_NORM, GRAD_SCALE
 from minigpt.params import Params
@@ -79,6 +81,25 @@ def test_threads_end_with_the_workers():
     for thread in new:
         thread.join(timeout=10)
     assert not any(thread.is_alive() for thread in new)
+
+
+@pytest.mark.report("16")
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
+def test_threads_that_cannot_be_started_are_told_and_those_started_end(monkeypatch, error):
+    before, blas, started, start = set(threading.enumerate()), blas_threads(), [], Thread.start
+
+    def limited(self):
+        if len(started) == 2:
+            raise error
+        started.append(self)
+        start(self)
+
+    monkeypatch.setattr(Thread, "start", limited)
+    with pytest.raises(UserError, match="^8 threads cannot be started: .*; take fewer by --thre"):
+        Workers(8)
+    for thread in started:
+        thread.join(timeout=10)
+    assert set(threading.enumerate()) == before and blas_threads() == blas
 
 
 def test_blas_has_one_thread_while_several_work_and_its_own_afterwards():
