@@ -86,7 +86,7 @@ def test_a_numpy_that_does_not_work_is_the_exit_code(capsys, monkeypatch):
     assert code == 1 and rows["--backend numpy"].startswith("does not work: pip install")
 
 
-@pytest.mark.parametrize("names", [("threadpoolctl",), ("numpy", "safetensors", "tqdm")])
+@pytest.mark.parametrize("names", [("threadpoolctl",), ("safetensors", "tqdm")])
 def test_required_packages_that_are_missing_are_named_with_the_command(tmp_path, names):
     """In a process of its own, where they cannot be imported by anything."""
     hide = f"import sys; sys.modules.update(dict.fromkeys({names}))\n"
