@@ -4,6 +4,7 @@ Tokenizer is what the rest of the program knows of them: no other file takes a t
 character. A new kind is a subclass with an entry in KINDS.
 """
 
+import itertools
 import json
 import unicodedata
 from typing import NamedTuple
@@ -14,6 +15,15 @@ from minigpt import cli
 from minigpt.errors import UserError
 
 MAX_SHOWN = 100  # characters of a vocabulary that an error message lists
+CLUSTER = 5  # characters, at most, that may be one in another form
+FORMS = {  # of Unicode, and how to get a text into them
+    "NFC": "compose",
+    "NFD": "decompose",
+    "NFKC": "convert",
+    "NFKD": "convert",
+}
+NAMES = {"\t": "TAB", "\n": "LINE FEED", "\r": "CARRIAGE RETURN", "\ufeff": "BYTE ORDER MARK"}
+CATEGORIES = {"Cc": "a control character", "Cs": "a byte that is not UTF-8", "Co": "private use"}
 
 
 class Tokenizer:
@@ -202,15 +212,44 @@ class CharTokenizer(Tokenizer):
 
     def _unknown(self, text, position):
         """Say that the character at `position` has no token, and which characters have one."""
-        lines = text[:position].split("\n")
-        place = f" (line {len(lines)}, column {len(lines[-1]) + 1})" if "\n" in text else ""
+        line = text.count("\n", 0, position) + 1
+        column = position - text.rfind("\n", 0, position)
+        place = f" (line {line}, column {column})" if "\n" in text else ""
         rest = self.vocab_size - MAX_SHOWN
         return (
-            f"{text[position]!r} at position {position}, counted from 0{place}, is not in the "
-            f"vocabulary, which holds {self.vocab_size} characters: {self.chars[:MAX_SHOWN]!r}"
-            f"{f' and {rest} more' if rest > 0 else ''}; "
-            "leave it out, or train on a text that has it"
+            f"{described(text[position])} at position {position}, counted from 0{place}, is not in "
+            f"the vocabulary, which holds {self.vocab_size} characters: "
+            f"{quoted(self.chars[:MAX_SHOWN])}{f' and {rest} more' if rest > 0 else ''}; "
+            f"{self._remedy(text, position)}"
         )
+
+    def _remedy(self, text, position):
+        """Say what to do about the character at `position`, which has no token."""
+        if text[position] == "\r":
+            return "convert the line ends, for example by `sed 's/\\r$//' old.txt > new.txt`"
+        chars, starts = set(self.chars), range(max(0, position - CLUSTER + 1), position + 1)
+        parts = {text[a:b] for a in starts for b in range(position + 1, a + CLUSTER + 1)}
+        for part, form in itertools.product(
+            sorted(parts, key=lambda part: (len(part), part)), FORMS
+        ):
+            other = unicodedata.normalize(form, part)
+            if other != part and chars.issuperset(other):
+                return f"it has {quoted(other)} for {quoted(part)}: {FORMS[form]} the text ({form})"
+        return "remove it, or train on a text that has it"
+
+
+def quoted(text):
+    r"""Return a text in quotes, with escapes for what cannot be seen or changes its neighbour."""
+    return "".join(map(_visible_char, repr(text)))
+
+
+def described(char):
+    """Return a character in quotes and, unless it is plain ASCII, what Unicode calls it."""
+    if char.isascii() and char.isprintable():
+        return quoted(char)
+    category = unicodedata.category(char)
+    name = NAMES.get(char) or unicodedata.name(char, CATEGORIES.get(category, "unassigned"))
+    return f"{quoted(char)} (U+{ord(char):04X} {name})"
 
 
 class PairTokenizer(NamedTuple):

@@ -159,29 +159,51 @@ class Model:
         model = self.params, self.config, self.tokenizer
         return on_one_thread(generate_text(*model, as_text("prompt", prompt), options))
 
-    def answer(self, text, beam=1):
+    def answer(self, text, beam=1, errors="raise"):
         """Return what an encoder-decoder makes of a text: a str, or a list of str for a list.
+
+        A list is answered in batches: 64 texts take little longer than one. So a service should
+        collect texts that wait at the same time; threads that answer one each are slower.
 
         Parameters
         ----------
         text : str or list of str
-            A list is answered side by side, which takes little longer than one text.
         beam : int
             Beam width; 1 is greedy.
+        errors : str
+            "raise", or "none": None stands for the answer to a text that cannot be read.
 
         Raises
         ------
         UserError
-            If a text is empty, too long or holds an unknown character, or if the model is a GPT.
+            If a text is empty, too long or holds an unknown character; if the beam does not fit
+            in memory; or if the model is a GPT.
+        """
+        found = self.candidates(text, beam, errors)
+        if isinstance(text, str):
+            return found and found[0].text
+        return [ranked and ranked[0].text for ranked in found]
+
+    def candidates(self, text, beam=4, errors="raise"):
+        """Return all that beam search has found: a list of Answer, or of such lists for a list.
+
+        An Answer has text, log_prob (of all its tokens, in nats), score (log_prob per token, by
+        which they are ranked) and ended: False if it was cut off at the model's block_size.
+
+        >>> best, *others = model.candidates("3 May 1993")
+        >>> best.text, best.ended
+
+        Parameters and errors are those of `answer`.
         """
         self._check_task("seq2seq", "generate")
+        cli.choose(errors, dict.fromkeys(("raise", "none")), "errors")
         beam = AnswerOptions(beam=beam).beam
         lines = [text] if isinstance(text, str) else list(text)
-        names = ["text" if len(lines) == 1 else f"text {i}" for i in range(len(lines))]
+        names = ["text" if isinstance(text, str) else f"text {i}" for i in range(len(lines))]
         lines = [as_text(name, line) for name, line in zip(names, lines, strict=True)]
         model = self.params, self.config, self.tokenizer
         with blas_threads(1):
-            found = [best.text for best, *_ in answer_lines(*model, lines, beam, names)]
+            found = answer_lines(*model, lines, beam, names, errors)
         return found[0] if isinstance(text, str) else found
 
     def logits(self, ids):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from minigpt import backend, cli
 from minigpt.data.tokenizers import display_width, pad, visible
 from minigpt.errors import UserError
-from minigpt.sample.answers import MAP_KINDS
+from minigpt.sample.answers import END, MAP_KINDS
 from minigpt.sample.command import CheckpointConfig
 from minigpt.sample.tasks import task_of
 
@@ -134,6 +134,9 @@ def main(argv=None, prog="minigpt attention"):
     model = checkpoint.params, checkpoint.config, checkpoint.tokenizer
     with backend.plain(plain):
         weights, rows, columns = task.maps(*model, options.prompt, options.kind, "--prompt")
+    if task.map_kinds and options.kind != "encoder" and rows[-1] != END:
+        unit = f"{len(rows)} {checkpoint.tokenizer.target.unit}"
+        print(f"note: the answer was cut off at {unit}", file=sys.stderr)
     panels = [[(f"layer {i}, head {j}", weights[i][j]) for j in heads] for i in layers]
     width = shutil.get_terminal_size().columns
     for row in panels:

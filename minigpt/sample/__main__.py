@@ -4,7 +4,9 @@ A GPT continues the prompt. With --stop, a text ends before the first place wher
 occurs after the prompt. One text appears as it is made; several are made side by side, and
 printed one after the other.
 
-An encoder-decoder answers each line of the prompt, or of standard input, by a line.
+An encoder-decoder answers each line of the prompt, or of standard input, by a line. One that it
+cannot answer (empty, too long, not UTF-8, with an unknown character) has an empty answer, is named
+on standard error, and makes the exit code 2. Answers that were cut off are named there, too.
 """
 
 from minigpt import backend, cli
@@ -24,7 +26,7 @@ def main(argv=None, prog="python -m minigpt.sample"):
     parser.allow_one(given, "prompt", "prompt_file")
     try:
         with backend.plain(plain):
-            sample(given)
+            return sample(given)
     except MemoryError as error:
         raise UserError(
             f"out of memory ({cli.one_line(str(error)) or 'no more to be had'}); take fewer "

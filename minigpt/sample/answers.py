@@ -1,8 +1,8 @@
 """What an encoder-decoder answers to each of many lines."""
 
-import itertools
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,9 @@ from minigpt.data.pairs import padded
 from minigpt.model.blocks import block_weights
 from minigpt.model.encoder_decoder import seq2seq_forward
 from minigpt.sample.beam import search
-from minigpt.sample.prompt import encode_line, in_parts, prompt_lines
+from minigpt.sample.memory import lines_that_fit
+from minigpt.sample.progress import Progress
+from minigpt.sample.prompt import LINES, encode_line, in_parts, prompt_lines, read_line
 
 BATCH = 64  # validation pairs that are answered side by side
 MAP_KINDS = ("cross", "encoder", "decoder")
@@ -27,7 +29,9 @@ class AnswerOptions(cli.Config):
     beam: int = cli.option(
         1, "beam width: candidates kept at each step; 1 is greedy", min=1, below=2**16
     )
-    verbose: bool = cli.option(False, "print all of them, with log-probabilities")
+    verbose: bool = cli.option(
+        False, 'print all of them, with log-probabilities; "..." at the end: cut off, no room'
+    )
 
 
 class Answer(NamedTuple):
@@ -50,7 +54,7 @@ class Answer(NamedTuple):
     ended: bool
 
 
-def answer_lines(params, config, tokenizer, lines, beam=1, names=None):
+def answer_lines(params, config, tokenizer, lines, beam=1, names=None, errors="raise"):
     """Answer each of many lines, in batches.
 
     Parameters
@@ -63,6 +67,8 @@ def answer_lines(params, config, tokenizer, lines, beam=1, names=None):
         Candidates that beam search keeps; 1 is greedy.
     names : list of str, optional
         What errors call the lines: "line 1", ... if left out.
+    errors : str
+        "raise", or "none": what cannot be answered is None in the place of its answers.
 
     Returns
     -------
@@ -72,18 +78,37 @@ def answer_lines(params, config, tokenizer, lines, beam=1, names=None):
     Raises
     ------
     UserError
-        If a line is empty, longer than the model reads, or has something that has no token.
+        If a line is empty, longer than the model reads, or has something that has no token; if
+        the beam does not fit in memory.
     """
     names = names or [f"line {number}" for number in range(1, len(lines) + 1)]
     named = zip(names, lines, strict=True)
-    ids = [encode_line(*line, tokenizer.source, config.block_size) for line in named]
-    parts = (answer_ids(params, config, tokenizer, part, beam) for part in in_parts(ids))
-    return list(itertools.chain.from_iterable(parts))
+    read = [read_line(*line, tokenizer.source, config.block_size) for line in named]
+    bad = next((line.error for line in read if line.error), None)
+    if bad and errors == "raise":
+        raise bad
+    return list(answer_each(params, config, tokenizer, read, beam))
 
 
-def answer_ids(params, config, tokenizer, rows, beam):
-    """Answer one batch of lines, given as ids; see `answer_lines`."""
-    found = search(padded(rows), params.tree, config, beam)
+def answer_each(params, config, tokenizer, lines, beam, show=None):
+    """Iterate over the answers to each of a list of Line, None to those that have none.
+
+    Parameters are those of `answer_lines`, and
+
+    show : callable, optional
+        show(n, t) is called when n lines are done, and those in work have t tokens.
+    """
+    size, done = min(LINES, lines_that_fit(config, beam)), 0
+    for part in in_parts(lines, size):
+        rows, tick = [line.ids for line in part if not line.error], show and partial(show, done)
+        found = iter(answer_ids(params, config, tokenizer, rows, beam, tick) if rows else [])
+        yield from (None if line.error else next(found) for line in part)
+        done += len(part)
+
+
+def answer_ids(params, config, tokenizer, rows, beam, show=None):
+    """Answer one batch of lines, given as ids; see `answer_lines` and `search`."""
+    found = search(padded(rows), params.tree, config, beam, show)
     return [
         [Answer(tokenizer.target.decode(h.ids), h.log_prob, h.score, h.ended) for h in hypotheses]
         for hypotheses in found
@@ -91,27 +116,63 @@ def answer_ids(params, config, tokenizer, rows, beam):
 
 
 def print_answers(checkpoint, prompt, options):
-    """Print what an encoder-decoder answers to each line of the prompt or of standard input.
+    """Print an answer to each line of the prompt or of standard input.
+
+    A line that cannot be answered has an empty one, and is named on standard error.
 
     Parameters
     ----------
     checkpoint : Checkpoint
-    prompt : (what names it, text), or None for standard input
+    prompt : Prompt, or None for standard input
     options : AnswerOptions
+
+    Returns
+    -------
+    status : int
+        The exit code: 2 if there was such a line, else 0.
     """
-    config, params, tokenizer = checkpoint.config, checkpoint.params, checkpoint.tokenizer
+    config, tokenizer = checkpoint.config, checkpoint.tokenizer
+    model, beam = (checkpoint.params, config, tokenizer), options.beam
+    lines_that_fit(config, beam, "--beam")  # before anything is read
+    progress, done, status = Progress(), 0, 0
+
+    def show(n, t):
+        progress.show(f"line {done + n + 1:,}: {t} of {config.block_size} {tokenizer.target.unit}")
+
     for batch in prompt_lines(prompt):
-        ids = [encode_line(*line, tokenizer.source, config.block_size) for line in batch]
-        answers = answer_ids(params, config, tokenizer, ids, options.beam)
-        for (_, line), ranked in zip(batch, answers, strict=True):
-            if options.verbose:
-                print(line)
-                for one in ranked:
-                    text = one.text + ("" if one.ended else " ...")  # there was no room for more
-                    print(f"{one.log_prob:10.4f} {one.score:9.4f} per token  {text}")
-            else:
-                print(ranked[0].text)
-        sys.stdout.flush()
+        progress.begin()
+        lines = [read_line(*line, tokenizer.source, config.block_size) for line in batch]
+        answers = answer_each(*model, lines, beam, show)
+        for line, ranked in zip(lines, answers, strict=True):
+            progress.clear()
+            print_answer(line, ranked, options.verbose)
+            if line.error:
+                print(f"error: {line.error}", file=sys.stderr, flush=True)
+                status = 2
+            elif not ranked[0].ended:
+                print(
+                    f"note: {line.where}: the answer was cut off at {config.block_size} "
+                    f"{tokenizer.target.unit}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        done += len(batch)
+    return status
+
+
+def print_answer(line, ranked, verbose):
+    """Print the best answer to a Line or, if verbose, the line and all answers."""
+    if not verbose:
+        print(cli.printable(ranked[0].text if ranked else ""), flush=True)
+        return
+    print(cli.printable(line.text))
+    for one in ranked or []:
+        text = one.text + ("" if one.ended else " ...")  # there was no room for more
+        shown = f"{one.log_prob:10.4f} {one.score:9.4f} per token  {text}"
+        print(cli.printable(shown))
+    if not ranked:
+        print(f"{'no answer':>10}")
+    sys.stdout.flush()
 
 
 def count_solved(source, targets, params, config):

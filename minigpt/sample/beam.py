@@ -16,6 +16,8 @@ from minigpt.model.gpt import logits
 from minigpt.sample.generate import check_finite
 from minigpt.sample.kv_cache import KVCache
 
+SHORT = 1024  # scores of a line that are sorted at once; of more, only the largest
+
 
 class Hypothesis(NamedTuple):
     """One way to write the target.
@@ -79,7 +81,30 @@ def log_softmax(z):
     return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
 
 
-def search(source, p, config, beam=1):
+def largest(scores, n):
+    """Return where the n largest are, in each row: the largest first, of equals the first.
+
+    Parameters
+    ----------
+    scores : (B, N) float64
+    n : int
+        At most N.
+
+    Returns
+    -------
+    indices : (B, n) int
+    """
+    if scores.shape[-1] <= SHORT:
+        return np.argsort(-scores, axis=-1, kind="stable")[:, :n]
+    found = np.empty((len(scores), n), int)
+    for row, place in zip(scores, found, strict=True):
+        least = np.partition(row, len(row) - n)[len(row) - n]
+        enough = np.flatnonzero(row >= least)
+        place[:] = enough[np.argsort(-row[enough], kind="stable")[:n]]
+    return found
+
+
+def search(source, p, config, beam=1, show=None):
     """Find the targets with the highest log-probability per token.
 
     Each step keeps the `beam` best of all continuations by one token; what has ended stays as it
@@ -92,13 +117,15 @@ def search(source, p, config, beam=1):
     p : tree of parameters
     config : Seq2SeqConfig
     beam : int
+    show : callable, optional
+        show(t) is called when the hypotheses have t tokens.
 
     Returns
     -------
     hypotheses : list of B lists of Hypothesis, at most `beam`, the best first
     """
     end, B, xp = config.vocab_size - 1, len(source), array_module(p["wte"])
-    memory, seen, _ = encoder_forward(to_device(source, xp), p, config)
+    memory, seen = encoder_forward(to_device(source, xp), p, config)[:2]
     kv, seen = DecoderCache(memory, p, config, beam), xp.repeat(seen, beam, axis=0)
     first = np.arange(B)[:, None]
     ids = np.zeros((B, beam, config.block_size), np.int32)
@@ -112,12 +139,14 @@ def search(source, p, config, beam=1):
         step[done] = np.where(np.arange(config.vocab_size) == end, 0.0, -np.inf)
         total, length = log_prob[..., None] + step, length + ~done
         score = (total / length[..., None]).reshape(B, -1)
-        best = np.argsort(-score, axis=-1, kind="stable")[:, :beam]
+        best = largest(score, beam)
         parent, token = np.divmod(best, config.vocab_size)
         log_prob = total.reshape(B, -1)[first, best]
         ids, length, done = ids[first, parent], length[first, parent], done[first, parent]
         token = ids[:, :, t] = token.astype(np.int32)
         done |= token == end
+        if show:
+            show(t + 1)
         if (done | (log_prob == -np.inf)).all():
             break
         if beam > 1:

@@ -58,7 +58,7 @@ def check_flags(given, task):
 
 
 def sample(given):
-    """Print what a model makes of a prompt.
+    """Print what a model makes of a prompt; return the exit code.
 
     Parameters
     ----------
@@ -73,4 +73,5 @@ def sample(given):
     # A step reads all weights to multiply one vector. One thread uses up the memory's bandwidth;
     # those of BLAS would wait for each other in every product, long where cores are busy.
     with blas_threads(1):
-        task.decode(checkpoint, read_prompt(config.prompt, config.prompt_file), options[task.name])
+        prompt = read_prompt(config.prompt, config.prompt_file)
+        return task.decode(checkpoint, prompt, options[task.name])

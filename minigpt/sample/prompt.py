@@ -1,58 +1,147 @@
-"""Prompts: from flags, a file or standard input, as text and as ids."""
+"""Prompts: from flags, a file or standard input, as text and as ids.
 
+An encoder-decoder answers lines, and each is an item of its own: one that cannot be read spoils no
+other. They end with LF or CR LF; in a text without any LF, with CR.
+"""
+
+import io
 import itertools
 import sys
+from typing import NamedTuple
 
 from minigpt.errors import UserError
-from minigpt.files import decode_utf8, read_text
+from minigpt.files import decode_utf8, read_bytes
 
-LINES = 64  # that an encoder-decoder answers side by side
+LINES = 64  # that an encoder-decoder answers side by side, at most
+MARK = "\ufeff"  # the byte order mark, of no meaning in UTF-8
+UTF_16 = b"\xff\xfe", b"\xfe\xff"  # its beginnings
+
+
+class Prompt(NamedTuple):
+    """A prompt as it came.
+
+    Attributes
+    ----------
+    name : str
+        What named it, such as "--prompt".
+    raw : bytes
+    """
+
+    name: str
+    raw: bytes
+
+    def text(self, tokenizer):
+        """Return it as one text, without a byte order mark.
+
+        Line ends of other systems become new lines, unless the vocabulary has a carriage return.
+
+        Raises
+        ------
+        UserError
+            If it is not UTF-8.
+        """
+        text = decode_utf8(self.raw, self.name).removeprefix(MARK)
+        if "\r" in text and not knows(tokenizer, "\r"):
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
+        return text
 
 
 def read_prompt(text, path):
-    """Return (what names it, text) of --prompt or of the file of --prompt-file, or None."""
+    """Return the Prompt of --prompt or of the file of --prompt-file, or None."""
     if path is not None:
-        return f"--prompt-file {path}", read_text(path, "--prompt-file")
-    return None if text is None else ("--prompt", text)
+        return Prompt(f"--prompt-file {path}", read_bytes(path, "--prompt-file"))
+    # Surrogates, which are no text, stay what they are and are found when it is decoded.
+    return None if text is None else Prompt("--prompt", text.encode("utf-8", "surrogatepass"))
 
 
-def in_parts(items):
-    """Return an iterator over lists of at most LINES of the items of a list."""
-    return (items[start : start + LINES] for start in range(0, len(items), LINES))
+def knows(tokenizer, text):
+    """Tell whether all of a text has tokens."""
+    try:
+        tokenizer.encode(text)
+    except UserError:
+        return False
+    return True
+
+
+def in_parts(items, size):
+    """Return an iterator over lists of at most `size` of the items of a list."""
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def read_lines(file):
     """Yield lists of lines, bytes without their ends, as they arrive, at most LINES at a time."""
-    rest = b""
+    rest, end = b"", None
     while chunk := file.read1(2**16):
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from in_parts(lines)
+        rest += chunk
+        if end is None and b"\n" in rest:
+            end = b"\n"
+        elif end is None and b"\r" in rest[:-1]:  # at the very end, an LF may follow
+            end = b"\r"
+        if end:
+            *lines, rest = rest.split(end)
+            yield from in_parts([line.removesuffix(b"\r") for line in lines], LINES)
     if rest:
-        yield [rest]
+        yield [rest.removesuffix(b"\r")]
 
 
 def prompt_lines(prompt):
-    """Yield lists of (where it stands, line): of what `read_prompt` returned, of stdin if None."""
-    if prompt is None:
-        return stdin_lines(sys.stdin)
-    name, text = prompt
-    lines = enumerate(text.removesuffix("\n").split("\n"), 1)
-    return in_parts([(f"{name}, line {i}", line.removesuffix("\r")) for i, line in lines])
+    """Yield lists of (what names it, line in bytes): of a Prompt, of standard input if None.
+
+    Raises
+    ------
+    UserError
+        If standard input is closed, or the text is UTF-16.
+    """
+    name, parts = prompt_parts(prompt)
+    first = 1
+    for part in parts:
+        if first == 1 and part[0].startswith(UTF_16):
+            decode_utf8(part[0], name)  # raises a UserError: no line can be read
+        yield [(f"{name}, line {number}", line) for number, line in enumerate(part, first)]
+        first += len(part)
 
 
-def stdin_lines(stdin):
-    """Yield lists of (where it stands, line) of standard input, as they arrive."""
-    if stdin is None:
+def prompt_parts(prompt):
+    """Return (what names a Prompt, its lines in parts), of standard input if it is None."""
+    if prompt is not None:
+        parts = read_lines(io.BytesIO(prompt.raw))
+        return prompt.name, in_parts([*itertools.chain.from_iterable(parts)] or [b""], LINES)
+    if sys.stdin is None:
         raise UserError("there is no standard input; give lines by --prompt or --prompt-file")
-    if stdin.isatty():
+    if sys.stdin.isatty():
         print("lines to answer, from the keyboard:", file=sys.stderr)
-    numbers = itertools.count(1)
-    for part in read_lines(stdin.buffer):
-        batch = []
-        for raw in part:
-            where = f"standard input, line {next(numbers)}"
-            batch.append((where, decode_utf8(raw, where).removesuffix("\r")))
-        yield batch
+    return "standard input", read_lines(sys.stdin.buffer)
+
+
+class Line(NamedTuple):
+    """A line to answer, or why it cannot be.
+
+    Attributes
+    ----------
+    where : str
+        What names it.
+    text : str
+        Of bytes that are not UTF-8, escapes.
+    ids : (T,) int32, or None
+    error : UserError, or None
+    """
+
+    where: str
+    text: str
+    ids: object = None
+    error: UserError | None = None
+
+
+def read_line(where, line, tokenizer, block_size):
+    """Return the Line of a str, or of bytes; see `encode_line`."""
+    text = line
+    try:
+        if isinstance(line, bytes):
+            text = line.decode("utf-8", "backslashreplace")
+            text = decode_utf8(line, where).removeprefix(MARK)  # of a file that was appended, too
+        return Line(where, text, encode_line(where, text, tokenizer, block_size))
+    except UserError as error:
+        return Line(where, text, error=error)
 
 
 def encode_text(where, text, tokenizer):

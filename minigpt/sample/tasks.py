@@ -66,8 +66,8 @@ class Task:
     options : class
         How to decode, beside the prompt: options of `minigpt sample`.
     decode : callable
-        (checkpoint, prompt, options): what `minigpt sample` prints. The prompt is (what names it,
-        text), or None.
+        (checkpoint, prompt, options) -> exit code: what `minigpt sample` prints. The prompt is a
+        Prompt, or None.
     kind : str
         Of its models, in words.
     show : callable

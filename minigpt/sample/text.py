@@ -1,22 +1,25 @@
 """Text that a GPT continues, as str pieces: with a stop string, it ends before the first such.
 
-One text is printed as it is made; several are made side by side and printed one after the other.
+One text is printed as it is made; several are made side by side, as many as fit in memory, and
+printed one after the other.
 """
 
-import collections
 import sys
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from minigpt import cli
 from minigpt.backend import array_module, to_device, to_host
+from minigpt.data.tokenizers import quoted
 from minigpt.model.blocks import block_weights
 from minigpt.model.gpt import gpt_forward
 from minigpt.sample.generate import generate
-from minigpt.sample.prompt import encode_line, encode_text
+from minigpt.sample.memory import texts_that_fit
+from minigpt.sample.progress import Progress
+from minigpt.sample.prompt import encode_line, encode_text, in_parts
 
-CACHE_BYTES = 2**30  # texts are made side by side as long as their caches fit in this
 SEPARATOR = "-" * 15  # between texts, as in nanoGPT
 
 
@@ -35,6 +38,21 @@ class TextOptions(cli.Config):
     stop: str = cli.option("", "end the text before this string")
 
 
+class Texts(NamedTuple):
+    """Texts that are made side by side.
+
+    Attributes
+    ----------
+    texts : list of str
+        As far as they are certain: without what may be the start of the stop string.
+    stopped : list of bool
+        Which have met the stop string.
+    """
+
+    texts: list
+    stopped: list
+
+
 def encode_prompt(prompt, tokenizer, where):
     """Return the ids of a prompt, the tokenizer's default prompt if it is empty."""
     ids = encode_text(where, prompt, tokenizer)
@@ -51,7 +69,7 @@ def cut_at_stop(text, stop, more):
 
 
 def stream_texts(params, config, tokenizer, ids, options, rows=(0,)):
-    """Iterate over the texts of `rows`, a list of str, as they grow; the last are whole.
+    """Iterate over the texts of some rows as they grow; the last are whole.
 
     Parameters
     ----------
@@ -63,19 +81,25 @@ def stream_texts(params, config, tokenizer, ids, options, rows=(0,)):
     options : TextOptions
     rows : sequence of int
         The numbers of the samples.
+
+    Yields
+    ------
+    now : Texts
     """
     settings = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed")}
     settings |= {"rows": rows, "vocab_size": tokenizer.vocab_size}
     ids, stop = np.broadcast_to(ids, (len(rows), len(ids))), options.stop
-    texts, decoders = [""] * len(rows), [tokenizer.decoder() for _ in rows]
+    texts, stopped = [""] * len(rows), [False] * len(rows)
+    decoders = [tokenizer.decoder() for _ in rows]
     for new in generate(params.tree, config, ids, options.max_new_tokens, **settings):
         pieces = [decoder.push([i]) for decoder, i in zip(decoders, new, strict=True)]
         texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
-        if stop and all(stop in text for text in texts):
+        stopped = [bool(stop) and stop in text for text in texts]
+        if all(stopped):
             break
-        yield [cut_at_stop(text, stop, more=True) for text in texts]
+        yield Texts([cut_at_stop(text, stop, more=True) for text in texts], stopped)
     texts = [text + decoder.flush() for text, decoder in zip(texts, decoders, strict=True)]
-    yield [cut_at_stop(text, stop, more=False) for text in texts]
+    yield Texts([cut_at_stop(text, stop, more=False) for text in texts], stopped)
 
 
 def generate_text(params, config, tokenizer, prompt, options):
@@ -110,52 +134,74 @@ def generate_text(params, config, tokenizer, prompt, options):
 def _pieces(texts):
     """Yield what is new in each of the growing texts of one row."""
     shown = 0
-    for (text,) in texts:
+    for (text,), _ in texts:
         if len(text) > shown:
             yield text[shown:]
             shown = len(text)
 
 
 def print_samples(checkpoint, options, prompt, ids):
-    """Print the samples, each with the prompt in front."""
-    params, config, tokenizer = checkpoint.params, checkpoint.config, checkpoint.tokenizer
-    n, cache_bytes = options.num_samples, 2 * config.n_layer * config.block_size * config.n_embd * 4
-    if n == 1:
-        print(prompt, end="", flush=True)
-        for piece in _pieces(stream_texts(params, config, tokenizer, ids, options)):
-            print(piece, end="", flush=True)
-        print()
-        return
-    size = max(1, CACHE_BYTES // cache_bytes)
-    for first in range(0, n, size):
-        rows = range(n)[first : first + size]
-        growing = stream_texts(params, config, tokenizer, ids, options, rows)
-        (texts,) = collections.deque(growing, maxlen=1)
+    """Print the samples, each with the prompt in front; return how many met the stop string."""
+    model = checkpoint.params, checkpoint.config, checkpoint.tokenizer
+    n, tokens, count, progress = options.num_samples, options.max_new_tokens, 0, Progress()
+    for rows in in_parts(range(n), texts_that_fit(checkpoint.config)):
+        growing = enumerate(stream_texts(*model, ids, options, rows), 1)
+        if n == 1:
+            return print_sample(growing, prompt, progress, tokens)
+        for t, now in growing:
+            texts, stopped = now
+            progress.show(f"{rows[0]:,} of {n:,} texts, {min(t, tokens):,} of {tokens:,} tokens")
+        progress.clear()
         for i, text in zip(rows, texts, strict=True):
-            print(prompt + text)
+            print(cli.printable(prompt + text))
             if i < n - 1:
                 print(SEPARATOR, flush=True)
+        count += sum(stopped)
+    return count
+
+
+def print_sample(growing, prompt, progress, tokens):
+    """Print one text as it grows; return 1 if it met the stop string, else 0."""
+    print(cli.printable(prompt), end="", flush=True)
+    shown, in_sight = 0, sys.stdout.isatty()
+    for t, now in growing:
+        (text,), stopped = now
+        print(cli.printable(text[shown:]), end="", flush=len(text) > shown)
+        shown = len(text)
+        if not in_sight:
+            progress.show(f"{min(t, tokens):,} of {tokens:,} tokens")
+    progress.clear()
+    print()
+    return sum(stopped)
 
 
 def print_texts(checkpoint, prompt, options):
-    """Print the texts that a GPT continues the prompt with.
+    """Print the texts that a GPT continues the prompt with; return the exit code.
 
     Parameters
     ----------
     checkpoint : Checkpoint
-    prompt : (what names it, text), or None for the default prompt
+    prompt : Prompt, or None for the default prompt
     options : TextOptions
     """
     tokenizer, block_size = checkpoint.tokenizer, checkpoint.config.block_size
     encode_text("--stop", options.stop, tokenizer)
-    where, prompt = prompt or ("--prompt", "")
-    ids = encode_prompt(prompt, tokenizer, where)
+    name, text = (prompt.name, prompt.text(tokenizer)) if prompt else ("--prompt", "")
+    ids = encode_prompt(text, tokenizer, name)
     if len(ids) > block_size:
         print(
             f"note: of the prompt's {len(ids)} tokens, the model sees the last {block_size}",
             file=sys.stderr,
         )
-    print_samples(checkpoint, options, prompt, ids)
+    n, stopped = options.num_samples, print_samples(checkpoint, options, text, ids)
+    if options.stop and stopped < n:
+        which = "the text" if n == 1 else f"{n - stopped:,} of {n:,} texts"
+        print(
+            f"note: --stop {quoted(options.stop)} did not come in {which}, which ended at "
+            f"{options.max_new_tokens:,} tokens",
+            file=sys.stderr,
+        )
+    return 0
 
 
 def attention_maps(params, config, tokenizer, prompt, kind=None, where="prompt"):

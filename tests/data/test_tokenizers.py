@@ -1,5 +1,6 @@
 import itertools
 import json
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -135,7 +136,7 @@ def test_unknown_character_is_named_with_its_place():
         tokenizer.encode("ab\nbxa\nx")
     assert str(error.value) == (
         r"'x' at position 4, counted from 0 (line 2, column 2), is not in the vocabulary, "
-        r"which holds 3 characters: '\nab'; leave it out, or train on a text that has it"
+        r"which holds 3 characters: '\nab'; remove it, or train on a text that has it"
     )
 
 
@@ -146,6 +147,52 @@ def test_every_other_character_is_unknown(unknown):
         tokenizer.encode("ab" + unknown + "ab")
     assert repr(unknown) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+COMPOSED = "un café à côté, près d’un hôtel\n"
+
+
+@pytest.mark.report("27", "23")
+@pytest.mark.parametrize(
+    "vocabulary, text, sentence",
+    [
+        (COMPOSED, "cafe\u0301", r"'\u0301' (U+0301 COMBINING ACUTE ACCENT) at position 4, "),
+        (COMPOSED, "cafe\u0301", r"; it has 'é' for 'e\u0301': compose the text (NFC)"),
+        (normalize("NFD", COMPOSED), "é", r"characters: '\n ,acdefhlnoprstu\u0300\u0301\u0302’'"),
+        (normalize("NFD", COMPOSED), "é", r"; it has 'e\u0301' for 'é': decompose the text (NFD)"),
+        ("é", "e\u0301", r"'e' at position 0, counted from 0, is not in the vocabulary"),
+        ("é", "e\u0301", r"; it has 'é' for 'e\u0301': compose the text (NFC)"),
+        ("한국", normalize("NFD", "국"), "compose the text (NFC)"),
+        ("0123", "2\uff11", "(U+FF11 FULLWIDTH DIGIT ONE) at position 1"),
+        ("0123", "2\uff11", "; it has '1' for '\uff11': convert the text (NFKC)"),
+        ("ab", "a\r\nb", r"'\r' (U+000D CARRIAGE RETURN) at position 1"),
+        (
+            "ab",
+            "a\r\nb",
+            r"convert the line ends, for example by `sed 's/\r$//' old.txt > new",
+        ),
+        ("ab", "\ufeffa", r"'\ufeff' (U+FEFF BYTE ORDER MARK) at position 0"),
+        ("ab", "\u0430", "(U+0430 CYRILLIC SMALL LETTER A) at position 0"),
+        ("ab", "\x1b", r"'\x1b' (U+001B a control character) at"),
+        ("ab", "\udce9", r"'\udce9' (U+DCE9 a byte that is not UTF-8) at"),
+        ("ab", "\u0378", r"'\u0378' (U+0378 unassigned) at"),
+        ("é", "x\u0301", "; remove it, or train on a text that has it"),
+    ],
+)
+def test_an_unknown_character_can_be_seen_and_what_to_do_is_said(vocabulary, text, sentence):
+    tokenizer = CharTokenizer.from_text(vocabulary)
+    with pytest.raises(UserError) as error:
+        tokenizer.encode(text)
+    assert sentence in str(error.value)
+    assert error.value.args[0].replace("’", "").isprintable()
+
+
+def test_the_advice_of_a_form_holds():
+    tokenizer = CharTokenizer.from_text(COMPOSED)
+    text = normalize("NFD", COMPOSED)
+    with pytest.raises(UserError, match="compose the text .NFC.$"):
+        tokenizer.encode(text)
+    assert tokenizer.decode(tokenizer.encode(normalize("NFC", text))) == COMPOSED
 
 
 def test_a_large_vocabulary_is_cut_short_in_errors():

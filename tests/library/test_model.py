@@ -74,6 +74,29 @@ def test_answer_gives_what_the_command_gives(tmp_path, capsys, reverser):
     assert len(reverser.answer(["1"] * 200)) == 200
 
 
+@pytest.mark.report("12")
+def test_candidates_say_whether_they_were_cut_off(reverser):
+    found = reverser.candidates("12", beam=3)
+    assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+    assert found[0].text == reverser.answer("12", beam=3)
+    of_many = reverser.candidates(["12", "3"], beam=3)[0]
+    assert [one.text for one in of_many] == [one.text for one in found]
+    many, full = reverser.candidates("12", beam=40), reverser.config.block_size
+    assert {len(one.text) == full for one in many} == {True, False}
+    assert all(one.ended == (len(one.text) < full) for one in many)
+
+
+@pytest.mark.report("11")
+def test_a_text_that_cannot_be_read_spoils_no_other(reverser):
+    texts = ["12", "", "x", "1" * 90, "34"]
+    expected = [reverser.answer("12"), None, None, None, reverser.answer("34")]
+    assert reverser.answer(texts, errors="none") == expected
+    assert reverser.answer("x", errors="none") is None
+    assert reverser.candidates(["12", "x"], errors="none")[1] is None
+    with pytest.raises(minigpt.UserError, match="^text 1 has 0 characters"):
+        reverser.answer(texts)
+
+
 def test_logits_are_those_of_the_functions(model):
     ids = model.tokenizer.encode("Line 12:")
     x, _ = gpt.gpt_forward(np.array([ids]), model.params.tree, model.config)
@@ -159,14 +182,17 @@ def test_models_work_side_by_side_in_threads(model, reverser):
         (lambda m, r: r.stream("1"), "this model is an encoder-decoder: use answer"),
         (lambda m, r: r.logits("1"), "this model is an encoder-decoder: use answer, loss or"),
         (lambda m, r: m.answer("1"), "this model is a GPT: use generate"),
-        (lambda m, r: m.generate("aé"), "'é' at position 1, counted from 0, is not in the vocab"),
-        (lambda m, r: m.generate(stop="é"), "stop: 'é' at position 0"),
+        (
+            lambda m, r: m.generate("aé"),
+            r"'é' \(U\+00E9 .*\) at position 1, counted from 0, is",
+        ),
+        (lambda m, r: m.generate(stop="é"), r"stop: 'é' \(.*\) at position 0"),
         (lambda m, r: m.generate(7), "prompt is 7; it must be a string"),
         (lambda m, r: m.generate(top_p=1.5), "top.p is 1.5"),
         (lambda m, r: m.generate(temperature=-1), "temperature is -1"),
         (lambda m, r: m.generate(max_new_tokens=2.5), "max_new_tokens is 2.5"),
         (lambda m, r: m.logits("Line 1234"), "ids: found 9 tokens, but the model reads at most 8"),
-        (lambda m, r: m.logits("é"), "'é' at position 0"),
+        (lambda m, r: m.logits("é"), r"'é' \(.*\) at position 0"),
         (lambda m, r: m.logits(""), "a model reads a text, or whole numbers"),
         (lambda m, r: m.logits([]), "a model reads a text, or whole numbers"),
         (lambda m, r: m.logits([1.5]), r"found float64 \(1,\), but a model reads"),
@@ -189,6 +215,7 @@ def test_models_work_side_by_side_in_threads(model, reverser):
         (lambda m, r: r.answer(["1", "x"]), "text 1: 'x' at position 0"),
         (lambda m, r: r.answer(["1", 2]), "text 1 is 2; it must be a string"),
         (lambda m, r: r.answer("1", beam=0), "beam is 0"),
+        (lambda m, r: r.answer("1", errors="skip"), "errors is 'skip'; choose from raise, none"),
         (lambda m, r: r.loss([-1, 1], [1]), "source: -1 is padding"),
         (lambda m, r: r.loss([1, -1, 1], [1]), "source: -1 is padding"),
         (lambda m, r: r.loss([[1], [-1]], [[1], [1]]), "source: -1 is padding"),

@@ -113,8 +113,8 @@ def test_several_samples_are_those_that_come_alone(run, monkeypatch):
     texts = out.split(f"\n{SEPARATOR}\n")
     assert len(set(texts)) == 3 and all(text.startswith("ab") for text in texts)
     assert texts[0] + "\n" == run("--prompt", "ab", "--max-new-tokens", 60)
-    for fit in (1, 2):  # caches that fit in memory side by side
-        monkeypatch.setattr("minigpt.sample.text.CACHE_BYTES", fit * 2 * 2 * 8 * 8 * 4)
+    for fit in (1, 2):  # rows that fit in memory side by side
+        monkeypatch.setattr("minigpt.sample.memory.ROWS", fit)
         assert run("--num-samples", 3, "--prompt", "ab", "--max-new-tokens", 60) == out
 
 
@@ -163,6 +163,9 @@ def test_the_text_appears_as_it_is_made(run, monkeypatch, tmp_path):
 
         def flush(self):
             self.flushed.append(self.text)
+
+        def isatty(self):
+            return True
 
     screen = Screen()
     monkeypatch.setattr(sys, "stdout", screen)
