@@ -53,6 +53,7 @@ OLD_DEFAULTS = {
     "beta2": 0.99,
     "grad_clip": 1.0,
     "eval_interval": 250,
+    "eval_tokens": 0,
     "log_interval": 10,
 }
 
@@ -144,7 +145,7 @@ TRAIN = {  # nanoGPT, transformers, Lightning, torchrun
         ("--ddp", "--fsdp", "--deepspeed", "--gpus", "--num-gpus", "--devices"), PROCESSES
     ),
     **dict.fromkeys(("--nproc-per-node", "--local-rank", "--world-size"), PROCESSES),
-    "--eval-iters": "an evaluation covers the whole validation split; --eval-interval N sets how "
+    "--eval-iters": "use --eval-tokens N for the size of an evaluation, --eval-interval N for how "
     "often there is one",
     **dict.fromkeys(
         ("--eval-only", "--evaluate", "--do-eval"),

@@ -166,6 +166,21 @@ def load(path, xp=np, with_optimizer=True):
         raise UserError(f"{path}: damaged, or not a safetensors file ({reason}); {ELSE}") from None
 
 
+def read_state(path):
+    """Return the state in a checkpoint, a dict, without reading weights; {} if it has none."""
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            state = json.loads((file.metadata() or {}).get("state", "{}"))
+    except (safetensors.SafetensorError, OSError, ValueError, RecursionError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def data_of(state):
+    """Return the SHA-256 of the data that a state is of, None where it does not say."""
+    return state.get("data_sha256", state.get("text_sha256"))  # its name of old
+
+
 def read(file, xp, with_optimizer):
     """Return the Checkpoint in an open safetensors file; UserErrors do not name the file."""
     metadata = file.metadata() or {}
@@ -244,6 +259,9 @@ def read_params(file, shape_tree, xp, prefix=""):
 def find_checkpoint(path):
     """Return the path of a checkpoint: of a run's folder its best, else its last; or of a file.
 
+    The best is of no use where it is of other data than the last: a run that was resumed with
+    another text leaves it until its first evaluation.
+
     Parameters
     ----------
     path : str or path
@@ -255,9 +273,10 @@ def find_checkpoint(path):
         If the folder has none, or there is nothing at all.
     """
     path = Path(path)
-    for file in (path / BEST, path / LAST):
-        if file.exists():
-            return file
+    files = [file for file in (path / BEST, path / LAST) if file.exists()]
+    if files:
+        data = [data_of(read_state(file)) for file in files]
+        return files[0] if None in data or len({*data}) == 1 else files[1]
     if path.is_dir() or not (path.exists() or path.suffix == Path(BEST).suffix):
         found = f"no {BEST} or {LAST} there" if path.is_dir() else "there is no such file or folder"
         train = cli.command("python -m minigpt.train", out_dir=path)

@@ -15,6 +15,7 @@ budget depends on how long its steps take: it ends in time, decay included, but 
 import math
 
 SHAPES = ("cosine", "wsd")
+WARMUP_FRACTION = 0.1  # of a wall-clock budget: the warm-up is over then at the latest
 
 
 def learning_rate(step, config, progress=None):
@@ -22,6 +23,9 @@ def learning_rate(step, config, progress=None):
 
         up     learning_rate (step + 1) / (warmup_iters + 1)           the first warmup_iters steps
         down   min_lr + decay(progress) (learning_rate - min_lr)
+
+    With a wall-clock budget, where nobody knows how many steps there will be, the warm-up ends
+    after a tenth of it at the latest.
 
     Parameters
     ----------
@@ -39,6 +43,8 @@ def learning_rate(step, config, progress=None):
         if step < warmup:
             return up
         progress = (step - warmup) / (last - warmup) if step < last else 1.0
+    elif step < warmup:
+        up = max(up, lr * min(progress / WARMUP_FRACTION, 1.0))
     fraction = decay(progress, config.lr_schedule, config.lr_decay_fraction)
     down = config.min_lr + fraction * (lr - config.min_lr)
     return min(up, down) if step < warmup else down
@@ -57,6 +63,20 @@ def decay(progress, shape, decay_fraction):
     return min(1.0, (1 - progress) / decay_fraction) if decay_fraction else 1.0
 
 
+def describe(config):
+    """Return the schedule in words: learning rate, warm-up, decay."""
+    lr, low, warmup = config.learning_rate, config.min_lr, config.warmup_iters
+    text = f"{lr:g}" + (f" after {warmup:,} steps of warm-up" if warmup else "")
+    if low == lr or (config.lr_schedule == "wsd" and not config.lr_decay_fraction):
+        return f"{text}, constant"
+    shape = "by a cosine"
+    if config.lr_schedule == "wsd":
+        shape = f"in a line, over the last {config.lr_decay_fraction:.0%}"
+    early = config.max_seconds is None and config.lr_decay_iters != config.max_iters
+    end = f", at step {config.lr_decay_iters:,}" if early else ""
+    return f"{text}, down to {low:g} {shape}{end}"
+
+
 def budget_used(seconds, max_seconds, reserve):
     """Return the fraction of a wall-clock budget that is used up, 0 to 1; at 1 no step follows.
 
@@ -67,8 +87,8 @@ def budget_used(seconds, max_seconds, reserve):
     max_seconds : float
         The budget of the whole run.
     reserve : float
-        Seconds needed beside the steps: before training, for one more step, and after the last:
-        evaluation, checkpoint, sample. It may be estimated anew at every call.
+        Seconds needed beside those: for one more step, and after the last: evaluation, checkpoint,
+        sample. It may be estimated anew at every call.
     """
     available = max_seconds - reserve
     return min(max(seconds, 0.0) / available, 1.0) if available > 0 else 1.0

@@ -10,6 +10,7 @@ import sys
 from minigpt import backend, cli
 from minigpt.errors import UserError
 from minigpt.model import count_parameters
+from minigpt.optim.schedule import describe as describe_schedule
 from minigpt.report.loss_curve import draw_losses
 from minigpt.report.picture import NoPicture, NotInstalled
 from minigpt.sample.command import sample
@@ -38,8 +39,9 @@ def dry_run(own, options):
 def finish(run):
     """Print what came out, with a picture and a sample."""
     state = run.state
+    whole = "" if run.whole_loss is None else f"{run.whole_loss:.4f} (last, whole split), "
     print(
-        f"\nvalidation loss {state.val_loss:.4f} (last), {state.best_loss:.4f} (best, step "
+        f"\nvalidation loss {whole}{state.val_loss:.4f} (last), {state.best_loss:.4f} (best, step "
         f"{state.best_step:,}){format_measures(state.measures)}, {state.seconds:.1f} s"
     )
     # The run is done, whatever becomes of its picture and its sample.
@@ -74,6 +76,7 @@ def introduce(run):
         f"model: {count_parameters(config):,} parameters, {describe_model(config)}"
         f"{', with a bigram embedding' * config.bigram}\n"
         f"training: {start}{end}, batches of {batch}, on {hardware}, into {run.folder}\n"
+        f"learning rate: {describe_schedule(train_config)}\n"
         f"loss of random guessing: {math.log(config.vocab_size):.4f} nats per token",
         flush=True,
     )
@@ -86,7 +89,7 @@ def train(own, options):
     with started(run, resumed=own["resume"]):
         introduce(run)
         number = train_run(run)
-    if state.over:
+    if state.over and not state.due:
         finish(run)
     else:
         seconds = train_config.max_seconds

@@ -21,6 +21,7 @@ AUTO = {"bigram": "auto"}  # options that may be left to `resolve`, and the valu
 BIGRAM_MAX_VOCAB = 256  # with more tokens, the table of their pairs would outweigh all else
 BLOCK_STEP = 8  # tokens: a block size that is found is a multiple of it
 MAX_PARAMETERS = 2**44
+SCHEDULE = {"learning_rate", "min_lr", "warmup_iters", "max_iters", "lr_decay_iters"}
 COUNT = {"min": 1, "below": 2**48}
 NUMBER = {"min": 0, "below": 2**63}
 FRACTION = {"min": 0, "below": 1}
@@ -152,6 +153,13 @@ class TrainConfig(cli.Config):
     eval_interval: int = option(
         350, "steps between evaluations; each saves checkpoints", **COUNT, group="Evaluation"
     )
+    eval_tokens: int = option(
+        200_000,
+        "validation tokens of an evaluation, spread evenly over the split; 0: all. The end of a "
+        "run evaluates them all",
+        **NUMBER,
+        group="Evaluation",
+    )
     log_interval: int = option(
         10, "steps between lines of metrics.jsonl", **COUNT, group="Evaluation"
     )
@@ -210,7 +218,7 @@ def check_options(options, where=""):
 
 
 def train_config_of(options):
-    """Return the TrainConfig of a run's options, all of which are checked.
+    """Return the TrainConfig of a new run's options, all of which are checked.
 
     It is all that is needed to read the data, and whatever can be wrong with the options of the
     model without knowing the data is reported here.
@@ -220,6 +228,13 @@ def train_config_of(options):
     UserError
         As check_options; or if two options contradict each other.
     """
+    train_config = each_checked(options)
+    check_together(train_config)
+    return train_config
+
+
+def each_checked(options):
+    """Return the TrainConfig of options, as train_config_of, but without check_together."""
     options = check_options(options)
     train_config = cli.build(TrainConfig, of_class(TrainConfig, options))
     model_class = TASKS[train_config.task].config
@@ -232,6 +247,29 @@ def train_config_of(options):
     gpt.check_together(model)
     check_size(model)
     return train_config
+
+
+def check_together(train_config):
+    """Raise a UserError if options of a schedule contradict each other.
+
+    Those of a run that is resumed are checked only if one of them is given: runs of old, which
+    nobody checked, go on as they were.
+    """
+    lr, low = train_config.learning_rate, train_config.min_lr
+    if low > lr:
+        raise UserError(
+            f"min_lr is {low:g}, above learning_rate, which is {lr:g}: the learning rate would "
+            f"rise to it; give a min_lr of at most {lr:g}"
+        )
+    if train_config.max_seconds:
+        return  # the warm-up and the decay go by the clock
+    for name in ("max_iters", "lr_decay_iters"):
+        last = getattr(train_config, name)
+        if train_config.warmup_iters > last:
+            raise UserError(
+                f"warmup_iters is {train_config.warmup_iters}, but {name} is {last}: the learning "
+                f"rate would never reach {lr:g}; give a warmup_iters of at most {last}"
+            )
 
 
 def resolve(options, sizes):
@@ -254,10 +292,10 @@ def resolve(options, sizes):
     Raises
     ------
     UserError
-        As train_config_of; if the options do not fit the data; or if the model is beyond all
-        memory.
+        As train_config_of, but for check_together; if the options do not fit the data; or if the
+        model is beyond all memory.
     """
-    train_config = train_config_of(options)
+    train_config = each_checked(options)
     model_class = TASKS[train_config.task].config
     model = of_class(model_class, options)
     if isinstance(model.get("block_size"), AtLeast):

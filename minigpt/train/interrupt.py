@@ -24,6 +24,20 @@ class Never:
         """Do nothing."""
 
 
+def interruptible(map, stop):
+    """Return a `map` that raises Stopped before an item if stop.signal is not None."""
+
+    def checked(fn, items):
+        def call(item):
+            if stop.signal is not None:
+                raise Stopped
+            return fn(item)
+
+        return map(call, items)
+
+    return checked
+
+
 class Interrupt:
     """Remembers a signal that asks for an end, so that the work can be left between two batches.
 

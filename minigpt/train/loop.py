@@ -11,7 +11,7 @@ from minigpt.backend.blas import blas_threads
 from minigpt.backend.devices import PRECISIONS, tf32_products
 from minigpt.errors import UserError
 from minigpt.files import METRICS
-from minigpt.train.interrupt import Interrupt
+from minigpt.train.interrupt import Interrupt, Stopped
 from minigpt.train.run_dir import clear_folder, cut_metrics
 from minigpt.train.threads import Workers
 
@@ -49,9 +49,9 @@ def train_steps(run, bar, stop):
     stop : Interrupt
         Or whatever has its attribute `signal`.
     """
-    state, throughput = run.state, Throughput()
+    state, throughput, show = run.state, Throughput(), evaluating(bar)
     if state.due:  # the run was interrupted during an evaluation
-        record(run, state.due, 0.0, bar)
+        record(run, state.due, 0.0, bar, stop)
     while not state.over and stop.signal is None:
         start, tokens = time.perf_counter(), state.tokens
         numbers = run.advance()
@@ -65,16 +65,23 @@ def train_steps(run, bar, stop):
             bar.set_postfix_str(f"loss {loss}, {rate}{measures}", False)
         bar.update(int(state.seconds) - bar.n if run.train_config.max_seconds else 1)
         if run.logged:
-            record(run, numbers, throughput.rate, bar)
+            record(run, numbers, throughput.rate, bar, stop)
             throughput.clear()
+    if state.over and not state.due:
+        run.evaluate_rest(stop, show)
 
 
-def record(run, numbers, rate, bar):
+def evaluating(bar):
+    """Return show(done, total), which says on the bar how far an evaluation has come."""
+    return lambda done, total: bar.set_postfix_str(f"evaluating {done / total:.0%}")
+
+
+def record(run, numbers, rate, bar, stop):
     """Write the metrics of a step; if it is due, evaluate, save and print a line."""
     state, measures, evaluated = run.state, {}, run.state.due is not None
     if evaluated:
         bar.set_postfix_str("evaluating")
-        run.evaluate()
+        run.evaluate(stop, evaluating(bar))
         measures = {"val_loss": state.val_loss, **state.measures}
     line = {"step": state.step, "tokens": state.tokens, "seconds": round(state.seconds, 3)}
     line |= {"train_loss": run.losses.mean, **measures, **numbers}
@@ -165,11 +172,13 @@ def train_or_save(run, bar, stop):
     state = run.state
     try:
         train_steps(run, bar, stop)
+    except Stopped:
+        pass
     except KeyboardInterrupt:
         # Within a step, the weights are those of the last one until the optimizer begins.
         if run.trainer.optimizer.step_count != state.step or state.over:
             raise
-    if not state.over:
+    if not state.over or state.due:
         run.read()
         run.save_last()
 

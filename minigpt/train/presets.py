@@ -3,7 +3,14 @@
 from minigpt import cli
 from minigpt.model.gpt import GPTConfig
 from minigpt.sample.tasks import TASKS
-from minigpt.train.config import SIZES, AtLeast, TrainConfig, resolve
+from minigpt.train.config import (
+    SIZES,
+    AtLeast,
+    TrainConfig,
+    check_options,
+    resolve,
+    train_config_of,
+)
 
 # nanoGPT's model and recipe for a CPU, as far as they differ from the defaults here.
 NANOGPT = {
@@ -152,14 +159,19 @@ def options_of(preset, task=None):
 def put_together(base, given):
     """Return the options of `base` with those given on top.
 
-    Steps that are given win over a time budget of `base`, and a decay that ends with the last step
-    of `base` ends with theirs.
+    Steps that are given win over a time budget of `base`, a decay that ends with the last step of
+    `base` ends with theirs, and a warm-up that would take more than half of them takes a tenth. A
+    lower learning rate lowers the floor of its decay in proportion.
     """
-    follow = {}
+    follow, lr = {}, given.get("learning_rate")
+    if lr is not None and lr < base.get("learning_rate", 0.0):
+        follow["min_lr"] = base.get("min_lr", 0.0) * lr / base["learning_rate"]
     if "max_iters" in given:
         follow["max_seconds"] = None
         if base.get("lr_decay_iters") == base.get("max_iters"):
             follow["lr_decay_iters"] = None
+        if 2 * base.get("warmup_iters", 0) > given["max_iters"]:
+            follow["warmup_iters"] = given["max_iters"] // 10
     return {**base, **follow, **given}
 
 
@@ -181,6 +193,8 @@ def configs_of(preset=DEFAULT, vocab_size=65, source_vocab_size=65, **options):
     UserError
         As `minigpt.train.config.resolve`, with the sentences of the command line.
     """
+    options = check_options(options)
     given = put_together(options_of(preset, options.get("task")), options)
+    train_config_of(given)
     sizes = {"vocab_size": vocab_size, "source_vocab_size": source_vocab_size}
     return resolve(given, sizes)

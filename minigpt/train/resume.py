@@ -1,14 +1,16 @@
 """How a run is resumed: from its last checkpoint, with the options given beside --resume."""
 
 import dataclasses
+import time
 from pathlib import Path
 
 from minigpt.cli import fields_of, one_line
 from minigpt.errors import UserError
-from minigpt.files import LAST, METRICS
-from minigpt.model.checkpoint import ELSE, load
+from minigpt.files import BEST, LAST, METRICS
+from minigpt.model.checkpoint import ELSE, data_of, load, read_state
+from minigpt.optim.schedule import learning_rate
 from minigpt.sample.tasks import TASKS
-from minigpt.train.config import SIZES, TrainConfig, resolve
+from minigpt.train.config import SCHEDULE, SIZES, TrainConfig, check_together, resolve
 from minigpt.train.presets import put_together
 from minigpt.train.run import Run, backend_of
 from minigpt.train.state import RunState
@@ -20,7 +22,7 @@ def folder_of(options):
     return Path(out_dir.check(options.get("out_dir", out_dir.default), "out_dir"))
 
 
-def read_state(checkpoint, path):
+def state_of(checkpoint, path):
     """Return the RunState in a checkpoint, or raise a UserError."""
     if RunState.missing(checkpoint.state) or checkpoint.optimizer_arrays is None:
         raise UserError(f"--resume: {path} holds a model, but not the state of its training")
@@ -49,7 +51,7 @@ def stored_run(given):
         begin = "give --overwrite" if (folder / METRICS).exists() else "leave out --resume"
         raise UserError(f"--resume: there is no {path} to resume from; {begin} to begin")
     checkpoint = load(path)
-    state = read_state(checkpoint, path)
+    state = state_of(checkpoint, path)
     model = dataclasses.asdict(checkpoint.config)
     model["task"] = state.train.get("task", TrainConfig.task)
     for name, value in given.items():
@@ -64,14 +66,20 @@ def stored_run(given):
             f"--resume: optimizer is {used} in {folder}; its state cannot be converted to "
             f"{given['optimizer']}: leave it out"
         )
-    options = put_together({**state.train, **model}, given) | {"out_dir": str(folder)}
+    kept = {"warmup_iters": state.train["warmup_iters"]}  # over, or under way
+    options = put_together({**state.train, **model}, kept | given) | {"out_dir": str(folder)}
     sizes = {name: model[name] for name in SIZES if name in model}
-    return checkpoint, state, *resolve(options, sizes)
+    config, train_config = resolve(options, sizes)
+    if SCHEDULE & given.keys() - {"max_iters"}:
+        check_together(train_config)
+    return checkpoint, state, config, train_config
 
 
 def check_incomplete(state, train_config):
     """Raise a UserError if there is nothing left to do in a run."""
     limit = train_config.max_seconds
+    if state.due:
+        return  # the last evaluation
     if limit:
         before = state.train.get("max_seconds")
         done, more = f"has used {state.seconds:.1f} s of its {limit:g} s", "--max-seconds"
@@ -88,6 +96,7 @@ def check_incomplete(state, train_config):
 
 def resume_run(given):
     """Return the Run in --out-dir as it was saved, with the options given beside --resume."""
+    began = time.perf_counter()
     checkpoint, state, config, train_config = stored_run(given)
     check_incomplete(state, train_config)
     backend_of(train_config)
@@ -96,10 +105,12 @@ def resume_run(given):
         options = dataclasses.asdict(train_config)
         task = TASKS[train_config.task]
         data = task.open_data(options, checkpoint.tokenizer, trained_on, state.split)
-        run = Run(config, train_config, data, state, checkpoint)
+        run = Run(config, train_config, data, state, checkpoint, began)
     except UserError as error:
         raise UserError(f"--resume: the run was trained on {trained_on}, but {error}") from None
-    state.over = False
+    limits = ("max_iters", "max_seconds")
+    same = all(state.train[name] == getattr(train_config, name) for name in limits)
+    state.over = bool(state.over and state.due and same)
     if data.sha256 != sha256:
         if "data" not in given:
             raise UserError(
@@ -107,5 +118,44 @@ def resume_run(given):
                 f"({data.name}); bring the old one back, or name the new one by --data"
             )
         state.data_name, state.data_sha256 = data.name, data.sha256
-        state.best_loss = state.best_step = None  # losses of two texts do not compare
+        state.val_loss, state.measures = None, {}
+    if train_config.eval_tokens != state.train["eval_tokens"]:
+        state.eval_targets, run.validation.limit = None, None
+    run.notes += compare_best(state, train_config, folder_of(given))
+    run.notes += compare_rates(state, train_config)
     return run
+
+
+def compare_best(state, train_config, folder):
+    """Take the record of the best evaluation from the file that has its weights; return notes.
+
+    There is none where the file is gone, as where only the last checkpoint was copied, or where its
+    loss is of another text or of another part of the split: it would not compare.
+    """
+    best, found = folder / BEST, {}
+    if best.exists():
+        found = read_state(best)
+    losses = (state.data_sha256, state.eval_targets)
+    same = losses == (data_of(found), found.get("eval_targets"))
+    before = state.best_step
+    state.best_loss, state.best_step = None, None
+    if same and found.get("val_loss") is not None:
+        state.best_loss, state.best_step = found["val_loss"], found["step"]
+    if before is None or state.best_step is not None:
+        return []
+    why = "is of other data or another evaluation" if best.exists() else "is missing"
+    return [f"{best} {why}: the next evaluation begins a new record"]
+
+
+def compare_rates(state, train_config):
+    """Return a note where the learning rate rises because a run has become longer."""
+    before = dataclasses.replace(TrainConfig(), **state.train)
+    if before.max_seconds or train_config.max_seconds or not state.step:
+        return []
+    last, first = learning_rate(state.step - 1, before), learning_rate(state.step, train_config)
+    if first <= 1.5 * last or state.step <= train_config.warmup_iters:
+        return []
+    return [
+        f"the learning rate goes up again, from {last:.2g} to {first:.2g}: its decay now ends at "
+        f"step {train_config.lr_decay_iters:,}"
+    ]

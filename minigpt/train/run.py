@@ -16,13 +16,16 @@ from minigpt.optim.clipping import GRAD_SCALE, SKIPPED, STEPS
 from minigpt.optim.schedule import budget_used
 from minigpt.params import Params
 from minigpt.sample.tasks import TASKS, task_of
+from minigpt.train.clock import Clock
 from minigpt.train.config import resolve, train_config_of
+from minigpt.train.interrupt import interruptible
 from minigpt.train.nonfinite import Skips, first_in_evaluation, first_in_step
 from minigpt.train.run_dir import check_folder
 from minigpt.train.state import RunState
 from minigpt.train.step import Trainer
+from minigpt.train.validation import Validation
 
-OVERHEAD_S = 1.5  # of a command before its first step and after its last evaluation, about
+OVERHEAD_S = 1.5  # of a command before it reads its data and after its last checkpoint, about
 
 
 class LossMean:
@@ -68,6 +71,8 @@ class Run:
     state : RunState
     checkpoint : Checkpoint, optional
         Of the run that is resumed.
+    began : float, optional
+        Reading of time.perf_counter() when the command began.
 
     Attributes
     ----------
@@ -76,23 +81,31 @@ class Run:
     losses : LossMean
     lr, grad_norm : float
         Of the last step; the norm is that before clipping, and stays on a GPU until it is read.
-    logged : bool
-        Whether the last step goes into the metrics.
+    evaluated, logged : bool
+        Whether the last step is evaluated, and goes into the metrics.
     skips : Skips
         Steps that changed nothing, as far as they have been read.
     saved_step : int or None
         The step of the last checkpoint of this run that --resume goes on from.
+    whole_loss : float or None
+        At the end of a run: the loss over the whole validation split, if evaluations take a part.
+    notes : list of str
+        Lines for the user, which whoever prints them takes out.
     """
 
-    def __init__(self, config, train_config, data, state, checkpoint=None):
+    def __init__(self, config, train_config, data, state, checkpoint=None, began=None):
         self.config, self.train_config, self.data, self.state = config, train_config, data, state
         self.task, self.folder = task_of(config), Path(train_config.out_dir)
         data.check(config.block_size)
         self.checkpoint, self.trainer = checkpoint, None
         self.losses = LossMean(state.loss_sum, state.loss_count)
-        self.grad_norm, self.lr, self.logged = 0.0, 0.0, False
+        self.grad_norm, self.lr, self.evaluated, self.logged = 0.0, 0.0, False, False
         self.skips, self.saved_step = Skips(state.skips_in_a_row), checkpoint and state.step
-        self.reserve_s, self.evaluation_s, self.zero = 0.0, None, None
+        self.clock = Clock(state.seconds, time.perf_counter() if began is None else began)
+        size = self.task.eval_size(data.val, config)
+        self.validation = Validation(*size, train_config, state.eval_targets)
+        self.reserve_s, self.save_s, self.unread, self.whole_loss = 0.0, 0.0, 0, None
+        self.notes = [*getattr(data, "notes", ())]
 
     def start(self, workers):
         """Make the weights and the optimizer, or take them over from the checkpoint."""
@@ -110,9 +123,11 @@ class Run:
                 getattr(optimizer, name).flat[...] = to_device(moment.flat, xp)
             optimizer.restore(optimizer_numbers(self.state, self.train_config))
             optimizer.step_count = self.state.step
+            self.state.ahead = taken_ahead(self.state, self.train_config)
             self.state.train = dataclasses.asdict(self.train_config)  # until here, the one before
+        self.trainer.ahead = self.state.ahead
         self.skips.begin(self.trainer.progress())
-        self.zero = time.perf_counter() - self.state.seconds
+        self.count_seconds(self.clock.lap())
 
     def advance(self):
         """Train one step, and decide whether it is the last, logged, evaluated.
@@ -129,21 +144,30 @@ class Run:
         loss, self.grad_norm, self.lr = self.trainer.step(self.data.train, state.step, by_clock)
         self.losses.add(loss)
         state.step, state.tokens = state.step + 1, state.tokens + self.trainer.count
-        self.tick()
-        self.reserve_s = OVERHEAD_S + self.evaluation_seconds()
-        state.over = self.progress >= 1  # decided once a step, since the clock goes on
-        evaluated = state.step % train_config.eval_interval == 0 or state.over
-        self.logged = evaluated or state.step % train_config.log_interval == 0
-        if not self.logged and train_config.backend != "numpy":
+        self.unread += 1
+        state.seconds = self.clock.peek()
+        if not self.decide() and train_config.backend != "numpy":
             return None
         numbers = self.read()
-        state.due = numbers if evaluated else None
-        self.tick()
+        self.decide()  # once more: the clock may have left out a pause
+        state.due = numbers if self.evaluated else None
         return numbers
 
-    def tick(self):
-        """Bring the run's seconds up to date."""
-        self.state.seconds = time.perf_counter() - self.zero
+    def decide(self):
+        """Decide whether the last step is the last of the run, evaluated, logged; return logged."""
+        state, train_config = self.state, self.train_config
+        if train_config.max_seconds:
+            self.reserve_s = self.seconds_to_come()
+        state.over = self.progress >= 1
+        self.evaluated = state.step % train_config.eval_interval == 0 or state.over
+        self.logged = self.evaluated or state.step % train_config.log_interval == 0
+        return self.logged
+
+    def count_seconds(self, pause_s):
+        """Bring the run's seconds up to date after a lap of the clock, and note a pause."""
+        self.state.seconds = self.clock.seconds
+        if pause_s:
+            self.notes.append(f"a pause of {pause_s:.1f} s, which does not count as training time")
 
     def read(self):
         """Read what the steps have left on the GPU; it waits for them.
@@ -161,6 +185,8 @@ class Run:
         """
         state, train_config = self.state, self.train_config
         loss, self.grad_norm = self.losses.read(), float(self.grad_norm)
+        steps, self.unread = self.unread, 0
+        self.count_seconds(self.clock.steps(steps) if steps else self.clock.lap())
         state.loss_sum, state.loss_count = self.losses.finite
         reason = self.skips.count(self.trainer.progress(), state.step, loss, self.grad_norm)
         state.skips_in_a_row = self.skips.in_a_row
@@ -192,33 +218,87 @@ class Run:
             return budget_used(self.state.seconds, self.train_config.max_seconds, self.reserve_s)
         return min(self.state.step / self.train_config.max_iters, 1.0)
 
-    def evaluation_seconds(self):
-        """Return how long an evaluation takes: as the last one, or half as long as training."""
-        if self.evaluation_s is None:
-            val, state = self.data.val, self.state
-            tokens = getattr(val, "size", len(val) * self.config.block_size)
-            estimate = 0.5 * tokens * state.seconds / max(state.tokens, 1)
-            limit = (self.train_config.max_seconds or math.inf) / 8  # first steps are slow
-            return min(estimate, limit)
-        return self.evaluation_s
+    @property
+    def train_rate(self):
+        """Targets per second of training, by the last steps."""
+        return max(self.trainer.count, 1) / max(self.clock.step_s or self.clock.peek(), 1e-9)
 
-    def evaluate(self):
-        """Take validation loss and measures, and write the best checkpoint if this is it."""
-        start, state = time.perf_counter(), self.state
-        state.val_loss = self.trainer.evaluate(self.data.val)
-        self.evaluation_s = time.perf_counter() - start
-        if not math.isfinite(state.val_loss):
-            reason = f"the validation loss after step {state.step} is {state.val_loss}"
-            raise self.diverged(reason, first_in_evaluation(self.trainer, self.data.val))
-        map = self.trainer.workers.map
+    def seconds_to_come(self):
+        """Return what a run needs time for after this step: one more, evaluation and the end."""
+        part_s, rest_s = self.validation.seconds(self.train_rate)
+        return OVERHEAD_S + (self.clock.step_s or 0.0) + part_s + rest_s + self.save_s
+
+    def evaluate(self, stop, show=None):
+        """Take validation loss and measures, and write the best checkpoint if this is it.
+
+        Parameters
+        ----------
+        stop : object
+            Its attribute `signal` is looked at before every batch.
+        show : callable, optional
+            show(done, total), in tokens, is called now and then.
+
+        Raises
+        ------
+        Stopped
+            If `signal` is not None; state.due is left for another try.
+        """
+        state, validation = self.state, self.validation
+        note = validation.choose(self.train_rate)
+        self.notes += [note] if note else []
+        state.eval_targets = None if validation.which is None else validation.limit
+        map = interruptible(self.trainer.workers.map, stop)
+        state.val_loss = self.loss_of(validation.which, 0, validation.limit, map, show)
+        start = self.clock.seconds
         state.measures = self.task.measure(self.data, self.trainer.params, self.config, map)
+        self.count_seconds(self.clock.lap(validation.measure_s or None))
+        validation.measure_s = self.clock.seconds - start
         if state.best_loss is None or state.val_loss < state.best_loss:
             state.best_loss, state.best_step = state.val_loss, state.step
             self.save(BEST)
-        self.tick()
+
+    def evaluate_rest(self, stop, show=None):
+        """Take the loss of the whole split, at the end of a run whose evaluations take a part.
+
+        Where the rest does not fit the wall-clock budget, that is noted.
+
+        Raises
+        ------
+        Stopped
+            As `evaluate`.
+        """
+        validation, part_loss = self.validation, self.state.val_loss
+        part, total = validation.limit, validation.targets
+        if validation.which is None:
+            return
+        if not validation.fits((total - part) / validation.rate):
+            self.notes.append("the whole validation split is too long for what is left of the time")
+            return
+        map = interruptible(self.trainer.workers.map, stop)
+        loss = self.loss_of(validation.rest, part, total, map, show)
+        self.whole_loss = (part * part_loss + (total - part) * loss) / total
+        self.log({"step": self.state.step, "whole_val_loss": self.whole_loss})
+
+    def loss_of(self, which, done, total, map, show):
+        """Return the loss of items of the validation split; `done` of `total` targets before it."""
+        self.count_seconds(self.clock.lap())
+        start, expected_s = (
+            self.clock.seconds,
+            (total - done) / self.validation.speed(self.train_rate),
+        )
+        step = (lambda n: show(done + n, total)) if show else None
+        loss = self.trainer.evaluate(self.data.val, which, map, step)
+        if not math.isfinite(loss):
+            reason = f"the validation loss after step {self.state.step} is {loss}"
+            raise self.diverged(reason, first_in_evaluation(self.trainer, self.data.val))
+        self.count_seconds(self.clock.lap(expected_s))
+        self.validation.rate = (total - done) / max(self.clock.seconds - start, 1e-9)
+        return loss
 
     def save(self, name, optimizer=None):
         """Write a checkpoint of this moment, which must have been read, into the run's folder."""
+        self.count_seconds(self.clock.lap())
+        start = self.clock.seconds
         self.state.optimizer = to_host(self.trainer.optimizer.state).tolist()[:GRAD_SCALE]
         save(
             self.folder / name,
@@ -228,6 +308,8 @@ class Run:
             state=dataclasses.asdict(self.state),
             optimizer=optimizer,
         )
+        self.count_seconds(self.clock.lap())
+        self.save_s = self.clock.seconds - start
 
     def save_last(self):
         """Write the checkpoint that --resume goes on from."""
@@ -238,6 +320,16 @@ class Run:
         """Add a line to the metrics."""
         with writing(self.folder / METRICS) as path, open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def taken_ahead(state, train_config):
+    """Return RunState.ahead for a run that goes on as `train_config` says: its data go on, too."""
+    batches, rows = state.ahead
+    before = state.train["gradient_accumulation_steps"], state.train["batch_size"]
+    after = train_config.gradient_accumulation_steps, train_config.batch_size
+    batches += state.step * (before[0] - after[0])
+    rows += state.step * (math.prod(before) - math.prod(after))
+    return [batches, rows]
 
 
 def backend_of(train_config):
@@ -273,6 +365,7 @@ def open_data(train_config, options):
 
 def new_run(options, overwrite):
     """Return the Run that a dict of options describes, in a folder of its own."""
+    began = time.perf_counter()
     train_config = train_config_of(options)  # reports what is wrong with them before any work
     backend_of(train_config)
     check_folder(Path(train_config.out_dir), overwrite)
@@ -283,4 +376,4 @@ def new_run(options, overwrite):
             f"block_size is {config.block_size}, as the longest pair needs "
             f"{data.sizes['block_size']} tokens"
         )
-    return Run(config, train_config, data, RunState.of(train_config, data))
+    return Run(config, train_config, data, RunState.of(train_config, data), began=began)

@@ -9,7 +9,7 @@ from minigpt.errors import UserError
 from minigpt.optim.clipping import GRAD_NORM, GRAD_SCALE, LOSS_SCALE, MAX_LOSS_SCALE
 from minigpt.train.config import TrainConfig
 
-COUNTS = "step", "tokens", "loss_count", "best_step", "skips_in_a_row"
+COUNTS = "step", "tokens", "loss_count", "best_step", "skips_in_a_row", "eval_targets"
 NUMBERS = "seconds", "loss_sum", "val_loss", "best_loss"
 RENAMED = {"text": "data_name", "text_sha256": "data_sha256", "bad": "skips_in_a_row"}
 
@@ -44,6 +44,11 @@ class RunState:
         Between a step and its evaluation the numbers of that step, which the metrics still lack.
     split : str
         How the data are split: an attribute of the data set. Runs of before have none.
+    ahead : list of int
+        Batches and rows that were taken beyond those of `step` steps of the present size.
+    eval_targets : int or None
+        Targets in the part of the validation split that evaluations take; None before the first,
+        and where they take it whole.
     """
 
     step: int
@@ -63,6 +68,8 @@ class RunState:
     over: bool = False
     due: dict | None = None
     split: str = "position"
+    ahead: list = dataclasses.field(default_factory=lambda: [0, 0])
+    eval_targets: int | None = None
 
     def __post_init__(self):
         checks = {
@@ -73,6 +80,7 @@ class RunState:
             "split": self.split in SPLITS,
             "due": self.due is None or (self.due and all(map(is_number, self.due.values()))),
             "optimizer": not self.optimizer or is_optimizer(self.optimizer),
+            "ahead": len(self.ahead) == 2 and all(type(n) is int for n in self.ahead),
             "best_step": is_count(self.best_step)
             and (self.best_loss is None) == (self.best_step is None),
         }
@@ -106,8 +114,9 @@ class RunState:
     def missing(cls, fields):
         """Return the names of required fields that a dict lacks."""
         known = {RENAMED.get(name, name) for name in fields}
-        required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
-        return required - known - {"optimizer"}
+        made = (dataclasses.MISSING, dataclasses.MISSING)
+        fields = dataclasses.fields(cls)
+        return {f.name for f in fields if (f.default, f.default_factory) == made} - known
 
 
 def is_number(x):

@@ -227,7 +227,7 @@ def test_too_little_device_memory(tmp_path, cupy, capsys):
 
 
 def test_too_little_device_memory_to_sample(tmp_path, cupy, capsys):
-    begin(tmp_path / "run", "--max-iters=1")
+    begin(tmp_path / "run", "--max-iters=2")
     pool = cupy.cuda.MemoryPool()
     pool.set_limit(size=2**20)
     with cupy.cuda.using_allocator(pool.malloc):

@@ -52,7 +52,7 @@ def test_fit_returns_the_best_checkpoint_and_the_history(model, monkeypatch, tmp
     assert [line["step"] for line in model.history] == [2, 4, 6, 8, 10, 12]
     assert [line["step"] for line in model.history if "val_loss" in line] == [4, 8, 12]
     losses = iter([3.0, 2.0, 2.5])
-    monkeypatch.setattr(Trainer, "evaluate", lambda self, ids: next(losses))
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, *_: next(losses))
     best = minigpt.fit(text=TEXT, out_dir=tmp_path, progress=False, **OPTIONS)
     assert_equal(best, minigpt.load(tmp_path / "best.safetensors"))
     assert not np.array_equal(
@@ -82,7 +82,7 @@ def test_a_text_is_kept_in_its_out_dir_so_that_its_run_can_be_resumed(tmp_path, 
     with pytest.raises(minigpt.UserError, match="holds another run"):
         minigpt.fit(text="abc" * 500, out_dir=folder, progress=False, **OPTIONS)
     assert (folder / "data.txt").read_bytes() == TEXT.encode()
-    short = {**OPTIONS, "max_iters": 1}
+    short = {**OPTIONS, "max_iters": 2}
     minigpt.fit(text="abc\r\n" * 500, out_dir=folder, overwrite=True, progress=False, **short)
     assert (folder / "data.txt").read_bytes() == b"abc\r\n" * 500
 
@@ -97,19 +97,19 @@ def test_a_run_that_cannot_begin_leaves_nothing_behind(tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"resume": True, "max_iters": 1},  # it is complete
+        {"resume": True, "max_iters": 2},  # it is complete
         {"resume": True, "n_embd": 16},
         {"overwrite": True, "n_layer": 1, "n_head": 3},
     ],
 )
 def test_a_run_that_cannot_begin_leaves_the_text_of_the_one_before(tmp_path, no_picture, options):
     folder = tmp_path / "run"
-    minigpt.fit(text=TEXT, out_dir=folder, progress=False, **{**OPTIONS, "max_iters": 1})
+    minigpt.fit(text=TEXT, out_dir=folder, progress=False, **{**OPTIONS, "max_iters": 2})
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(minigpt.UserError):
         minigpt.fit(text=TEXT[::-1], out_dir=folder, progress=False, **options)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert resume(folder, "--max-iters=2") == 0
+    assert resume(folder, "--max-iters=3") == 0
 
 
 def break_at(owner, name, call, broken):
@@ -172,9 +172,9 @@ def test_fit_leaves_the_process_as_it_was(in_thread, model, monkeypatch):
     seen = []
     evaluate = Trainer.evaluate
 
-    def watched(self, ids):
+    def watched(self, *args):
         seen.append([signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)])
-        return evaluate(self, ids)
+        return evaluate(self, *args)
 
     monkeypatch.setattr(Trainer, "evaluate", watched)
     monkeypatch.setattr(sys, "argv", ["notebook", "-f", "kernel.json"])

@@ -22,11 +22,15 @@ TIMES = ("seconds", "tokens_per_second")
 
 
 def begin(folder, *flags):
-    """Train on TEXT into `folder`; return the exit code. Flags given come last, and win."""
+    """Train on TEXT into `folder`; return the exit code. Flags given come last, and win.
+
+    A run of one step has no warm-up.
+    """
     text = folder.parent / "text.txt"
     if not text.exists():
         text.write_text(TEXT, encoding="utf-8")
-    return train.main([f"--out-dir={folder}", f"--data={text}", *FLAGS, *flags])
+    one = ["--warmup-iters=0"] * ("--max-iters=1" in flags)
+    return train.main([f"--out-dir={folder}", f"--data={text}", *FLAGS, *one, *flags])
 
 
 def resume(folder, *flags):

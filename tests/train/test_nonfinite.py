@@ -227,7 +227,7 @@ def test_training_that_diverges_keeps_the_last_checkpoint(folder, tmp_path, caps
 
 
 def test_a_validation_loss_that_is_not_finite_ends_the_run(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(Trainer, "evaluate", lambda self, ids: NAN)
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, *_: NAN)
     error = refusal(capsys, begin, tmp_path / "run")
     assert "the validation loss after step 4 is nan; first non-finite tensor: " in error
 

@@ -129,12 +129,19 @@ def test_an_interrupt_amid_the_update_keeps_the_old_checkpoint(folder, monkeypat
     assert (folder / LAST).read_bytes() == before
 
 
-def test_an_interrupt_in_the_last_step_still_ends_the_run(tmp_path, monkeypatch, capsys):
-    interrupt(monkeypatch, 11)
-    assert begin(tmp_path / "run") == 130
+def test_an_interrupt_in_the_last_step_leaves_the_evaluation_to_resume(
+    tmp_path, monkeypatch, capsys
+):
+    assert begin(tmp_path / "whole") == 0
+    with monkeypatch.context() as patch:
+        interrupt(patch, 11)
+        assert begin(tmp_path / "run") == 130
     assert checkpoint.load(tmp_path / "run" / LAST).state["step"] == 12
-    out = capsys.readouterr().out
-    assert "validation loss" in out and "--resume" not in out
+    assert "--resume" in capsys.readouterr().out
+    assert resume(tmp_path / "run") == 0
+    assert "validation loss" in capsys.readouterr().out
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+    same(tmp_path / "run", tmp_path / "whole", LAST)
 
 
 def test_the_stored_options_hold_and_those_beside_resume_win(folder, monkeypatch):
@@ -279,7 +286,7 @@ def test_the_text_of_a_resumed_run(tmp_path, folder, capsys):
 
 def test_another_text_has_a_best_loss_of_its_own(tmp_path, folder, monkeypatch):
     (tmp_path / "other.txt").write_text(TEXT[::-1])
-    monkeypatch.setattr(Trainer, "evaluate", lambda self, ids: 9.0)
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, *_: 9.0)
     assert resume(folder, "--max-iters=8", f"--data={tmp_path / 'other.txt'}") == 0
     state = checkpoint.load(folder / BEST).state
     assert (state["step"], state["best_loss"]) == (8, 9.0)

@@ -59,7 +59,7 @@ def test_a_train_loss_is_the_mean_since_the_last_multiple_of_log_interval(tmp_pa
 
 def test_the_best_checkpoint_is_not_the_last_where_the_loss_has_risen(tmp_path, monkeypatch):
     losses = iter([3.0, 2.0, 2.5])
-    monkeypatch.setattr(Trainer, "evaluate", lambda self, ids: next(losses))
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, *_: next(losses))
     assert begin(tmp_path / "run") == 0
     best, last = (checkpoint.load(tmp_path / "run" / name).state for name in (BEST, LAST))
     assert (best["step"], best["val_loss"]) == (8, 2.0)
@@ -83,7 +83,7 @@ def test_the_handlers_of_signals_are_given_back(folder):
 @pytest.mark.parametrize("name", [LAST, BEST])
 def test_a_full_disk_keeps_the_old_checkpoint(folder, capsys, monkeypatch, name):
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != METRICS}
-    monkeypatch.setattr(Trainer, "evaluate", lambda self, ids: 9.0 if name == LAST else 0.1)
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, *_: 9.0 if name == LAST else 0.1)
 
     def full(file):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -149,7 +149,7 @@ def test_any_file_of_a_run_is_a_run(tmp_path, capsys, name):
 def test_a_folder_that_holds_something_else_is_taken(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "text.txt").write_text("mine")
-    assert begin(tmp_path / "run", "--max-iters=1") == 0
+    assert begin(tmp_path / "run", "--max-iters=2") == 0
 
 
 def test_a_folder_that_cannot_be(tmp_path, capsys):
@@ -175,7 +175,8 @@ def ticking(monkeypatch):
 def test_a_run_by_the_clock_ends_on_time_with_its_learning_rate_down(tmp_path, ticking, seconds):
     flags = f"--max-seconds={seconds}", "--min-lr=0", "--lr-schedule=wsd", "--log-interval=1"
     begin(tmp_path / "run", *flags, "--eval-interval=1000000")
-    lines = metrics(tmp_path / "run")
+    *lines, whole = metrics(tmp_path / "run")
+    assert list(whole) == ["step", "whole_val_loss"]
     rates = [line["learning_rate"] for line in lines]
     state = checkpoint.load(tmp_path / "run" / LAST).state
     assert seconds - 0.5 < state["seconds"] < seconds and state["over"]
@@ -231,10 +232,10 @@ def test_a_folder_is_for_one_run_at_a_time(tmp_path, capsys):
                 f"remove {folder / LOCK}"
             )
     assert not (tmp_path / "run").exists()  # it was empty
-    assert begin(tmp_path / "run", "--max-iters=1") == 0
+    assert begin(tmp_path / "run", "--max-iters=2") == 0
     assert not (tmp_path / "run" / LOCK).exists()
     (tmp_path / "run" / LOCK).touch()  # as of one that was killed
-    assert resume(tmp_path / "run", "--max-iters=2") == 0
+    assert resume(tmp_path / "run", "--max-iters=3") == 0
 
 
 def test_the_lock_is_held_while_a_run_is_at_work(tmp_path, capsys, monkeypatch):

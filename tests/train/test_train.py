@@ -119,7 +119,7 @@ def test_the_last_sample_cannot_fail_a_run(tmp_path, capsys, monkeypatch, error)
         raise error
 
     monkeypatch.setattr("minigpt.train.__main__.sample", fail)
-    assert begin(tmp_path / "run", "--max-iters=1") == 0
+    assert begin(tmp_path / "run", "--max-iters=2") == 0
     assert re.search(r"^none: .*no good", capsys.readouterr().out, re.MULTILINE)
 
 
@@ -135,7 +135,7 @@ def test_a_picture_is_drawn_where_matplotlib_is(tmp_path, capsys, monkeypatch):
 
 
 def test_without_a_network_there_is_still_a_text(tmp_path, capsys, no_text, monkeypatch):
-    flags = [f"--out-dir={tmp_path / 'run'}", *TINY, "--block-size=64", "--max-iters=1"]
+    flags = [f"--out-dir={tmp_path / 'run'}", *TINY, "--block-size=64", "--max-iters=2"]
     assert train.main(flags) == 0
     out, err = capsys.readouterr()
     assert err.count("\n") == 1 and "using the Python language reference instead" in err
@@ -143,7 +143,7 @@ def test_without_a_network_there_is_still_a_text(tmp_path, capsys, no_text, monk
     monkeypatch.setattr(
         "minigpt.data.corpus.load_text", lambda path: pytest.fail("its text is known")
     )
-    assert resume(tmp_path / "run", "--max-iters=2") == 0
+    assert resume(tmp_path / "run", "--max-iters=3") == 0
     assert capsys.readouterr().err == ""
 
 

@@ -133,7 +133,7 @@ def test_the_built_in_task(tmp_path, monkeypatch, capsys):
 
 def test_shared_embeddings_mean_one_vocabulary(begin, tmp_path, tsv):
     tsv.write_text("".join(f"a{source}\tx{target}\n" for source, target in PAIRS))
-    assert begin(tmp_path / "run", "--share-embedding", "--max-iters=1", "--block-size=9") == 0
+    assert begin(tmp_path / "run", "--share-embedding", "--max-iters=2", "--block-size=9") == 0
     checkpoint = load(tmp_path / "run" / BEST)
     assert [side.chars for side in checkpoint.tokenizer] == ["abcx", "abcx"]
     assert (checkpoint.config.vocab_size, checkpoint.config.source_vocab_size) == (5, 4)
@@ -170,12 +170,12 @@ def test_a_file_that_is_no_good(begin, tmp_path, tsv, capsys, text, told):
 
 
 def test_what_resume_refuses(begin, tmp_path, tsv, capsys):
-    assert begin(tmp_path / "run", "--max-iters=1") == 0
+    assert begin(tmp_path / "run", "--max-iters=2") == 0
     folder = tmp_path / "run"
-    assert "task is seq2seq in" in refusal(capsys, resume, folder, "--task=text", "--max-iters=2")
+    assert "task is seq2seq in" in refusal(capsys, resume, folder, "--task=text", "--max-iters=3")
     assert "share_embedding is False" in refusal(capsys, resume, folder, "--share-embedding")
     tsv.write_text("é\tb\n" * 10)
-    assert "trained on" in refusal(capsys, resume, folder, "--max-iters=2")
+    assert "trained on" in refusal(capsys, resume, folder, "--max-iters=3")
 
 
 def test_presets_of_the_tasks():
@@ -350,7 +350,7 @@ def test_a_few_pairs_that_are_far_longer_are_left_to_the_user(begin, tmp_path, t
     rows = [f"{i}\tb\n" for i in range(300)]
     tsv.write_text("".join([*rows, "c" * 300 + "\td\n"]))
     flags = [flag for flag in FLAGS if "block" not in flag]
-    run = [f"--data={tsv}", f"--out-dir={tmp_path / 'run'}", *flags, "--max-iters=1"]
+    run = [f"--data={tsv}", f"--out-dir={tmp_path / 'run'}", *flags, "--max-iters=2"]
     told = refusal(capsys, train.main, run)
     assert "1 of 301 pairs are longer than --block-size 64: the longest needs 300" in told
     assert "99 % of all at most 3; set --block-size 300, or leave them out" in told
@@ -359,7 +359,7 @@ def test_a_few_pairs_that_are_far_longer_are_left_to_the_user(begin, tmp_path, t
 
 @pytest.mark.report("10")
 def test_a_run_keeps_its_split_when_it_is_resumed(begin, tmp_path):
-    assert begin(tmp_path / "run", "--max-iters=1") == 0
+    assert begin(tmp_path / "run", "--max-iters=2") == 0
     run = resume_run({"out_dir": str(tmp_path / "run"), "max_iters": 2})
     assert run.state.split == run.data.split == "source"
     assert run.data.val_pairs == split_by_source(PAIRS)[1]

@@ -18,7 +18,13 @@ from minigpt.train.config import TrainConfig
 # Flags that would only make a run long or large, which is what they are for.
 SMALL = (
     *("--n-layer=1", "--n-head=1", "--n-embd=4", "--block-size=4", "--batch-size=2"),
-    *("--gradient-accumulation-steps=1", "--threads=1", "--max-iters=1", "--vocab-size=99"),
+    *(
+        "--gradient-accumulation-steps=1",
+        "--threads=1",
+        "--max-iters=1",
+        "--warmup-iters=0",
+        "--vocab-size=99",
+    ),
 )
 ODD = st.sampled_from(
     ["", "-1", "0", "1e999", "nan", "inf", "2**3", "9" * 400, "0x10", "1_000", " 1", "\udcff", "%s"]

@@ -149,15 +149,15 @@ MUTANTS = {
             "train/test_resume.py::test_a_checkpoint_whose_state_is_damaged_is_refused",
         ),
     ],
-    "minigpt/train::resume_run": [
+    "minigpt/train::compare_best": [
         (
             "losses of two texts are compared",
-            "state.best_loss = state.best_step = None",
-            "pass",
+            'losses == (data_of(found), found.get("eval_targets"))',
+            "True",
             "train/test_resume.py::test_another_text_has_a_best_loss_of_its_own",
         ),
     ],
-    "minigpt/train::read_state": [
+    "minigpt/train::state_of": [
         (
             "a resumed run skips a step",
             "RunState.build(checkpoint.state)",
