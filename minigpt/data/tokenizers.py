@@ -6,6 +6,7 @@ character. A new kind is a subclass with an entry in KINDS.
 
 import itertools
 import json
+import re
 import unicodedata
 from typing import NamedTuple
 
@@ -14,6 +15,11 @@ import numpy as np
 from minigpt import cli
 from minigpt.errors import UserError
 
+# Part of a neighbour: vowels and finals of conjoining Hangul, fillers, letters of flags, skin tones.
+JOINING = re.compile(
+    "[\u115f-\u11ff\u3164\ud7b0-\ud7ff\uffa0\U0001f1e6-\U0001f1ff\U0001f3fb-\U0001f3ff]"
+)
+GAP = "  "  # between the columns of a table
 MAX_SHOWN = 100  # characters of a vocabulary that an error message lists
 CLUSTER = 5  # characters, at most, that may be one in another form
 FORMS = {  # of Unicode, and how to get a text into them
@@ -351,11 +357,11 @@ def visible(token):
 
 def _visible_char(char):
     """Return a character, or its escape if it is not printable or would change its neighbour."""
-    combines = unicodedata.category(char).startswith("M")
-    return char if char.isprintable() and not combines else ascii(char)[1:-1]
+    joins = unicodedata.category(char).startswith("M") or JOINING.match(char)
+    return char if char.isprintable() and not joins else ascii(char)[1:-1]
 
 
-def token_table(tokens, columns=12):
+def token_table(tokens, columns=12, width=78):
     """Return the `id token` pairs as a grid of text, filled row by row.
 
     Parameters
@@ -363,12 +369,18 @@ def token_table(tokens, columns=12):
     tokens : sequence of str
         The labels of the tokens, in the order of their ids.
     columns : int
+        Of the grid, at most.
+    width : int
+        Columns of a terminal that a row may take, as far as there are two in it.
     """
     digits = len(str(len(tokens) - 1))
     cells = [f"{i:{digits}} {visible(token)}" for i, token in enumerate(tokens)]
-    widths = [max(map(display_width, cells[i::columns])) for i in range(len(cells[:columns]))]
-    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
-    return "\n".join("  ".join(map(pad, row, widths)).rstrip() for row in rows)
+    for n in range(columns, 0, -1):
+        widths = [max(map(display_width, cells[i::n])) for i in range(len(cells[:n]))]
+        if sum(widths) + len(GAP) * (len(widths) - 1) <= width:
+            break
+    rows = [cells[start : start + n] for start in range(0, len(cells), n)]
+    return "\n".join(GAP.join(map(pad, row, widths)).rstrip() for row in rows)
 
 
 def pad(text, width):
@@ -377,5 +389,27 @@ def pad(text, width):
 
 
 def display_width(text):
-    """Columns that `text` takes in a terminal: Chinese, Japanese and Korean take two each."""
+    """Columns that a text as `visible` shows it takes in a terminal.
+
+    Chinese, Japanese, Korean and emoji take two a character, by the tables of Unicode in Python. A
+    terminal may have other tables: they differ in some 200 symbols.
+    """
     return sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in text)
+
+
+def wrap(text, width):
+    """Return a text without line breaks as lines of at most `width` columns, at least a character.
+
+    Parameters
+    ----------
+    text : str
+        As `visible` shows it.
+    """
+    lines, room = [""], width
+    for char in text:
+        room -= display_width(char)
+        if room < 0 and lines[-1]:
+            lines.append("")
+            room = width - display_width(char)
+        lines[-1] += char
+    return lines

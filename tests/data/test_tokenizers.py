@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from minigpt.data.tokenizers import (
     CharTokenizer,
     Tokenizer,
+    display_width,
     token_table,
     tokenizer_from_json,
     visible,
+    wrap,
 )
 from minigpt.errors import UserError
 
@@ -228,6 +230,16 @@ def test_id_out_of_range_is_named_with_its_place(wrong, kind):
         ("\xa0", r"\xa0"),
         ("\u0301", r"\u0301"),  # combining: would sit on the character before
         ("\u200d", r"\u200d"),
+        ("\u0903", r"\u0903"),  # a mark with a width of its own
+        ("\ufe0f", r"\ufe0f"),
+        ("\u1100", "\u1100"),  # the head of a Hangul syllable; its vowel and its end join it
+        ("\u1161", r"\u1161"),
+        ("\u11a8", r"\u11a8"),
+        ("\ud7cb", r"\ud7cb"),
+        ("\u3164", r"\u3164"),  # a filler that cannot be seen
+        ("😀", "😀"),
+        ("\U0001f1e9", r"\U0001f1e9"),  # two of these are one flag
+        ("\U0001f3fd", r"\U0001f3fd"),  # a skin tone
         ("\\", "\\"),
         ("字", "字"),
         ("the", "the"),
@@ -236,8 +248,31 @@ def test_id_out_of_range_is_named_with_its_place(wrong, kind):
         ("  ", "'  '"),
     ],
 )
+@pytest.mark.report("14", "27")
 def test_visible(token, seen):
     assert visible(token) == seen
+
+
+@pytest.mark.report("14")
+def test_the_width_of_what_is_visible():
+    assert [display_width(visible(char)) for char in "a天😀ｱ\u1100\u1161\u0301"] == [
+        *(1, 2, 2, 1, 2, 6, 6)
+    ]
+
+
+@pytest.mark.report("14")
+def test_lines_are_wrapped_by_the_columns_of_a_terminal():
+    assert wrap("ab天地c", 4) == ["ab天", "地c"]
+    assert wrap("天地", 1) == ["天", "地"]
+    assert wrap("", 5) == [""]
+
+
+@pytest.mark.report("14")
+@pytest.mark.parametrize("first, rows", [("一", 11), ("!", 12), ("\U0001f600", 11), ("\u0300", 7)])
+def test_a_token_table_fits_a_terminal(first, rows):
+    lines = token_table([chr(ord(first) + i) for i in range(60)]).splitlines()
+    assert max(map(display_width, lines)) <= 78
+    assert len(lines[0].split()) == 2 * rows
 
 
 def test_token_table_of_tiny_shakespeare(corpus):
@@ -251,9 +286,9 @@ def test_token_table_of_tiny_shakespeare(corpus):
     ]
 
 
-@pytest.mark.parametrize("count", [1, 11, 12, 13, 24, 101])
+@pytest.mark.parametrize("count", [1, 11, 12, 13, 24, 99])
 def test_token_table_fills_rows_of_12(count):
-    tokens = [chr(0x3400 + i) for i in range(count)]
+    tokens = [chr(0x100 + i) for i in range(count)]
     rows = [row.split() for row in token_table(tokens).splitlines()]
     assert [len(row) for row in rows[:-1]] == [24] * ((count - 1) // 12)
     cells = list(itertools.chain(*rows))
