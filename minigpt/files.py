@@ -1,5 +1,6 @@
 """Files: reading text, writing that is whole or not at all; the names in a run's folder."""
 
+import codecs
 import contextlib
 import errno
 import glob
@@ -18,6 +19,18 @@ PAUSES_S = 0.1, 0.3, 0.6  # seconds before each further try at writing
 TEMPORARY = ".tmp"  # how the name of a file ends that is being written
 LEFT_S = 3600.0  # after which a file that was being written is of a process that is dead
 READ_ONLY = "it is marked read-only; allow writing by `chmod u+w`, or name another"
+
+MARK = codecs.BOM_UTF8
+CONVERT = "{0}; convert it: iconv -f {0} -t UTF-8 old.txt > new.txt"
+FOREIGN = {  # how bytes begin that are not UTF-8, and what they are then; UTF-32 before UTF-16
+    codecs.BOM_UTF32_LE: CONVERT.format("UTF-32"),
+    codecs.BOM_UTF32_BE: CONVERT.format("UTF-32"),
+    codecs.BOM_UTF16_LE: CONVERT.format("UTF-16"),
+    codecs.BOM_UTF16_BE: CONVERT.format("UTF-16"),
+    b"\x1f\x8b": "compressed by gzip; unpack it first: gunzip -k FILE",
+    b"PK\x03\x04": "a ZIP archive, as .docx and .xlsx files are; save its text as a file first",
+    b"%PDF-": "a PDF; take its text out of it first: pdftotext FILE.pdf",
+}
 
 
 def read_text(path, where, what="text file", empty=True):
@@ -59,16 +72,25 @@ def read_metrics(folder):
     return metrics
 
 
-def read_bytes(path, where, what="text file"):
-    """Read a file. The parameters and the errors are those of `read_text`."""
+@contextlib.contextmanager
+def opened(path, where, what="text file"):
+    """Open a file to read bytes. The parameters and the errors are those of `read_text`."""
     if os.path.isdir(path):
         raise UserError(f"{where} {path} is a folder; name a {what}")
     try:
         with open(path, "rb") as file:
-            return file.read()
+            yield file
+    except UserError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: of a name that no file can have
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{where} {path} cannot be read: {reason}; name a {what}") from None
+
+
+def read_bytes(path, where, what="text file"):
+    """Read a file. The parameters and the errors are those of `read_text`."""
+    with opened(path, where, what) as file:
+        return file.read()
 
 
 def decode_utf8(raw, where):
@@ -76,11 +98,28 @@ def decode_utf8(raw, where):
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{where} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start} (counted "
-            "from 0) does not fit; convert it first, for example by "
-            "`iconv -f GBK -t UTF-8 old.txt > new.txt`"
-        ) from None
+        raise not_utf8(where, raw, raw[error.start], error.start) from None
+
+
+def not_utf8(where, begin, byte, offset):
+    """Return the UserError for bytes that are not UTF-8: what they are, if that can be seen.
+
+    Parameters
+    ----------
+    where : str
+        What the error begins with.
+    begin : bytes
+        The first ones.
+    byte, offset : int
+        The first that does not fit, and where it is.
+    """
+    for mark, told in FOREIGN.items():
+        if begin.startswith(mark):
+            return UserError(f"{where} is {told}")
+    return UserError(
+        f"{where} is not UTF-8: byte 0x{byte:02x} at offset {offset} (counted from 0) does not "
+        "fit; convert it first, for example by `iconv -f GBK -t UTF-8 old.txt > new.txt`"
+    )
 
 
 def write_atomically(path, parts):

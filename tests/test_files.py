@@ -43,7 +43,10 @@ def test_a_text_keeps_every_character_but_a_byte_order_mark(tmp_path, text):
         ("empty", "--flag {path} is empty; name a file with text in it"),
         ("mark", "--flag {path} is empty; name a file with text in it"),
         ("latin", "--flag {path} is not UTF-8: byte 0xe9 at offset 3 (counted from 0) does not "),
-        ("utf16", "--flag {path} is not UTF-8: byte 0xff at offset 0 (counted from 0) does not "),
+        (
+            "utf16",
+            "--flag {path} is UTF-16; convert it: iconv -f UTF-16 -t UTF-8 old.txt > new.txt",
+        ),
         ("cut", "--flag {path} is not UTF-8: byte 0xe6 at offset 2 (counted from 0) does not "),
     ],
 )

@@ -8,11 +8,24 @@ import numpy as np
 from minigpt.backend import array_module, to_device
 from minigpt.errors import UserError
 
+PART = 1 << 16  # tokens looked at together
+
 
 def split(ids):
     """Cut token ids into the first nine tenths, for training, and the rest, for validation."""
     n = int(0.9 * len(ids))
     return ids[:n], ids[n:]
+
+
+def only_in(ids, others, vocab_size):
+    """Return the tokens that are in `ids` and not in `others`, ascending: (K,) int."""
+    only = np.zeros(vocab_size, bool)
+    for part in (ids, others):
+        for start in range(0, len(part), PART):
+            only[part[start : start + PART]] = part is ids
+            if not only.any():
+                break
+    return only.nonzero()[0]
 
 
 def check_length(train, val, block_size):
@@ -74,7 +87,7 @@ def random_batch(ids, seed, number, batch_size, block_size, sampler="uniform", r
 
     Parameters
     ----------
-    ids : (N,) int32, block_size < N <= 2**32
+    ids : (N,) of any dtype of integers, block_size < N <= 2**32
         On a GPU the windows are gathered there; their starts are the same.
     seed, number : int, not negative
         Of the run, and of the batch in it.
@@ -86,14 +99,19 @@ def random_batch(ids, seed, number, batch_size, block_size, sampler="uniform", r
 
     Returns
     -------
-    x, y : (batch_size, block_size) int32, where ids are
+    x, y : (batch_size, block_size) int32, on the device that ids are on
         y is x moved on by one token.
     """
     row = number * batch_size if row is None else row
     starts = SAMPLERS[sampler](len(ids) - block_size, seed, number, row, batch_size)
     xp = array_module(ids)
     where = to_device(starts, xp)[:, None] + xp.arange(block_size)
-    return ids[where], ids[1:][where]
+    return as_int32(ids[where]), as_int32(ids[1:][where])
+
+
+def as_int32(ids):
+    """Return ids as models take them; a text's are smaller."""
+    return ids.astype(np.int32, copy=False)
 
 
 def count_windows(ids, block_size):
@@ -107,14 +125,14 @@ def eval_batches(ids, block_size, batch_size, which=None):
 
     Parameters
     ----------
-    ids : (N,) int32
+    ids : (N,) of any dtype of integers
     block_size, batch_size : int
     which : (k,) int, optional
         Numbers of windows, ascending, if not all are wanted.
 
     Yields
     ------
-    x, y : (B, block_size) int32, views of ids, B <= batch_size
+    x, y : (B, block_size) int32, B <= batch_size; views of ids where those are int32
         y is x moved on by one token. What is left over at the end comes last, as (1, rest).
     """
     n = max(len(ids) - 1, 0)  # predictions
@@ -124,9 +142,9 @@ def eval_batches(ids, block_size, batch_size, which=None):
     for row in range(0, full, batch_size):
         rows = slice(row, min(row + batch_size, full))
         rows = rows if which is None else to_device(which[rows], array_module(ids))
-        yield x[rows], y[rows]
+        yield as_int32(x[rows]), as_int32(y[rows])
     if whole < n and (which is None or full < len(which)):
-        yield ids[None, whole:n], ids[None, whole + 1 :]
+        yield as_int32(ids[None, whole:n]), as_int32(ids[None, whole + 1 :])
 
 
 def count_targets(targets):

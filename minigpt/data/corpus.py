@@ -10,13 +10,13 @@ import threading
 import time
 from pathlib import Path
 
-from minigpt.data.sources import describe, find_sources, joined_text
+from minigpt.data.sources import Source, describe, find_sources, read_parts
 from minigpt.errors import UserError
-from minigpt.files import read_bytes, write_atomically
+from minigpt.files import MARK, read_bytes, write_atomically
 from minigpt.locks import AlreadyLocked, acquire, release
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-REFERENCE = "the Python language reference"
+NAME, REFERENCE = "tiny Shakespeare", "the Python language reference"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 CONTACT = 2.0  # seconds until a server must have answered, tries and name look-up together
 PAUSES = (0.2, 0.4)  # seconds between tries
@@ -24,62 +24,103 @@ STALL = 10.0  # seconds without a byte that end a download under way
 WAIT = 60.0  # seconds to wait for another process that downloads
 
 
-def load_text(path=None):
-    """Read a text, every character as it is in the file (but for a byte order mark).
+def builtin_source(name=None):
+    """Return the text that is trained on where no other is given.
+
+    It is tiny Shakespeare, from the file that MINIGPT_CORPUS names, else from the user's cache
+    folder, else from the network; without a network the language reference that every Python
+    holds, and a line on standard error that says so.
 
     Parameters
     ----------
-    path : str or path, optional
-        A UTF-8 file. If left out: tiny Shakespeare, from the file that MINIGPT_CORPUS names, else
-        from the user's cache folder, else from the network; without a network the language
-        reference that every Python holds, and a line on standard error that says so.
+    name : str, optional
+        That of the text of a run that is resumed: REFERENCE stays itself where there is a network.
 
     Returns
     -------
-    text : str
-    name : str
-        What it is: `path`, "tiny Shakespeare" or "the Python language reference".
+    source : Source
+        Its path is "tiny Shakespeare" or "the Python language reference".
 
     Raises
     ------
     UserError
-        If `path` is missing, a folder, unreadable, empty or not UTF-8; or if MINIGPT_CORPUS names
-        anything but tiny Shakespeare.
+        If MINIGPT_CORPUS names anything but tiny Shakespeare.
     """
-    if path is not None:
-        sources = find_sources(path)
-        text = joined_text(sources)
-        if not text:
-            raise UserError(f"{sources[0].where} is empty; name a file with text in it")
-        return text, describe(sources)
+    if name == REFERENCE:
+        return Source(REFERENCE, reference_text().encode("utf-8"))
     corpus = os.environ.get("MINIGPT_CORPUS")
     raw = read_bytes(corpus, "MINIGPT_CORPUS") if corpus else _read_cache() or _fetch_once()
     if raw is None:
-        return reference_text(), REFERENCE
+        return builtin_source(REFERENCE)
     if not _is_corpus(raw):
         raise UserError(
             f"MINIGPT_CORPUS {corpus} is not tiny Shakespeare: its SHA-256 is "
-            f"{hashlib.sha256(raw).hexdigest()}, not {SHA256}; name a copy of {URL}, unset "
-            "the variable, or give your own text by --data"
+            f"{hashlib.sha256(raw).hexdigest()}, not {SHA256}{_difference(raw)}; name a copy of "
+            f"{URL}, unset the variable, or give your own text by --data"
         )
-    return raw.decode("utf-8"), "tiny Shakespeare"
+    return Source(NAME, raw)
+
+
+def load_text(path=None):
+    """Return (text, name) of what --data names, or of the built-in text if it is left out."""
+    sources = [builtin_source()] if path is None else find_sources(path)
+    text = "".join(part for _, part in read_parts(sources))
+    if not text:
+        raise UserError(f"{sources[0].where} is empty; name a file with text in it")
+    return text, describe(sources)
+
+
+def _difference(raw):
+    """Return what an editor has done to a copy of tiny Shakespeare, if that is all; else ""."""
+    marked, crlf = raw.startswith(MARK), b"\r\n" in raw
+    if not _is_corpus(raw.removeprefix(MARK).replace(b"\r\n", b"\n")):
+        return ""
+    added = ["a byte order mark in front"] * marked + ["CR LF at the ends of its lines"] * crlf
+    return f": it has {' and '.join(added)}, and is right but for that"
 
 
 def _is_corpus(raw):
     return hashlib.sha256(raw).hexdigest() == SHA256
 
 
+def cache_folder():
+    """Return the path of minigpt's folder in the user's cache, or None where there is none.
+
+    It need not exist. A relative XDG_CACHE_HOME is ignored, as its specification asks; without a
+    home, nothing is kept (https://specifications.freedesktop.org/basedir-spec).
+    """
+    named = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME", "")
+    for folder in (named, os.path.expanduser("~/.cache")):
+        if os.path.isabs(folder):
+            return Path(folder, "minigpt")
+    return None
+
+
 def cache_file():
-    """Path of the user's own copy of tiny Shakespeare, which need not exist."""
-    folder = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME")
-    folder = folder or os.path.expanduser("~/.cache")
-    return Path(folder, "minigpt", "tinyshakespeare.txt")
+    """Path of the user's own copy of tiny Shakespeare, which need not exist, or None."""
+    folder = cache_folder()
+    return folder and folder / "tinyshakespeare.txt"
+
+
+@contextlib.contextmanager
+def made(folder):
+    """Make a folder, if that is possible; remove what was made if it is empty at the end."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):  # not empty
+            for path in missing:
+                path.rmdir()
 
 
 def _read_cache():
     """Bytes of the user's copy, or None if there is none or it is damaged."""
+    path = cache_file()
     try:
-        raw = cache_file().read_bytes()
+        raw = path.read_bytes() if path else b""
     except OSError:
         return None
     return raw if _is_corpus(raw) else None
@@ -92,18 +133,22 @@ def _take_turn():
     All that have waited continue at the same time: if the one before has found no network, they
     need not wait for one another to find none.
     """
-    path, lock = cache_file().with_suffix(".lock"), None
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = acquire(path)
-        except AlreadyLocked:
-            with contextlib.suppress(AlreadyLocked):
-                release(acquire(path, WAIT))
-    try:
+    path, lock = cache_file(), None
+    if path is None:
         yield
-    finally:
-        release(lock)
+        return
+    path = path.with_suffix(".lock")
+    with made(path.parent):
+        with contextlib.suppress(OSError):
+            try:
+                lock = acquire(path)
+            except AlreadyLocked:
+                with contextlib.suppress(AlreadyLocked):
+                    release(acquire(path, WAIT))
+        try:
+            yield
+        finally:
+            release(lock)
 
 
 def _fetch_once():
@@ -123,6 +168,9 @@ def _download_to_cache():
         )
         return None
     path = cache_file()
+    if path is None:
+        _say("downloaded tiny Shakespeare; it is not kept, as there is no home folder")
+        return raw
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, [raw])

@@ -12,15 +12,18 @@ Both have the same attributes:
     notes                what is odd about the data, a sentence each
 """
 
-import hashlib
-
 from minigpt.backend import to_device
-from minigpt.data.batches import check_length, split
-from minigpt.data.corpus import REFERENCE, load_text, reference_text
+from minigpt.data.batches import check_length, only_in, split
+from minigpt.data.corpus import builtin_source
 from minigpt.data.dates import date_pairs
 from minigpt.data.pair_files import check_pairs, read_pairs
 from minigpt.data.pairs import SPLITS, Pairs, check_lengths, digest, needed_length, notes_on
-from minigpt.data.tokenizers import CharTokenizer, PairTokenizer
+from minigpt.data.sources import describe, find_sources, hold
+from minigpt.data.survey import survey
+from minigpt.data.token_files import encode_text
+from minigpt.data.tokenizers import CharTokenizer, PairTokenizer, visible
+
+MAX_SHOWN = 20  # tokens in a note
 
 
 class TextData:
@@ -29,7 +32,7 @@ class TextData:
     Parameters
     ----------
     path : str, optional
-        A text file; tiny Shakespeare if left out.
+        What --data names, see `find_sources`; tiny Shakespeare if left out.
     tokenizer : Tokenizer, optional
         That of a run that is resumed; made from the text if left out.
     name : str, optional
@@ -37,25 +40,28 @@ class TextData:
 
     Attributes
     ----------
-    train, val : (N,) int32
+    train, val : (N,) uint8, uint16 or int32, by the size of the vocabulary
+        Not to be written to.
+    size : int
+        Bytes of the text.
     """
 
     split = "position"
 
     def __init__(self, path=None, tokenizer=None, name=None):
-        if path is None and name == REFERENCE:  # even if there is a network now
-            text, self.name = reference_text(), REFERENCE
-        else:
-            text, self.name = load_text(path)
-        self.tokenizer = tokenizer or CharTokenizer.from_text(text)
+        sources = [builtin_source(name)] if path is None else hold(find_sources(path))
+        self.name, found = describe(sources), survey(sources)
+        self.tokenizer = tokenizer or CharTokenizer.from_text(found.chars)
         self.sizes = {"vocab_size": self.tokenizer.vocab_size}
-        self.sha256 = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-        ids = self.tokenizer.encode(text)
+        self.sha256, self.size = found.sha256, found.size
+        ids, notes = encode_text(sources, found, self.tokenizer)
         self.train, self.val = split(ids)
+        self.notes = [*found.notes, *unseen_note(self.train, self.val, self.tokenizer), *notes]
         unit = self.tokenizer.unit
         tokens = "" if unit == "characters" else f"{len(ids):,} {unit}, "
         self.description = (
-            f"{self.name}: {len(text):,} characters, {tokens}{self.tokenizer.vocab_size} different"
+            f"{self.name}: {found.length:,} characters, {tokens}{self.tokenizer.vocab_size} "
+            "different"
         )
 
     def check(self, block_size):
@@ -68,6 +74,19 @@ class TextData:
         All ids are in the vocabulary, since the tokenizer made them: a GPU does not check them.
         """
         self.train, self.val = (to_device(part, xp) for part in (self.train, self.val))
+
+
+def unseen_note(train, val, tokenizer):
+    """Return a note, in a list, if the validation part has tokens that training never sees."""
+    unseen = only_in(val, train, tokenizer.vocab_size)
+    if not len(unseen):
+        return []
+    shown = " ".join(visible(tokenizer.label(i)) for i in unseen[:MAX_SHOWN].tolist())
+    more = f" and {len(unseen) - MAX_SHOWN} more" if len(unseen) > MAX_SHOWN else ""
+    return [
+        f"{len(unseen)} of {tokenizer.vocab_size} different {tokenizer.unit} occur in the "
+        f"validation part only (the last tenth), so training never sees them: {shown}{more}"
+    ]
 
 
 class PairData:

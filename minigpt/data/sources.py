@@ -1,28 +1,34 @@
 """What --data names: files, folders, globs, standard input; and their text, a part at a time."""
 
+import codecs
 import glob
+import io
 import os
 import sys
 from typing import NamedTuple
 
 from minigpt.errors import UserError
-from minigpt.files import METRICS, decode_utf8, read_text
+from minigpt.files import MARK, METRICS, decode_utf8, not_utf8, opened
 
 STDIN = "-"
 TEXTS = (".txt", ".text", ".md", ".rst")  # what counts as a text in a folder
+PART = 1 << 16  # bytes: few enough to stay in a processor's cache, and most parts are ASCII
 SHOWN = 3  # names in a description
 
 
 class Source(NamedTuple):
-    """A file, or standard input.
+    """A file, standard input, or a text that is at hand.
 
     Attributes
     ----------
     path : str
         "-" is standard input.
+    raw : bytes, optional
+        The content, if it is at hand.
     """
 
     path: str
+    raw: bytes | None = None
 
     @property
     def name(self):
@@ -33,6 +39,17 @@ class Source(NamedTuple):
     def where(self):
         """What an error message about it begins with."""
         return "standard input" if self.path == STDIN else f"--data {self.path}"
+
+    def open(self):
+        """Return a context manager: the content as a file that bytes are read from."""
+        if self.raw is not None:
+            return io.BytesIO(self.raw)
+        return io.BytesIO(read_stdin()) if self.path == STDIN else opened(self.path, "--data")
+
+    def read(self):
+        """Return the content as bytes."""
+        with self.open() as file:
+            return file.read()
 
 
 def find_sources(data, endings=TEXTS):
@@ -111,6 +128,14 @@ def folder_files(folder, endings):
     return sorted(found, key=lambda path: path.split(os.sep))
 
 
+def hold(sources):
+    """Return the sources with the content of those that can be read only once: pipes."""
+    return [
+        source if os.path.isfile(source.path) else source._replace(raw=source.read())
+        for source in sources
+    ]
+
+
 def read_source(source):
     """Return the text of a source, which may be empty.
 
@@ -119,17 +144,53 @@ def read_source(source):
     UserError
         As files.read_text; or if standard input is closed.
     """
-    if source.path != STDIN:
-        return read_text(source.path, "--data")
-    return decode_utf8(read_stdin(), source.where).removeprefix("\ufeff")
+    return decode_utf8(source.read().removeprefix(MARK), source.where)
 
 
-def joined_text(sources):
-    """Return the text of all sources, with a line break after one that lacks it, but the last."""
-    texts = list(filter(None, map(read_source, sources)))
-    return "".join(text if text.endswith("\n") else f"{text}\n" for text in texts[:-1]) + (
-        texts[-1] if texts else ""
-    )
+def read_parts(sources):
+    """Iterate over the text of all sources as if they were one, a part at a time.
+
+    A byte order mark in front of a source is left out, and a line that has no end at the end of a
+    source gets one.
+
+    Parameters
+    ----------
+    sources : list of Source
+
+    Yields
+    ------
+    raw : bytes
+        UTF-8, some PART bytes, never a part of a character.
+    text : str
+        The same.
+    """
+    last = b"\n"
+    for source in sources:
+        begins = True
+        for raw, text in parts_of(source):
+            if begins and not last.endswith(b"\n"):
+                yield b"\n", "\n"
+            begins, last = False, raw
+            yield raw, text
+
+
+def parts_of(source):
+    """Iterate over the text of one source, as `read_parts`."""
+    with source.open() as file:
+        begin = block = file.read(PART)
+        raw = begin.removeprefix(MARK)
+        offset = len(begin) - len(raw)  # of `raw` in the file
+        while raw:
+            try:
+                text, used = codecs.utf_8_decode(raw, "strict", not block)
+            except UnicodeDecodeError as error:
+                wrong = raw[error.start], offset + error.start
+                raise not_utf8(source.where, begin, *wrong) from None
+            if used:
+                yield raw[:used], text
+            offset += used
+            block = file.read(PART) if block else b""
+            raw = raw[used:] + block
 
 
 def read_stdin():

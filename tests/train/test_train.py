@@ -140,9 +140,7 @@ def test_without_a_network_there_is_still_a_text(tmp_path, capsys, no_text, monk
     out, err = capsys.readouterr()
     assert err.count("\n") == 1 and "using the Python language reference instead" in err
     assert out.startswith("the Python language reference: ")
-    monkeypatch.setattr(
-        "minigpt.data.corpus.load_text", lambda path: pytest.fail("its text is known")
-    )
+    monkeypatch.setattr("minigpt.data.corpus._read_cache", lambda: pytest.fail("its text is known"))
     assert resume(tmp_path / "run", "--max-iters=3") == 0
     assert capsys.readouterr().err == ""
 

@@ -101,14 +101,14 @@ def test_a_text_that_is_no_good(tmp_path, capsys, raw, told):
 
 def test_cupy_that_is_missing_is_reported_before_any_work(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    monkeypatch.setattr("minigpt.data.datasets.load_text", lambda path: pytest.fail("too early"))
+    monkeypatch.setattr("minigpt.data.datasets.survey", lambda sources: pytest.fail("too early"))
     error = refusal(capsys, begin, tmp_path / "run", "--backend=cupy")
     assert "--backend cupy" in error and "pip install" in error
 
 
 @pytest.mark.parametrize("flag", ["--dtype=float16", "--dtype=tf32"])
 def test_what_numpy_cannot_do_is_reported_before_any_work(tmp_path, capsys, monkeypatch, flag):
-    monkeypatch.setattr("minigpt.data.datasets.load_text", lambda path: pytest.fail("too early"))
+    monkeypatch.setattr("minigpt.data.datasets.survey", lambda sources: pytest.fail("too early"))
     error = refusal(capsys, begin, tmp_path / "run", flag)
     assert error.startswith(f"error: {flag.replace('=', ' ')}: NumPy has no ")
     assert "use --backend cupy" in error and not (tmp_path / "run").exists()
