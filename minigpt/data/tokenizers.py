@@ -15,7 +15,7 @@ import numpy as np
 from minigpt import cli
 from minigpt.errors import UserError
 
-# Part of a neighbour: vowels and finals of conjoining Hangul, fillers, letters of flags, skin tones.
+# Part of a neighbour: vowels and finals of conjoining Hangul, fillers, flags' letters, skin tones.
 JOINING = re.compile(
     "[\u115f-\u11ff\u3164\ud7b0-\ud7ff\uffa0\U0001f1e6-\U0001f1ff\U0001f3fb-\U0001f3ff]"
 )

@@ -9,20 +9,23 @@ encoder-decoder it is, by --kind,
     decoder    causal self-attention over the answer
 """
 
+import math
 import shutil
 import sys
-import warnings
 from dataclasses import dataclass
 
 from minigpt import backend, cli
 from minigpt.data.tokenizers import display_width, pad, visible
 from minigpt.errors import UserError
+from minigpt.report.picture import NoPicture, check_picture, drawing, fonts_for, save
 from minigpt.sample.answers import END, MAP_KINDS
 from minigpt.sample.command import CheckpointConfig
 from minigpt.sample.tasks import task_of
 
 SHADES = " .:-=+*#%@"  # by the square root of the weight: a blank is below 0.01, @ from 0.81
-CELL, PANEL, FIGURE = 0.17, 2.0, 60.0  # inches: of a weight, at least a head, at most all
+CELL, PANEL, PAGE = 0.17, 2.0, (16.0, 12.0)  # inches: of a weight, at least a head, at most all
+LABEL, SMALLEST = 8, 2  # points: of a label, and in a picture that was made smaller to fit the page
+DPI, MAX_DPI = 120, 300
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class AttentionConfig(CheckpointConfig):
 def as_text(weights, rows, columns, title, width):
     """Return a map as lines of text: a character per weight, and the columns' tokens above.
 
-    A token that takes more than one column of the terminal is a ? there.
+    A token that is wide, as Chinese is, has a column as wide. One that is wider is a ? there.
 
     Parameters
     ----------
@@ -48,18 +51,21 @@ def as_text(weights, rows, columns, title, width):
         Labels of tokens.
     title : str
     width : int
-        Characters in a line; where they are too few, one line says so.
+        Columns of the terminal; where they are too few, one line says so.
     """
     names = [visible(label) for label in rows]
-    margin = max(map(display_width, names))
-    size = margin + 1 + len(columns)
+    tops = [c if c == " " else visible(c) for c in columns]
+    tops = [top if display_width(top) <= 2 else "?" for top in tops]
+    widths = [*map(display_width, tops)]
+    margin = max(map(display_width, names)) + 1
+    size = margin + sum(widths)
     if size > width:
-        return [title, f"({size} characters wide: too wide for text)"]
-    top = "".join(c if c == " " or display_width(visible(c)) == 1 else "?" for c in columns)
-    lines = [f"{title:{size}}", " " * (margin + 1) + top]
+        return [title, f"({size} columns wide: too wide for text)"]
+    lines = [pad(title, size), " " * margin + "".join(tops)]
     for name, row in zip(names, weights.tolist(), strict=True):
-        shades = "".join(SHADES[min(int(len(SHADES) * w**0.5), len(SHADES) - 1)] for w in row)
-        lines.append(" " * (margin - display_width(name)) + f"{name} {shades}")
+        shades = (SHADES[min(int(len(SHADES) * w**0.5), len(SHADES) - 1)] for w in row)
+        cells = "".join(shade * n for shade, n in zip(shades, widths, strict=True))
+        lines.append(" " * (margin - 1 - display_width(name)) + f"{name} {cells}")
     return lines
 
 
@@ -74,37 +80,73 @@ def put_side_by_side(texts, width):
     return "\n".join(lines)
 
 
-def draw_maps(panels, rows, columns, path):
-    """Draw the maps as a grid, a row per layer, into a PNG file; False without matplotlib.
+def draw_maps(panels, heads, rows, columns, path):
+    """Draw the maps as a grid that fits a page; return the characters that no font has.
+
+    Labels are left out where they would be too small to read.
 
     Parameters
     ----------
-    panels : list of lists of (title, weights (Tq, Tk))
+    panels : list of (title, weights (Tq, Tk))
+        By layer, then by head.
+    heads : int
+        Of each layer.
+    rows, columns : lists of str
+        Labels of tokens.
+    path : str
+
+    Raises
+    ------
+    NoPicture
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
-    size = [max(PANEL, CELL * n + 1) for n in (len(columns), len(rows))]
-    scale = min(1.0, FIGURE / (size[0] * len(panels[0])), FIGURE / (size[1] * len(panels)))
-    size = (scale * size[0] * len(panels[0]), scale * size[1] * len(panels))
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(panels), len(panels[0]), squeeze=False)
     labels = [["␣" if label == " " else visible(label) for label in x] for x in (rows, columns)]
-    for axes, (title, weights) in zip(grid.flat, sum(panels, []), strict=True):
-        axes.imshow(weights, cmap="viridis", vmin=0, vmax=1)
-        axes.set_title(title, fontsize=9)
-        axes.set_yticks(range(len(rows)), labels[0], fontsize=8)
-        axes.set_xticks(range(len(columns)), labels[1], fontsize=8)
-    figure.supylabel("queries")
-    figure.supxlabel("keys")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a character that the font lacks is a box
-        try:
-            figure.savefig(path, dpi=120, format="png")
-        except OSError as error:
-            raise UserError(f"--picture {path} cannot be written: {error.strerror}") from None
-    return True
+    with drawing() as Figure:
+        families, missing = fonts_for(set("".join(map("".join, labels))))
+        labels = [
+            ["".join(ascii(c)[1:-1] if c in missing else c for c in s) for s in x] for x in labels
+        ]
+        panel = [max(PANEL, CELL * n + 1) for n in (len(columns), len(rows))]
+        n = grid_columns(len(panels), heads, panel)
+        size = panel[0] * n, panel[1] * math.ceil(len(panels) / n)
+        scale = min(1.0, PAGE[0] / size[0], PAGE[1] / size[1])
+        figure = Figure(figsize=[scale * x for x in size], layout="constrained")
+        grid = figure.subplots(math.ceil(len(panels) / n), n, squeeze=False)
+        style = {"fontsize": LABEL * scale, "fontfamily": families, "parse_math": False}
+        for axes, (title, weights) in zip(grid.flat, panels, strict=False):
+            axes.imshow(weights, cmap="viridis", vmin=0, vmax=1)
+            axes.set_title(title, fontsize=max(SMALLEST, 9 * scale))
+            if style["fontsize"] >= SMALLEST:
+                axes.set_yticks(range(len(rows)), labels[0], **style)
+                turned = 90 if max(map(len, labels[1])) > 2 else 0
+                axes.set_xticks(range(len(columns)), labels[1], rotation=turned, **style)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        figure.supylabel("queries")
+        figure.supxlabel("keys")
+        save(figure, path, dpi=min(DPI / scale, MAX_DPI))
+    return missing
+
+
+def grid_columns(count, heads, panel):
+    """Return how many panels a row of the grid has: the grid is nearest to the page's shape.
+
+    A row holds whole layers, or a layer whole rows.
+
+    Parameters
+    ----------
+    count : int
+        Panels.
+    heads : int
+        Panels of a layer.
+    panel : (width, height)
+    """
+    whole = [n for n in range(1, count + 1) if n % heads == 0 or heads % n == 0]
+    shape = PAGE[0] / PAGE[1]
+
+    def distance(n):
+        return abs(math.log(panel[0] * n / (panel[1] * math.ceil(count / n)) / shape))
+
+    return min(whole, key=distance)
 
 
 def select(number, count, name):
@@ -117,7 +159,11 @@ def select(number, count, name):
 
 
 def main(argv=None, prog="minigpt attention"):
-    """Show the attention weights of a trained model on a prompt."""
+    """Show the attention weights of a trained model on a prompt.
+
+    Rows are queries and columns are keys. The signs stand for weights from 0 to 1, as the blank to
+    the @ of " .:-=+*#%@" do. A ? above a column is a token whose name needs more room.
+    """
     parser = cli.parser(prog, main.__doc__)
     cli.add_flags(parser, AttentionConfig)
     cli.add_plain(parser)
@@ -125,6 +171,9 @@ def main(argv=None, prog="minigpt attention"):
     plain = given.pop("plain")
     parser.allow_one(given, "checkpoint", "out_dir")
     options = cli.build(AttentionConfig, given)
+    asked = "picture" in given
+    if asked:  # what is wrong with it is said before the work
+        check_picture(options.picture)
     checkpoint = options.load()
     task = task_of(checkpoint.config)
     if "kind" in given and not task.map_kinds:
@@ -137,13 +186,22 @@ def main(argv=None, prog="minigpt attention"):
     if task.map_kinds and options.kind != "encoder" and rows[-1] != END:
         unit = f"{len(rows)} {checkpoint.tokenizer.target.unit}"
         print(f"note: the answer was cut off at {unit}", file=sys.stderr)
-    panels = [[(f"layer {i}, head {j}", weights[i][j]) for j in heads] for i in layers]
     width = shutil.get_terminal_size().columns
+    panels = [[(f"layer {i}, head {j}", weights[i][j]) for j in heads] for i in layers]
     for row in panels:
         texts = [as_text(w, rows, columns, title, width) for title, w in row]
         print(put_side_by_side(texts, width))
-    if draw_maps(panels, rows, columns, options.picture):
-        print(f"picture: {options.picture}")
-    else:
-        install = "pip install 'minigpt[plot]'"
-        print(f"matplotlib is not installed, no picture: {install}", file=sys.stderr)
+    try:
+        missing = draw_maps(sum(panels, []), len(heads), rows, columns, options.picture)
+    except NoPicture as why:
+        if asked:
+            raise UserError(f"--picture {options.picture}: {why}") from None
+        print(f"note: no picture: {why}", file=sys.stderr)
+        return
+    print(f"picture: {options.picture}")
+    if missing:
+        print(
+            f"note: no font of this machine has {' '.join(sorted(missing)[:20])}, which the "
+            "picture shows as escapes; install one that has, such as Noto Sans CJK",
+            file=sys.stderr,
+        )

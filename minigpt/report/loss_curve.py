@@ -1,9 +1,7 @@
 """The loss curve of a run: training and validation loss over the steps."""
 
-import io
-
-from minigpt.files import PICTURE, read_metrics, write_atomically
-from minigpt.report.picture import drawing
+from minigpt.files import PICTURE, read_metrics
+from minigpt.report.picture import drawing, save
 
 EARLY, MARGIN = 0.1, 0.05  # fraction of the steps left out of the y limit, and room above the rest
 
@@ -19,9 +17,7 @@ def draw_losses(folder):
     with drawing() as Figure:
         figure = Figure(figsize=(7, 4), layout="constrained")
         plot_losses(figure, read_metrics(folder))
-        drawn = io.BytesIO()
-        figure.savefig(drawn, dpi=120)
-        write_atomically(folder / PICTURE, [drawn.getbuffer()])
+        save(figure, folder / PICTURE, dpi=120)
     return folder / PICTURE
 
 

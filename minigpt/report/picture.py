@@ -1,13 +1,18 @@
 """Pictures with matplotlib, an extra that may be missing, broken or set up for something else."""
 
 import contextlib
+import io
 import os
+import re
 import sys
 from pathlib import Path
 
 from minigpt.cli import one_line
 from minigpt.errors import UserError
+from minigpt.files import write_atomically
 
+LIKELY = re.compile("CJK|Noto|Emoji|Unicode|Unifont|WenQuanYi|Symbol")  # fonts of many characters
+NO_GLYPHS = "Last Resort", "Last Resort High-Efficiency"  # a box with a picture for each script
 ENDINGS = ".png", ".svg", ".pdf"
 
 
@@ -68,8 +73,47 @@ def import_figure():
     return Figure
 
 
+def save(figure, path, dpi):
+    """Write a figure to a file, whole or not at all, in the format of its ending."""
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=dpi, format=Path(path).suffix[1:].lower())
+    write_atomically(Path(path), [picture.getbuffer()])
+
+
+def fonts_for(chars):
+    """Return the families of installed fonts that have the characters, the usual one first.
+
+    Parameters
+    ----------
+    chars : set of str
+
+    Returns
+    -------
+    families : list of str
+    missing : set of str
+        The characters that no font has.
+    """
+    from matplotlib import font_manager
+
+    families, missing = ["DejaVu Sans"], set(chars)
+    fonts = font_manager.fontManager.ttflist
+    regular = sorted(fonts, key=lambda font: (font.weight, font.style) == (400, "normal"))
+    files = {font.name: font.fname for font in regular if font.name not in NO_GLYPHS}
+    for name in sorted(files, key=lambda name: (name not in families, not LIKELY.search(name))):
+        if not missing:
+            break
+        try:
+            known = missing.intersection(map(chr, font_manager.get_font(files[name]).get_charmap()))
+        except (OSError, RuntimeError, ValueError):
+            continue  # of bitmaps, or damaged
+        missing -= known
+        if known and name not in families:
+            families.append(name)
+    return families, missing
+
+
 def check_picture(path, where="--picture"):
-    """Raise a UserError if no picture can be written to `path`, before the work for it is done.
+    """Raise a UserError if no picture can be made at `path`, before the work for it is done.
 
     Parameters
     ----------
@@ -85,5 +129,10 @@ def check_picture(path, where="--picture"):
         raise UserError(f"{where} {path}: there is no folder {file.parent}; make it first")
     if file.is_dir():
         raise UserError(f"{where} {path} is a folder; name a file")
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
+    if not os.access(file.parent, os.W_OK):
         raise UserError(f"{where} {path} cannot be written; name another file")
+    try:
+        with drawing():
+            pass
+    except NoPicture as why:
+        raise UserError(f"{where} {path}: {why}") from None

@@ -100,6 +100,7 @@ def test_a_name_that_no_picture_can_have(tmp_path, monkeypatch, name, message):
 @pytest.mark.report("31")
 @pytest.mark.parametrize("name", ["map.png", "map.SVG", "folder/map.pdf", "a.b.png"])
 def test_a_name_that_a_picture_can_have(tmp_path, monkeypatch, name):
+    pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     check_picture(name)
