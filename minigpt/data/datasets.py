@@ -16,7 +16,7 @@ from minigpt.backend import to_device
 from minigpt.data.batches import check_length, only_in, split
 from minigpt.data.corpus import builtin_source
 from minigpt.data.dates import date_pairs
-from minigpt.data.pair_files import check_pairs, read_pairs
+from minigpt.data.pair_files import read_pairs
 from minigpt.data.pairs import SPLITS, Pairs, check_lengths, digest, needed_length, notes_on
 from minigpt.data.sources import describe, find_sources, hold
 from minigpt.data.survey import survey
@@ -117,10 +117,10 @@ class PairData:
         if path is None:
             (train, val), self.name = date_pairs(seed), f"dates, seed {seed}"
         else:
-            found, self.name = read_pairs(path, header=split != "position")  # once it was a pair
-            check_pairs(found)
-            train, val = SPLITS[split](found.pairs)
-            self.notes = [*found.notes(), *notes_on(train, val)]
+            header = split != "position"  # runs of that split took it for a pair
+            pairs, self.notes, self.name = read_pairs(path, header)
+            train, val = SPLITS[split](pairs)
+            self.notes += notes_on(train, val)
         self.pairs, self.val_pairs = train + val, val
         self.tokenizer = tokenizer or PairTokenizer.from_pairs(self.pairs, shared)
         self.train, self.val = (Pairs(part, self.tokenizer) for part in (train, val))

@@ -36,6 +36,8 @@ class PairFile(NamedTuple):
     Attributes
     ----------
     pairs : list of (source, target)
+    lines : list of int or str
+        The number of each pair's line; "item 3" where there are no lines.
     bad : list of str
         The lines that are no pairs: "line 2 has 0 TABs, ...".
     blank, headers : int
@@ -43,14 +45,10 @@ class PairFile(NamedTuple):
     """
 
     pairs: list
+    lines: list
     bad: list
     blank: int
     headers: int
-
-    def notes(self):
-        """Return what was left out, a sentence each."""
-        kinds = {"blank line": self.blank, "header": self.headers}
-        return [f"left out: {n:,} {kind}{'s' * (n > 1)}" for kind, n in kinds.items() if n]
 
 
 def parse_pairs(text, name="", header=True):
@@ -65,21 +63,27 @@ def parse_pairs(text, name="", header=True):
         Whether a table may begin with a header.
     """
     read = FORMATS.get(PurePath(name).suffix.lower()) or format_like(text)
-    pairs, bad, blank, headers = [], [], 0, 0
+    pairs, lines, bad, blank, headers = [], [], [], 0, 0
     for number, item in read(text, header):
         if item is None:
             blank += 1
         elif item is HEADER:
             headers += 1
         elif problem := item if isinstance(item, str) else problem_of(item):
-            bad.append(f"{number if isinstance(number, str) else f'line {number}'} {problem}")
+            bad.append(f"{line_name(number)} {problem}")
         else:
             pairs.append(tuple(item))
-    return PairFile(pairs, bad, blank, headers)
+            lines.append(number)
+    return PairFile(pairs, lines, bad, blank, headers)
 
 
-def read_pairs(data, header=True):
-    """Return (PairFile, name) of what --data names: files, folders, globs, standard input.
+def line_name(number):
+    """Return what an error calls a line."""
+    return number if isinstance(number, str) else f"line {number}"
+
+
+def read_files(data, header=True):
+    """Return (list of (what errors call it, PairFile), name) of what --data names.
 
     Parameters
     ----------
@@ -94,25 +98,38 @@ def read_pairs(data, header=True):
     """
     sources = find_sources(data, tuple(FORMATS))
     files = [parse_pairs(read_source(source), source.path, header) for source in sources]
-    wheres = [source.where for source in sources]
-    found = PairFile(
-        [pair for file in files for pair in file.pairs],
-        [f"{of}, {line}" for of, file in zip(wheres, files, strict=True) for line in file.bad],
-        sum(file.blank for file in files),
-        sum(file.headers for file in files),
-    )
     name = describe(sources)
-    if not (found.pairs or found.bad):
+    if not any(file.pairs or file.bad for file in files):
         raise UserError(f"--data {name} is empty; name a file with pairs in it")
-    return found, name
+    return [*zip((source.where for source in sources), files, strict=True)], name
 
 
-def check_pairs(found):
-    """Raise a UserError if a PairFile has bad lines: it names the first, and how many there are."""
-    n = len(found.bad)
-    if n:
-        rest = f" ({n:,} of {n + len(found.pairs):,} lines are no pairs)" if n > 1 else ""
-        raise UserError(found.bad[0] + rest)
+def read_pairs(data, header=True):
+    """Return (pairs, notes, name) of what --data names; see `read_files`.
+
+    Raises
+    ------
+    UserError
+        If a line is no pair: it names the first, and how many there are.
+    """
+    files, name = read_files(data, header)
+    pairs = [pair for _, file in files for pair in file.pairs]
+    bad = [(where, line) for where, file in files for line in file.bad]
+    if bad:
+        where, line = bad[0]
+        n = len(bad)
+        rest = f" ({n:,} of {n + len(pairs):,} lines are no pairs)" if n > 1 else ""
+        raise UserError(f"{where}, {line}{rest}")
+    return pairs, left_out([file for _, file in files]), name
+
+
+def left_out(files):
+    """Return what has been left out of files, a sentence each."""
+    kinds = {
+        "blank line": sum(file.blank for file in files),
+        "header": sum(file.headers for file in files),
+    }
+    return [f"left out: {n:,} {kind}{'s' * (n > 1)}" for kind, n in kinds.items() if n]
 
 
 def format_like(text):

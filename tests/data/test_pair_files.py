@@ -3,7 +3,7 @@ import json
 import pytest
 
 from minigpt.data.datasets import PairData
-from minigpt.data.pair_files import check_pairs, parse_pairs, read_pairs
+from minigpt.data.pair_files import parse_pairs, read_files, read_pairs
 from minigpt.data.pairs import digest
 from minigpt.errors import UserError
 
@@ -17,10 +17,9 @@ def write(path, raw):
 
 def pairs_in(path):
     """The pairs of a file without a bad line."""
-    found, name = read_pairs(path)
-    check_pairs(found)
-    assert name == str(path)
-    return found.pairs
+    pairs, notes, name = read_pairs(path)
+    assert name == str(path) and not notes
+    return pairs
 
 
 def test_a_table_of_lines(tmp_path):
@@ -42,7 +41,7 @@ def test_lines_end_as_on_any_system(end, last, name, between):
     lines = [f"{source}{between}{target}" for source, target in TWO]
     lines = [f'["{line}"]' if name == "p.jsonl" else line for line in lines]
     found = parse_pairs(end.join([*lines, ""] if last else lines), name)
-    assert found == (TWO, [], 0, 0)
+    assert found == (TWO, [1, 2], [], 0, 0)
 
 
 def test_a_spreadsheet(tmp_path):
@@ -50,10 +49,10 @@ def test_a_spreadsheet(tmp_path):
         '\ufeffid,Source,Target,remark\r\n1,"a, ""quoted"" one","b\r\nc",\r\n'
         '2,"two\nlines",d,"yes, no"\r\n,,,\r\n'
     )
-    found, _ = read_pairs(write(tmp_path / "p.csv", raw))
-    assert found.pairs == [('a, "quoted" one', "b\r\nc"), ("two\nlines", "d")]
-    assert (found.bad, found.blank, found.headers) == ([], 1, 1)
-    assert found.notes() == ["left out: 1 blank line", "left out: 1 header"]
+    pairs, notes, _ = read_pairs(write(tmp_path / "p.csv", raw))
+    assert pairs == [('a, "quoted" one', "b\r\nc"), ("two\nlines", "d")]
+    assert notes == ["left out: 1 blank line", "left out: 1 header"]
+    assert parse_pairs(raw, "p.csv").lines == [2, 4]
 
 
 @pytest.mark.parametrize("keys", ["source target", "src tgt", "input output", "prompt completion"])
@@ -107,7 +106,8 @@ def test_a_pipe_is_what_its_first_line_looks_like(text):
     ],
 )
 def test_blank_lines_are_left_out_and_counted(name, text):
-    assert parse_pairs(text, name) == ([("a", "b"), ("c", "d")], [], 4, 0)
+    found = parse_pairs(text, name)
+    assert found == ([("a", "b"), ("c", "d")], [2, 6], [], 4, 0)
 
 
 @pytest.mark.report("11")
@@ -172,12 +172,14 @@ def test_several_files_are_read_one_after_the_other(tmp_path):
     two = write(tmp_path / "b.jsonl", '["c", "d"]\n')
     write(tmp_path / "c.png", "no pairs")
     for data in (f"{one}\n{two}", tmp_path, f"{tmp_path}/*.[cj]s*"):
-        found, name = read_pairs(data)
-        assert found == ([("a", "b"), ("c", "d")], [], 1, 1)
-        assert name == f"2 files: {one}, {two}"
+        notes = ["left out: 1 blank line", "left out: 1 header"]
+        assert read_pairs(data) == ([("a", "b"), ("c", "d")], notes, f"2 files: {one}, {two}")
     write(two, '["c"]\n')
-    found, _ = read_pairs(tmp_path)
-    assert found.bad[0].startswith(f"--data {two}, line 1 needs the keys")
+    with pytest.raises(UserError) as error:
+        read_pairs(tmp_path)
+    assert str(error.value).startswith(f"--data {two}, line 1 needs the keys")
+    (_, good), (where, bad) = read_files(tmp_path)[0]
+    assert (good.lines, good.bad, where, len(bad.bad)) == ([2], [], f"--data {two}", 1)
 
 
 def test_a_file_of_before_has_the_pairs_and_the_digest_of_before(tmp_path):
