@@ -149,7 +149,8 @@ TRAIN = {  # nanoGPT, transformers, Lightning, torchrun
     "often there is one",
     **dict.fromkeys(
         ("--eval-only", "--evaluate", "--do-eval"),
-        "there is no evaluation on its own; the validation losses of a run are in metrics.jsonl",
+        "use `minigpt score --out-dir DIR --data FILE`; the validation losses of a run are in "
+        "metrics.jsonl",
     ),
     "--always-save-checkpoint": "every evaluation saves last.safetensors anyway: leave it out",
     **dict.fromkeys(("--save-steps", "--save-interval"), "checkpoints are saved at evaluations: "

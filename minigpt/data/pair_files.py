@@ -38,8 +38,8 @@ class PairFile(NamedTuple):
     pairs : list of (source, target)
     lines : list of int or str
         The number of each pair's line; "item 3" where there are no lines.
-    bad : list of str
-        The lines that are no pairs: "line 2 has 0 TABs, ...".
+    bad : list of (int or str, str)
+        The lines that are no pairs: their numbers, and what is wrong: "has 0 TABs, ...".
     blank, headers : int
         Lines that were left out.
     """
@@ -70,16 +70,16 @@ def parse_pairs(text, name="", header=True):
         elif item is HEADER:
             headers += 1
         elif problem := item if isinstance(item, str) else problem_of(item):
-            bad.append(f"{line_name(number)} {problem}")
+            bad.append((number, problem))
         else:
             pairs.append(tuple(item))
             lines.append(number)
     return PairFile(pairs, lines, bad, blank, headers)
 
 
-def line_name(number):
-    """Return what an error calls a line."""
-    return number if isinstance(number, str) else f"line {number}"
+def line_name(where, number):
+    """Return what errors call a line of what they call `where`."""
+    return f"{where}, {number if isinstance(number, str) else f'line {number}'}"
 
 
 def read_files(data, header=True):
@@ -114,12 +114,12 @@ def read_pairs(data, header=True):
     """
     files, name = read_files(data, header)
     pairs = [pair for _, file in files for pair in file.pairs]
-    bad = [(where, line) for where, file in files for line in file.bad]
+    bad = [(where, *line) for where, file in files for line in file.bad]
     if bad:
-        where, line = bad[0]
+        where, number, problem = bad[0]
         n = len(bad)
         rest = f" ({n:,} of {n + len(pairs):,} lines are no pairs)" if n > 1 else ""
-        raise UserError(f"{where}, {line}{rest}")
+        raise UserError(f"{line_name(where, number)} {problem}{rest}")
     return pairs, left_out([file for _, file in files]), name
 
 

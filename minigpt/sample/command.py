@@ -46,10 +46,11 @@ def build_of(cls, given):
     return cli.build(cls, {name: given[name] for name in cli.fields_of(cls).keys() & given})
 
 
-def check_flags(given, task):
-    """Raise a UserError if an option is for models of another task."""
+def check_flags(given, task, kind="options"):
+    """Raise a UserError if an option of a `kind`, a field of Task, is for another task's models."""
+    own = cli.fields_of(getattr(task, kind)).keys()
     for other in TASKS.values():
-        foreign = given & cli.fields_of(other.options).keys() - cli.fields_of(task.options).keys()
+        foreign = given & cli.fields_of(getattr(other, kind)).keys() - own
         if foreign:
             raise UserError(
                 f"--{min(foreign).replace('_', '-')} is for {other.kind}, but this checkpoint is "

@@ -18,6 +18,11 @@ def spread(n, k):
     return np.arange(k) * n // k
 
 
+def some_of(items, most):
+    """Return at most so many items of a list, at even distances."""
+    return [items[i] for i in spread(len(items), min(most, len(items)))]
+
+
 def even_part(items, targets, limit):
     """Return which items make up an even part of a split.
 

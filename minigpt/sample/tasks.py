@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from minigpt.data import batches, pairs
 from minigpt.data.datasets import PairData, TextData
 from minigpt.model import encoder_decoder, gpt
-from minigpt.sample import answers, text
-from minigpt.sample.evaluation import spread
+from minigpt.sample import answers, scoring, text
+from minigpt.sample.evaluation import some_of
 
 MEASURED_PAIRS = 2000  # validation pairs that are answered at an evaluation
 SHOWN_ANSWERS = 5  # answers at the end of a run
@@ -68,6 +68,10 @@ class Task:
     decode : callable
         (checkpoint, prompt, options) -> exit code: what `minigpt sample` prints. The prompt is a
         Prompt, or None.
+    score : callable
+        (task, params, config, tokenizer, data, options, show) -> dict: see sample/scoring.py.
+    score_options : class
+        Options of `minigpt score` that are the task's.
     kind : str
         Of its models, in words.
     show : callable
@@ -99,6 +103,8 @@ class Task:
     sides: str
     options: type
     decode: Callable
+    score: Callable
+    score_options: type
     kind: str
     show: Callable
     maps: Callable
@@ -184,11 +190,6 @@ def exact_match(data, params, config, map):
     return {"exact_match": sum(solved) / len(measured), "measured_pairs": len(measured)}
 
 
-def some_of(items, most):
-    """Return at most so many items of a list, evenly spread over it."""
-    return [items[i] for i in spread(len(items), min(most, len(items)))]
-
-
 def text_sample(data):
     """Return the options for a text of SAMPLE_TOKENS tokens."""
     return {"max_new_tokens": SAMPLE_TOKENS}
@@ -223,6 +224,8 @@ TASKS = {
         sides="",
         options=text.TextOptions,
         decode=text.print_texts,
+        score=scoring.score_text,
+        score_options=scoring.TextScoreOptions,
         kind="a GPT",
         show=text_sample,
         maps=text.attention_maps,
@@ -249,6 +252,8 @@ TASKS = {
         sides=", of sources and of targets, at most",
         options=answers.AnswerOptions,
         decode=answers.print_answers,
+        score=scoring.score_pairs,
+        score_options=scoring.PairScoreOptions,
         kind="an encoder-decoder",
         show=pair_sample,
         maps=answers.attention_maps,

@@ -1,0 +1,240 @@
+"""How well a model does on other data than its own: the numbers of `minigpt score`.
+
+A score is a dict of what JSON knows. Its numbers go by name; `not_scored` is a list of sentences on
+what had to be left out.
+"""
+
+import collections
+import contextlib
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from minigpt import cli
+from minigpt.backend import array_module
+from minigpt.backend.blas import blas_threads
+from minigpt.backend.cpu import pool
+from minigpt.backend.devices import on_gpu, usable_cores
+from minigpt.data.corpus import load_text
+from minigpt.data.pair_files import line_name, read_files
+from minigpt.data.pairs import Pairs
+from minigpt.errors import UserError
+from minigpt.sample.answers import answer_each
+from minigpt.sample.evaluation import mean_loss, some_of
+from minigpt.sample.memory import lines_that_fit
+from minigpt.sample.prompt import Line, encode_line, encode_text, knows
+
+TOKENS = 512  # per forward pass on a CPU: more is no faster
+GPU_TOKENS = 2**14
+SHOWN = 10  # unknown characters in a message
+
+
+@dataclass(frozen=True)
+class TextScoreOptions(cli.Config):
+    """Scores of a GPT; there is nothing to choose."""
+
+
+@dataclass(frozen=True)
+class PairScoreOptions(cli.Config):
+    """Scores of an encoder-decoder."""
+
+    beam: int = cli.option(
+        1, "beam width: candidates kept at each step; 1 is greedy", min=1, below=2**16
+    )
+    wrong: int = cli.option(
+        20, "wrong answers to list, spread evenly over all of them; 0: none", min=0, below=2**31
+    )
+
+
+def score_text(task, params, config, tokenizer, data, options, show):
+    """Score a GPT on a text: every token but the first, in consecutive windows of block_size.
+
+    Characters that have no token are left out; those around them become neighbours.
+
+    Parameters
+    ----------
+    task : Task
+    params, config, tokenizer : as in a Checkpoint
+    data : str, path or list of them
+        As in sources.find_sources.
+    options : TextScoreOptions
+    show : callable
+        show(text) is called now and then: how far it is.
+
+    Returns
+    -------
+    score : dict
+        characters, tokens: that are predicted; unknown_characters; loss (nats per token),
+        perplexity, bits_per_character, bits_per_byte (of UTF-8).
+    """
+    text, name = load_text(data)
+    if "\r" in text and not knows(tokenizer, "\r"):
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text, unknown = known_part(text, tokenizer)
+    ids = tokenizer.encode(text)
+    if len(ids) < 2:
+        raise UserError(
+            f"--data {name} has {len(ids)} tokens that the model knows; a score needs 2"
+        )
+    text = text[len(tokenizer.decode(ids[:1])) :]  # the first token is not predicted
+    loss, count = loss_of(task, params, config, ids, show)
+    bits = loss * count / math.log(2)
+    return {
+        "data": name,
+        "characters": len(text),
+        "unknown_characters": sum(unknown.values()),
+        "tokens": count,
+        "loss": loss,
+        "perplexity": perplexity(loss),
+        "bits_per_character": bits / len(text),
+        "bits_per_byte": bits / len(text.encode("utf-8", "surrogatepass")),
+        "not_scored": [sentence_on(unknown)] if unknown else [],
+    }
+
+
+def known_part(text, tokenizer):
+    """Return a text without the characters that have no token, and {character: times} of those."""
+    if knows(tokenizer, text):
+        return text, {}
+    counts = collections.Counter(text)
+    unknown = {char: n for char, n in counts.most_common() if not knows(tokenizer, char)}
+    return text.translate(dict.fromkeys(map(ord, unknown))), unknown
+
+
+def sentence_on(unknown):
+    """Return what is said of unknown characters, {character: times}."""
+    named = ", ".join(f"{char!r} ({n:,} times)" for char, n in [*unknown.items()][:SHOWN])
+    more = f" and {len(unknown) - SHOWN:,} more" if len(unknown) > SHOWN else ""
+    total = sum(unknown.values())
+    return f"{total:,} characters that the model does not know, left out: {named}{more}"
+
+
+def score_pairs(task, params, config, tokenizer, data, options, show):
+    """Score an encoder-decoder on pairs: their loss, and how many of them it answers exactly.
+
+    Parameters and score are as in `score_text`, with
+
+    data
+        As in pair_files.read_files. Lines that are no pairs, or that the model cannot read or
+        write, are left out.
+    options : PairScoreOptions
+
+    Returns
+    -------
+    score : dict
+        pairs, tokens: of the targets; loss, perplexity; exact_match, of all pairs; beam;
+        wrong_answers: how many; wrong: some of them, {"source", "expected", "answer"} each.
+    """
+    lines_that_fit(config, options.beam, "--beam")  # before anything is read
+    files, name = read_files(data)
+    pairs, lines, bad = readable(files, tokenizer, config)
+    if not pairs:
+        raise UserError(f"none of {len(bad):,} lines can be scored; the first: {bad[0]}")
+    split = Pairs(pairs, tokenizer)
+    loss, count = loss_of(task, params, config, split, show)
+    model = params, config, tokenizer
+    answers = answers_to(model, lines, split.order, options.beam, show)
+    wrong = [
+        {"source": source, "expected": target, "answer": best.text + ("" if best.ended else " ...")}
+        for (source, target), best in zip(pairs, answers, strict=True)
+        if not (best.ended and best.text == target)
+    ]
+    return {
+        "data": name,
+        "pairs": len(pairs),
+        "tokens": count,
+        "loss": loss,
+        "perplexity": perplexity(loss),
+        "exact_match": (len(pairs) - len(wrong)) / len(pairs),
+        "beam": options.beam,
+        "wrong_answers": len(wrong),
+        "wrong": some_of(wrong, options.wrong),
+        "not_scored": bad,
+    }
+
+
+def readable(files, tokenizer, config):
+    """Return the pairs that a model can have, the Lines of their sources, and why not the others.
+
+    The last are sentences, in the order of the lines.
+
+    Parameters
+    ----------
+    files : list of (what errors call it, PairFile)
+    """
+    pairs, lines, bad = [], [], []
+    for where, file in files:
+        faults = [(number, f"{line_name(where, number)} {what}") for number, what in file.bad]
+        for number, pair in zip(file.lines, file.pairs, strict=True):
+            try:
+                lines.append(line_of(line_name(where, number), pair, tokenizer, config))
+                pairs.append(pair)
+            except UserError as error:
+                faults.append((number, str(error)))
+        bad += [sentence for _, sentence in sorted(faults)]
+    return pairs, lines, bad
+
+
+def line_of(where, pair, tokenizer, config):
+    """Return the Line of a pair's source; a UserError says why a model cannot have the pair."""
+    ids = encode_line(where, pair[0], tokenizer.source, config.block_size)
+    n = len(encode_text(f"{where}, target", pair[1], tokenizer.target))
+    if n >= config.block_size:
+        raise UserError(
+            f"{where} has a target of {n} {tokenizer.target.unit}, but the model writes at most "
+            f"{config.block_size - 1}"
+        )
+    return Line(where, pair[0], ids)
+
+
+def answers_to(model, lines, order, beam, show):
+    """Return the best Answer to each of many Lines; `order` brings those of like length together.
+
+    The other parameters are those of `score_pairs`.
+    """
+    answers, config = [None] * len(lines), model[1]
+    with blas_threads(1):  # see sample/command.py
+        found = answer_each(*model, [lines[i] for i in order], beam)
+        for done, (i, ranked) in enumerate(zip(order, found, strict=True)):
+            answers[i] = ranked[0]
+            show(f"answer {done + 1:,} of {len(lines):,}")
+    return answers
+
+
+def loss_of(task, params, config, split, show):
+    """Return the mean loss over a split, in nats per token, and its number of targets."""
+    _, total = task.eval_size(split, config)
+    rows = max(1, (GPU_TOKENS if on_gpu(params.flat) else TOKENS) // config.block_size)
+    batches = task.eval_batches(split, config, rows)
+    with thread_map(params) as map:
+        loss, count = mean_loss(
+            task,
+            params,
+            config,
+            batches,
+            map,
+            lambda done: show(f"loss of {done:,} of {total:,} tokens"),
+        )
+    if not math.isfinite(loss):
+        raise UserError(f"the loss is {loss}: this model is of no use")
+    return loss, count
+
+
+@contextlib.contextmanager
+def thread_map(params):
+    """Yield a map that works on several batches at a time, with BLAS on one core each."""
+    if on_gpu(params.flat) or usable_cores() == 1:
+        yield map
+        return
+
+    def work(fn, item):
+        pool.begin_work()
+        return fn(item)
+
+    with blas_threads(1), ThreadPoolExecutor(usable_cores()) as executor:
+        yield lambda fn, items: executor.map(lambda item: work(fn, item), items)
+
+
+def perplexity(loss):
+    """Return exp(loss), or None where no float is so large."""
+    return math.exp(loss) if loss < 700 else None
