@@ -166,11 +166,23 @@ TRAIN = {  # nanoGPT, transformers, Lightning, torchrun
     "--gradient-accumulation-steps needs less memory",
     **renamed_flags(),
 }  # fmt: skip
+BEAMS = ("--num-beams", "--beams", "--beam-size")
+SCORE = {
+    **ANYWHERE,
+    **dict.fromkeys(("--input", "--file", "--test-file", "--dataset"), "use --data FILE"),
+    **dict.fromkeys(BEAMS, "use --beam N"),
+    **dict.fromkeys(("--model", "--model-name-or-path"), "use --out-dir DIR or --checkpoint FILE"),
+    **dict.fromkeys(
+        ("--output", "--output-file"),
+        "write the output to a file by `> FILE`; --json prints one JSON object",
+    ),
+    **dict.fromkeys(("--dtype", "--fp16", "--bf16", "--half"), "scores are computed in float32"),
+}
 SAMPLE = {
     **ANYWHERE,
     **dict.fromkeys(("--start", "--input", "--text"), "use --prompt TEXT"),
     **dict.fromkeys(("--length", "--max-length", "--max-tokens"), "use --max-new-tokens N"),
-    **dict.fromkeys(("--num-beams", "--beams", "--beam-size"), "use --beam N"),
+    **dict.fromkeys(BEAMS, "use --beam N"),
     **dict.fromkeys(("--num-return-sequences", "--n"), "use --num-samples N"),
     **dict.fromkeys(("--do-sample", "--greedy"), "--temperature 0 takes the likeliest token"),
     **dict.fromkeys(

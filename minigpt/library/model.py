@@ -206,6 +206,34 @@ class Model:
             found = answer_lines(*model, lines, beam, names, errors)
         return found[0] if isinstance(text, str) else found
 
+    def score(self, data, **options):
+        """Return how well the model does on a file, a dict: what `minigpt score --json` prints.
+
+        >>> model.score("other.txt")["bits_per_character"]
+        >>> dates.score("pairs.csv", beam=4, wrong=10)["exact_match"]
+
+        Parameters
+        ----------
+        data : str, path or list of them
+            Files, folders or globs: texts; for an encoder-decoder, pairs as TSV, CSV or JSONL.
+        **options
+            For an encoder-decoder: beam, 1 is greedy; wrong, how many wrong answers to list.
+
+        Returns
+        -------
+        score : dict
+            loss (nats per token) and others; "not_scored" says what had to be left out.
+
+        Raises
+        ------
+        UserError
+            If the data cannot be read, or nothing of them can be scored.
+        """
+        task = task_of(self.config)
+        options = cli.build(task.score_options, options)
+        model = self.params, self.config, self.tokenizer
+        return task.score(task, *model, data, options, lambda text: None)
+
     def logits(self, ids):
         """Return the scores of every next token.
 

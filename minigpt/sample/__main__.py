@@ -10,6 +10,7 @@ on standard error, and makes the exit code 2. Answers that were cut off are name
 """
 
 from minigpt import backend, cli
+from minigpt.cli import aliases
 from minigpt.errors import UserError
 from minigpt.sample.command import SampleConfig, sample
 from minigpt.sample.tasks import TASKS
@@ -17,7 +18,7 @@ from minigpt.sample.tasks import TASKS
 
 def main(argv=None, prog="python -m minigpt.sample"):
     """Write text with a trained model."""
-    parser = cli.parser(prog, main.__doc__)
+    parser = cli.parser(prog, main.__doc__, aliases.SAMPLE)
     cli.add_flags(parser, SampleConfig, *(task.options for task in TASKS.values()))
     cli.add_plain(parser)
     given = vars(parser.parse_args(argv))

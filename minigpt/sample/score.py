@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 
 from minigpt import backend, cli
+from minigpt.cli import aliases
 from minigpt.errors import UserError
 from minigpt.sample.command import CheckpointConfig, build_of, check_flags
 from minigpt.sample.progress import Progress
@@ -100,7 +101,7 @@ def score(given):
 
 def main(argv=None, prog="python -m minigpt score"):
     """Score a trained model on a file."""
-    parser = cli.parser(prog, main.__doc__)
+    parser = cli.parser(prog, main.__doc__, aliases.SCORE)
     cli.add_flags(parser, ScoreConfig, *(task.score_options for task in TASKS.values()))
     cli.add_plain(parser)
     given = vars(parser.parse_args(argv))

@@ -10,8 +10,9 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy
+
 from minigpt import cli
-from minigpt.backend import array_module
 from minigpt.backend.blas import blas_threads
 from minigpt.backend.cpu import pool
 from minigpt.backend.devices import on_gpu, usable_cores
@@ -192,7 +193,7 @@ def answers_to(model, lines, order, beam, show):
 
     The other parameters are those of `score_pairs`.
     """
-    answers, config = [None] * len(lines), model[1]
+    answers = [None] * len(lines)
     with blas_threads(1):  # see sample/command.py
         found = answer_each(*model, [lines[i] for i in order], beam)
         for done, (i, ranked) in enumerate(zip(order, found, strict=True)):
@@ -223,16 +224,22 @@ def loss_of(task, params, config, split, show):
 @contextlib.contextmanager
 def thread_map(params):
     """Yield a map that works on several batches at a time, with BLAS on one core each."""
+
+    def parallel(fn, items):
+        def work(item):
+            pool.begin_work()
+            with numpy.errstate(over="ignore", invalid="ignore"):  # the loss tells
+                return fn(item)
+
+        return run(work, items)
+
     if on_gpu(params.flat) or usable_cores() == 1:
-        yield map
+        run = map
+        yield parallel
         return
-
-    def work(fn, item):
-        pool.begin_work()
-        return fn(item)
-
     with blas_threads(1), ThreadPoolExecutor(usable_cores()) as executor:
-        yield lambda fn, items: executor.map(lambda item: work(fn, item), items)
+        run = executor.map
+        yield parallel
 
 
 def perplexity(loss):
