@@ -16,9 +16,11 @@ from minigpt import cli
 from minigpt.backend.blas import blas_threads
 from minigpt.backend.cpu import pool
 from minigpt.backend.devices import on_gpu, usable_cores
-from minigpt.data.corpus import load_text
+from minigpt.data import token_files
 from minigpt.data.pair_files import line_name, read_files
 from minigpt.data.pairs import Pairs
+from minigpt.data.sources import describe, find_sources, hold, read_parts
+from minigpt.data.survey import survey
 from minigpt.errors import UserError
 from minigpt.sample.answers import answer_each
 from minigpt.sample.evaluation import mean_loss, some_of
@@ -68,43 +70,71 @@ def score_text(task, params, config, tokenizer, data, options, show):
         characters, tokens: that are predicted; unknown_characters; loss (nats per token),
         perplexity, bits_per_character, bits_per_byte (of UTF-8).
     """
-    text, name = load_text(data)
-    if "\r" in text and not knows(tokenizer, "\r"):
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-    text, unknown = known_part(text, tokenizer)
-    ids = tokenizer.encode(text)
+    sources = hold(find_sources(data))
+    found = survey(sources)
+    ids, removed = known_ids(sources, found, tokenizer)
     if len(ids) < 2:
         raise UserError(
-            f"--data {name} has {len(ids)} tokens that the model knows; a score needs 2"
+            f"{sources[0].where} has {len(ids)} tokens that the model knows; a score needs 2"
         )
-    text = text[len(tokenizer.decode(ids[:1])) :]  # the first token is not predicted
     loss, count = loss_of(task, params, config, ids, show)
-    bits = loss * count / math.log(2)
+    removed.update(tokenizer.decode(ids[:1].tolist()))  # the first token is not predicted
+    bits, length = loss * count / math.log(2), found.length - removed.total()
+    size = found.size - sum(len(char.encode("utf-8")) * n for char, n in removed.items())
+    unknown = {char: n for char, n in removed.most_common() if not knows(tokenizer, char)}
+    unknown.pop("\r", None)
     return {
-        "data": name,
-        "characters": len(text),
+        "data": describe(sources),
+        "characters": length,
         "unknown_characters": sum(unknown.values()),
         "tokens": count,
         "loss": loss,
         "perplexity": perplexity(loss),
-        "bits_per_character": bits / len(text),
-        "bits_per_byte": bits / len(text.encode("utf-8", "surrogatepass")),
+        "bits_per_character": bits / length,
+        "bits_per_byte": bits / size,
         "not_scored": [sentence_on(unknown)] if unknown else [],
     }
 
 
-def known_part(text, tokenizer):
-    """Return a text without the characters that have no token, and {character: times} of those."""
-    if knows(tokenizer, text):
-        return text, {}
-    counts = collections.Counter(text)
-    unknown = {char: n for char, n in counts.most_common() if not knows(tokenizer, char)}
-    return text.translate(dict.fromkeys(map(ord, unknown))), unknown
+def known_ids(sources, found, tokenizer):
+    """Return the ids of a text, and a Counter of the characters that were left out of it.
+
+    Those have no token. Line ends of other systems become new lines, unless the model knows them.
+
+    Parameters
+    ----------
+    sources : list of Source
+    found : Survey
+        Theirs.
+    tokenizer : Tokenizer
+
+    Returns
+    -------
+    ids : (N,) int
+    removed : Counter
+    """
+    table = {ord(char): None for char in found.chars if not knows(tokenizer, char)}
+    if not table:
+        return token_files.encode_text(sources, found, tokenizer)[0], collections.Counter()
+    if ord("\r") in table and not found.crlf and knows(tokenizer, "\n"):
+        table[ord("\r")] = "\n"
+    counts = collections.Counter()
+
+    def known_parts():
+        for _, part in read_parts(sources):
+            counts.update(part)
+            yield part.translate(table)
+
+    dtype = token_files.dtype_of(tokenizer.vocab_size)
+    parts = (ids.astype(dtype) for ids in tokenizer.encode_parts(known_parts()))
+    ids = token_files.in_memory(parts, tokenizer)
+    gone = {chr(code) for code, new in table.items() if new is None}
+    return ids, collections.Counter({char: n for char, n in counts.items() if char in gone})
 
 
 def sentence_on(unknown):
     """Return what is said of unknown characters, {character: times}."""
-    named = ", ".join(f"{char!r} ({n:,} times)" for char, n in [*unknown.items()][:SHOWN])
+    named = ", ".join(f"{char!r} ({n:,})" for char, n in [*unknown.items()][:SHOWN])
     more = f" and {len(unknown) - SHOWN:,} more" if len(unknown) > SHOWN else ""
     total = sum(unknown.values())
     return f"{total:,} characters that the model does not know, left out: {named}{more}"

@@ -112,7 +112,7 @@ def test_unknown_characters_are_counted_named_and_left_out(text_run, numbers, sc
     status, found, err = numbers(text_run, odd)
     assert status == 2 and found["unknown_characters"] == 11
     assert found["not_scored"] == [
-        "11 characters that the model does not know, left out: 'é' (10 times), '一' (1 times)"
+        "11 characters that the model does not know, left out: 'é' (10), '一' (1)"
     ]
     assert err == f"error: {found['not_scored'][0]}\n"
     same = plain.keys() - {"data", "unknown_characters", "not_scored"}

@@ -360,7 +360,7 @@ def test_a_few_pairs_that_are_far_longer_are_left_to_the_user(begin, tmp_path, t
 @pytest.mark.report("10")
 def test_a_run_keeps_its_split_when_it_is_resumed(begin, tmp_path):
     assert begin(tmp_path / "run", "--max-iters=2") == 0
-    run = resume_run({"out_dir": str(tmp_path / "run"), "max_iters": 2})
+    run = resume_run({"out_dir": str(tmp_path / "run"), "max_iters": 3})
     assert run.state.split == run.data.split == "source"
     assert run.data.val_pairs == split_by_source(PAIRS)[1]
 

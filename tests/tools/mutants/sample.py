@@ -77,6 +77,47 @@ MUTANTS = {
             "sample/test_sampling.py::test_probabilities_are_those_of_the_naive_rules",
         ),
     ],
+    "minigpt/sample::exact_match": [
+        (
+            "the first validation pairs stand for all",
+            "some_of(data.val_pairs, MEASURED_PAIRS)",
+            "data.val_pairs[:MEASURED_PAIRS]",
+            "train/test_train_seq2seq.py"
+            "::test_exact_match_is_of_pairs_spread_over_the_whole_validation_part",
+        ),
+    ],
+    "minigpt/sample::score_pairs": [
+        (
+            "an answer that was cut off is right",
+            "if not (best.ended and best.text == target)",
+            "if best.text != target",
+            "sample/test_score.py::test_an_answer_that_is_cut_off_is_wrong_and_marked",
+        ),
+    ],
+    "minigpt/sample::answers_to": [
+        (
+            "answers stand in the order in which they are made",
+            "answers[i] = ranked[0]",
+            "answers[done] = ranked[0]",
+            "sample/test_score.py::test_wrong_answers_are_listed_as_sample_gives_them",
+        ),
+    ],
+    "minigpt/sample::score_text": [
+        (
+            "the first token counts, though nothing predicts it",
+            "removed.update(tokenizer.decode(ids[:1].tolist()))",
+            "pass",
+            "sample/test_score.py::test_bits_are_per_character_and_per_byte_of_what_is_predicted",
+        ),
+    ],
+    "minigpt/sample/score.py::score": [
+        (
+            "what could not be scored leaves the exit code 0",
+            'return 2 if found["not_scored"] else 0',
+            "return 0",
+            "sample/test_score.py::test_bad_lines_are_told_by_number_and_the_others_are_scored",
+        ),
+    ],
     "minigpt/sample::stream_texts": [
         (
             "a character that is not complete at the end is left out",
