@@ -143,6 +143,12 @@ def format_like(text):
     return read_tsv
 
 
+def file_name(raw):
+    """Return the name of a file for pairs that come as bytes, by their format."""
+    read = format_like(raw[:1000].decode("utf-8", "replace"))
+    return "data" + next(ending for ending, reader in FORMATS.items() if reader is read)
+
+
 def problem_of(pair):
     """Return what is wrong with the two sides of a pair, or None."""
     for name, side in zip(SIDES, pair, strict=True):

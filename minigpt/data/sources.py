@@ -128,12 +128,15 @@ def folder_files(folder, endings):
     return sorted(found, key=lambda path: path.split(os.sep))
 
 
+def is_pipe(path):
+    """Tell whether it can be read only once: standard input, or what a shell makes of <()."""
+    known = os.path.isfile(path) or os.path.isdir(path) or not os.path.exists(path)
+    return path == STDIN or not known
+
+
 def hold(sources):
-    """Return the sources with the content of those that can be read only once: pipes."""
-    return [
-        source if os.path.isfile(source.path) else source._replace(raw=source.read())
-        for source in sources
-    ]
+    """Return the sources with the content of those that can be read only once."""
+    return [s._replace(raw=s.read()) if is_pipe(s.path) else s for s in sources]
 
 
 def read_source(source):

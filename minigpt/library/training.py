@@ -11,10 +11,10 @@ from pathlib import Path
 from minigpt import cli
 from minigpt.data.sources import STDIN, find_sources
 from minigpt.errors import UserError
-from minigpt.files import write_atomically, writing
 from minigpt.library.model import load
 from minigpt.sample.tasks import TASKS
 from minigpt.train.config import TrainConfig, check_options
+from minigpt.train.input import kept
 from minigpt.train.loop import progress_bar, reported, started, train_or_save
 from minigpt.train.options import options as options_of
 from minigpt.train.resume import folder_of, resume_run
@@ -119,12 +119,15 @@ def fit_in(stack, own, options, text, progress, lasting):
     """
     folder = folder_of(options)
     stack.enter_context(locked(folder, make=not own["resume"]))
+    keeping = contextlib.nullcontext()
     if text is not None:
         if not own["resume"]:
             check_folder(folder, own["overwrite"])
         task = cli.choose(options.get("task", TrainConfig.task), TASKS, "task")
-        options["data"] = str(folder / task.file_name)
-    with kept(text, options.get("data")):
+        raw = as_bytes(text)
+        options["data"] = str(folder / task.file_name(raw))
+        keeping = kept(raw, Path(options["data"]))
+    with keeping:
         options = options_of(own, check_options(options))
         run = resume_run(options) if own["resume"] else new_run(options, own["overwrite"])
     with started(run, own["resume"]):
@@ -160,33 +163,17 @@ def as_line(i, pair):
     return "\t".join(pair) + "\n"
 
 
-@contextlib.contextmanager
-def kept(text, path):
-    """Write a text to `path`, unless it is None; undo that where the run cannot begin."""
-    if text is None:
-        yield
-        return
+def as_bytes(text):
+    """Return a text as UTF-8, or raise a UserError if it is none."""
     if not isinstance(text, str):
         raise UserError(f"text is {text!r:.60}; it must be a string")
     try:
-        raw = text.encode("utf-8")
+        return text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(
             f"text holds {text[error.start]!r} at position {error.start}, half of a surrogate "
             "pair, which is no character"
         ) from None
-    path = Path(path)
-    with writing(path):
-        before = path.read_bytes() if path.exists() else None
-        write_atomically(path, [raw])
-    try:
-        yield
-    except BaseException:
-        if before is None:
-            path.unlink(missing_ok=True)
-        else:
-            write_atomically(path, [before])
-        raise
 
 
 def in_notebook():

@@ -9,7 +9,7 @@ What differs between the tasks stands here, and nowhere else.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from minigpt.data import batches, pairs
+from minigpt.data import batches, pair_files, pairs
 from minigpt.data.datasets import PairData, TextData
 from minigpt.model import encoder_decoder, gpt
 from minigpt.sample import answers, scoring, text
@@ -34,8 +34,8 @@ class Task:
         As in model/gpt.py.
     hidden : callable
         (ids, targets, params, config, rng, on_layer) -> (B, T, C): what the head reads.
-    file_name : str
-        Of data that are given as values.
+    file_name : callable
+        raw -> the name of the file that keeps data which have none, bytes.
     samplers : tuple of str
         Values of --sampler that there are, the usual one first.
     padded_vocab : bool
@@ -88,7 +88,7 @@ class Task:
     loss_forward: Callable
     loss_and_gradients: Callable
     hidden: Callable
-    file_name: str
+    file_name: Callable
     samplers: tuple
     padded_vocab: bool
     open_data: Callable
@@ -209,7 +209,7 @@ TASKS = {
         loss_forward=gpt.loss_forward,
         loss_and_gradients=gpt.loss_and_gradients,
         hidden=gpt_hidden,
-        file_name="data.txt",
+        file_name=lambda raw: "data.txt",
         samplers=tuple(batches.SAMPLERS),
         padded_vocab=True,
         open_data=open_text,
@@ -237,7 +237,7 @@ TASKS = {
         loss_forward=encoder_decoder.loss_forward,
         loss_and_gradients=encoder_decoder.loss_and_gradients,
         hidden=seq2seq_hidden,
-        file_name="data.tsv",
+        file_name=pair_files.file_name,
         samplers=("uniform",),
         padded_vocab=False,
         open_data=open_pairs,

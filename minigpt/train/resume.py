@@ -1,5 +1,6 @@
 """How a run is resumed: from its last checkpoint, with the options given beside --resume."""
 
+import contextlib
 import dataclasses
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from minigpt.model.checkpoint import ELSE, data_of, load, read_state
 from minigpt.optim.schedule import learning_rate
 from minigpt.sample.tasks import TASKS
 from minigpt.train.config import SCHEDULE, SIZES, TrainConfig, check_together, resolve
+from minigpt.train.input import folder_given, kept_pipe, located
 from minigpt.train.presets import put_together
 from minigpt.train.run import Run, backend_of
 from minigpt.train.state import RunState
@@ -102,10 +104,11 @@ def resume_run(given):
     backend_of(train_config)
     trained_on, sha256 = state.data_name, state.data_sha256
     try:
-        options = dataclasses.asdict(train_config)
-        task = TASKS[train_config.task]
-        data = task.open_data(options, checkpoint.tokenizer, trained_on, state.split)
-        run = Run(config, train_config, data, state, checkpoint, began)
+        with given_or_found(given, train_config, state) as (train_config, name):
+            options = {**dataclasses.asdict(train_config), "data": name}
+            task = TASKS[train_config.task]
+            data = task.open_data(options, checkpoint.tokenizer, trained_on, state.split)
+            run = Run(config, train_config, data, state, checkpoint, began)
     except UserError as error:
         raise UserError(f"--resume: the run was trained on {trained_on}, but {error}") from None
     limits = ("max_iters", "max_seconds")
@@ -124,6 +127,28 @@ def resume_run(given):
     run.notes += compare_best(state, train_config, folder_of(given))
     run.notes += compare_rates(state, train_config)
     return run
+
+
+@contextlib.contextmanager
+def given_or_found(given, train_config, state):
+    """Find the data of a run that is resumed.
+
+    Yields
+    ------
+    train_config : TrainConfig
+        With a file's name in place of a pipe's.
+    name : str or None
+        What to open.
+    """
+    if "data" not in given:
+        yield (
+            train_config,
+            located(train_config.data, state.data_folder, train_config.out_dir),
+        )
+        return
+    with kept_pipe(train_config) as name:
+        state.data_folder = folder_given(name)
+        yield dataclasses.replace(train_config, data=name), name
 
 
 def compare_best(state, train_config, folder):

@@ -18,6 +18,7 @@ from minigpt.params import Params
 from minigpt.sample.tasks import TASKS, task_of
 from minigpt.train.clock import Clock
 from minigpt.train.config import resolve, train_config_of
+from minigpt.train.input import kept_pipe
 from minigpt.train.interrupt import interruptible
 from minigpt.train.nonfinite import Skips, first_in_evaluation, first_in_step
 from minigpt.train.run_dir import check_folder
@@ -369,11 +370,13 @@ def new_run(options, overwrite):
     train_config = train_config_of(options)  # reports what is wrong with them before any work
     backend_of(train_config)
     check_folder(Path(train_config.out_dir), overwrite)
-    data = open_data(train_config, options)
-    config, train_config = resolve(options, data.sizes)
-    if config.block_size > options.get("block_size", config.block_size):
-        data.notes.append(
-            f"block_size is {config.block_size}, as the longest pair needs "
-            f"{data.sizes['block_size']} tokens"
-        )
-    return Run(config, train_config, data, RunState.of(train_config, data), began=began)
+    with kept_pipe(train_config) as name:
+        options = {**options, "data": name}
+        data = open_data(train_config, options)
+        config, train_config = resolve(options, data.sizes)
+        if config.block_size > options.get("block_size", config.block_size):
+            data.notes.append(
+                f"block_size is {config.block_size}, as the longest pair needs "
+                f"{data.sizes['block_size']} tokens"
+            )
+        return Run(config, train_config, data, RunState.of(train_config, data), began=began)

@@ -8,6 +8,7 @@ from minigpt.data.pairs import SPLITS
 from minigpt.errors import UserError
 from minigpt.optim.clipping import GRAD_NORM, GRAD_SCALE, LOSS_SCALE, MAX_LOSS_SCALE
 from minigpt.train.config import TrainConfig
+from minigpt.train.input import folder_given
 
 COUNTS = "step", "tokens", "loss_count", "best_step", "skips_in_a_row", "eval_targets"
 NUMBERS = "seconds", "loss_sum", "val_loss", "best_loss"
@@ -34,6 +35,8 @@ class RunState:
         The TrainConfig.
     data_name, data_sha256 : str
         What the run is trained on.
+    data_folder : str
+        Where option data was given, if it has a relative name; else "".
     skips_in_a_row : int
         Steps that were skipped since the last one that was taken.
     optimizer : list of float
@@ -63,6 +66,7 @@ class RunState:
     train: dict
     data_name: str
     data_sha256: str
+    data_folder: str = ""
     skips_in_a_row: int = 0
     optimizer: list = dataclasses.field(default_factory=list)
     over: bool = False
@@ -93,7 +97,8 @@ class RunState:
         """Return the state of a run that has not begun."""
         train = dataclasses.asdict(train_config)
         begun = 0, 0, 0.0, 0.0, 0, None, {}, None, None
-        return cls(*begun, train, data.name, data.sha256, split=data.split)
+        place = folder_given(train_config.data)
+        return cls(*begun, train, data.name, data.sha256, place, split=data.split)
 
     @classmethod
     def build(cls, fields):

@@ -275,8 +275,9 @@ def test_the_text_of_a_resumed_run(tmp_path, folder, capsys):
     assert f"was trained on {text}, but the text is now another" in error
     text.unlink()
     error = refusal(capsys, resume, folder, more)
-    assert error.startswith(
-        f"error: --resume: the run was trained on {text}, but --data {text} can"
+    assert error == (
+        f"error: --resume: the run was trained on {text}, but {text} is not to be found; give it "
+        "by --data"
     )
     (tmp_path / "other.txt").write_text("é" + TEXT)
     error = refusal(capsys, resume, folder, more, f"--data={tmp_path / 'other.txt'}")

@@ -1,0 +1,99 @@
+"""Where a run's data are: what came by a pipe is kept in its folder; relative names, elsewhere."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from minigpt.data.sources import Source, find_sources, is_pipe
+from minigpt.errors import UserError
+from minigpt.files import write_atomically, writing
+from minigpt.sample.tasks import TASKS
+
+
+@contextlib.contextmanager
+def kept(raw, path):
+    """Write bytes to the Path `path`; undo that where the run cannot begin."""
+    aside = path.with_name(f"{path.name}.before")
+    with writing(path):
+        if path.exists():
+            os.replace(path, aside)
+    try:
+        with writing(path):
+            write_atomically(path, [raw])
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        if aside.exists():
+            os.replace(aside, path)
+        raise
+    aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def kept_pipe(train_config):
+    """Keep in the run's folder what can be read but once: standard input, or another pipe.
+
+    The run can be resumed then. What was kept is removed again where the run cannot begin.
+
+    Yields
+    ------
+    data : str or None
+        The option of that name, with the file's name in place of the pipe's.
+
+    Raises
+    ------
+    UserError
+        If there are several pipes, or as Source.read.
+    """
+    names = [] if train_config.data is None else train_config.data.split("\n")
+    pipes = [name for name in names if is_pipe(name)]
+    if not pipes:
+        yield train_config.data
+        return
+    if len(pipes) > 1:
+        raise UserError(f"--data names {len(pipes)} pipes, but one can be kept; join them by cat")
+    raw = Source(pipes[0]).read()
+    path = Path(train_config.out_dir) / TASKS[train_config.task].file_name(raw)
+    with kept(raw, path):
+        yield "\n".join(str(path) if name in pipes else name for name in names)
+
+
+def folder_given(data):
+    """Return the current folder, if --data names anything relative to it; else ""."""
+    names = [] if data is None else data.split("\n")
+    return "" if all(map(os.path.isabs, names)) else os.getcwd()
+
+
+def located(data, folder, out_dir):
+    """Return option data of a run that is resumed, perhaps in another folder than before.
+
+    Each name is looked for in the folder where it was given, in the current one and, since there
+    is what was kept, in the run's.
+
+    Parameters
+    ----------
+    data : str or None
+    folder : str
+        As from `folder_given`.
+    out_dir : str
+
+    Raises
+    ------
+    UserError
+        If a name is nowhere.
+    """
+    if data is None:
+        return None
+    return "\n".join(find_again(name, folder, out_dir) for name in data.split("\n"))
+
+
+def find_again(name, folder, out_dir):
+    """Return where the file, folder or glob is that one name stands for, as `located`."""
+    if folder and os.path.realpath(folder) == os.path.realpath(os.curdir):
+        folder = ""  # the name as it was given
+    for path in (os.path.join(folder, name), name, os.path.join(out_dir, os.path.basename(name))):
+        with contextlib.suppress(UserError):
+            if os.path.exists(find_sources([path])[0].path):
+                return path
+    place = "" if os.path.isabs(name) else f", given in {folder or os.getcwd()},"
+    raise UserError(f"{name}{place} is not to be found; give it by --data")
