@@ -3,7 +3,7 @@
 Each of CASES is a kind of trouble that users of nanoGPT, llm.c, transformers, fairseq, tqdm,
 safetensors and others met. A test with the marker `report(case)` tries it; its name says what
 holds. The command runs them all and prints a line per test, or with --table the table of
-tests/README.md.
+tests/README.md. With --options SECONDS it tries combinations of the options of training instead.
 """
 
 import collections
@@ -87,6 +87,12 @@ def untested(outcomes):
 
 def main(argv):
     """Run the tests of all cases; return the exit code."""
+    if argv[:1] == ["--options"]:
+        from tests.train.test_together import try_options
+
+        trained, refused = try_options(float(argv[1]))
+        print(f"{trained} runs did what was asked, {refused} were refused in one line")
+        return 0
     table, results = "--table" in argv, Results()
     quiet = ["--slow", "-m", "report", "-p", "no:terminal"]
     status = pytest.main(quiet, plugins=[results])

@@ -66,7 +66,8 @@ def decay(progress, shape, decay_fraction):
 def describe(config):
     """Return the schedule in words: learning rate, warm-up, decay."""
     lr, low, warmup = config.learning_rate, config.min_lr, config.warmup_iters
-    text = f"{lr:g}" + (f" after {warmup:,} steps of warm-up" if warmup else "")
+    steps = "1 step" if warmup == 1 else f"{warmup:,} steps"
+    text = f"{lr:g}" + (f" after {steps} of warm-up" if warmup else "")
     if low == lr or (config.lr_schedule == "wsd" and not config.lr_decay_fraction):
         return f"{text}, constant"
     shape = "by a cosine"

@@ -26,6 +26,7 @@ from minigpt.train.state import RunState
 from minigpt.train.step import Trainer
 from minigpt.train.validation import Validation
 
+CUT_SHORT = 0.3  # of the way down: where a learning rate ends that has missed its decay
 OVERHEAD_S = 1.5  # of a command before it reads its data and after its last checkpoint, about
 
 
@@ -151,6 +152,8 @@ class Run:
             return None
         numbers = self.read()
         self.decide()  # once more: the clock may have left out a pause
+        if state.over and by_clock is not None:
+            self.check_decay()
         state.due = numbers if self.evaluated else None
         return numbers
 
@@ -163,6 +166,16 @@ class Run:
         self.evaluated = state.step % train_config.eval_interval == 0 or state.over
         self.logged = self.evaluated or state.step % train_config.log_interval == 0
         return self.logged
+
+    def check_decay(self):
+        """Note at the end if so few steps have fitted the time that they missed the decay."""
+        config = self.train_config
+        down = config.learning_rate - config.min_lr
+        if config.lr_decay_fraction and self.lr - config.min_lr > CUT_SHORT * down:
+            self.notes.append(
+                f"the time was enough for {self.state.step:,} steps only: the last learning rate "
+                f"is {self.lr:.2g}, not {config.min_lr:g}; give a longer --max-seconds"
+            )
 
     def count_seconds(self, pause_s):
         """Bring the run's seconds up to date after a lap of the clock, and note a pause."""
@@ -269,7 +282,7 @@ class Run:
             As `evaluate`.
         """
         validation, part_loss = self.validation, self.state.val_loss
-        part, total = validation.limit, validation.targets
+        part, total = self.trainer.evaluated, validation.targets
         if validation.which is None:
             return
         if not validation.fits((total - part) / validation.rate):
@@ -283,16 +296,13 @@ class Run:
     def loss_of(self, which, done, total, map, show):
         """Return the loss of items of the validation split; `done` of `total` targets before it."""
         self.count_seconds(self.clock.lap())
-        start, expected_s = (
-            self.clock.seconds,
-            (total - done) / self.validation.speed(self.train_rate),
-        )
+        start, rate = self.clock.seconds, self.validation.rate
         step = (lambda n: show(done + n, total)) if show else None
         loss = self.trainer.evaluate(self.data.val, which, map, step)
         if not math.isfinite(loss):
             reason = f"the validation loss after step {self.state.step} is {loss}"
             raise self.diverged(reason, first_in_evaluation(self.trainer, self.data.val))
-        self.count_seconds(self.clock.lap(expected_s))
+        self.count_seconds(self.clock.lap((total - done) / rate if rate else None))
         self.validation.rate = (total - done) / max(self.clock.seconds - start, 1e-9)
         return loss
 

@@ -45,6 +45,8 @@ class Trainer:
         Of the last step, before clipping, times the loss scale.
     count : int
         Targets in the last step, without those that are ignored.
+    evaluated : int
+        Targets in the last evaluation.
     ahead : (int, int)
         How many batches and rows more a run has taken than steps of the present size would have.
     """
@@ -52,7 +54,7 @@ class Trainer:
     def __init__(self, params, config, train_config, xp, workers):
         self.params, self.config, self.train_config, self.xp = params, config, train_config, xp
         self.task, self.workers, self.count = task_of(config), workers, 0
-        self.ahead = (0, 0)
+        self.ahead, self.evaluated = (0, 0), 0
         self.grads = params.zeros_like()
         dtype, half_params = PRECISIONS[train_config.dtype].compute_dtype, None
         if dtype != "float32":
@@ -147,7 +149,9 @@ class Trainer:
         """
         batches = self.task.eval_batches(split, self.config, self.eval_rows(), which)
         map = map or self.workers.map
-        return mean_loss(self.task, self.params, self.config, batches, map, show)[0]
+        task, params, config = self.task, self.params, self.config
+        loss, self.evaluated = mean_loss(task, params, config, batches, map, show)
+        return loss
 
     def eval_rows(self):
         """Return how many rows an evaluation takes at a time: on a GPU what a step has room for.

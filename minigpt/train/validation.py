@@ -63,8 +63,8 @@ class Validation:
             return None
         why = "--eval-tokens" if most >= self.asked else f"{EVAL_FRACTION:.0%} of --max-seconds"
         return (
-            f"evaluations take {self.limit:,} of {self.targets:,} tokens, spread evenly over the "
-            f"validation split ({why})"
+            f"evaluations take about {self.limit:,} of {self.targets:,} tokens, spread evenly over "
+            f"the validation split ({why})"
         )
 
     @property
