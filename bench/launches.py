@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.lib import report, roofline, traffic
 from minigpt import cli
-from minigpt.backend.devices import usable_cores
+from minigpt.backend.cores import usable_cores
 from minigpt.errors import UserError
 from minigpt.train.cost import human
 

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.lib import report, timing
-from minigpt.backend.devices import usable_cores
+from minigpt.backend.cores import usable_cores
 
 THRESHOLDS = (1.898, 1.70, 1.60, 1.55, 1.50, 1.4697)
 SEEDS = (1, 2, 3)

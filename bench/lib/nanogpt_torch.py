@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from bench.lib import timing, torch_models
-from minigpt.backend.devices import usable_cores
+from minigpt.backend.cores import usable_cores
 from minigpt.data.batches import eval_batches, random_batch
 from minigpt.data.datasets import TextData
 from minigpt.model.init import init_params

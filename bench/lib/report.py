@@ -16,7 +16,7 @@ import threadpoolctl
 
 from bench.lib import timing
 from minigpt import __version__, cli
-from minigpt.backend.devices import usable_cores
+from minigpt.backend.cores import usable_cores
 from minigpt.errors import UserError
 
 OPENBLAS_SETTINGS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")

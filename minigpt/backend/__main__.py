@@ -17,13 +17,13 @@ import numpy
 
 from minigpt import cli
 from minigpt.backend import is_plain
+from minigpt.backend.cores import core_limit
 from minigpt.backend.devices import (
     INSTALL,
     PRECISIONS,
     check_precision,
     decimal,
     load_backend,
-    usable_cores,
 )
 from minigpt.errors import UserError
 
@@ -59,7 +59,9 @@ def own_rows():
         yield name, version(name) or f"not installed; for {purpose}: pip install {name}"
     for text in blas_texts():
         yield "BLAS", text
-    yield "cores", f"{usable_cores()} usable of {os.cpu_count()}"
+    limit, cores = core_limit(), os.cpu_count() or 1
+    by = f", by {limit.name}" if limit.cores < cores else ""
+    yield "cores", f"{limit.cores} usable of {cores}{by}"
     for name in OPENBLAS:
         if name in os.environ:
             yield name, f"{os.environ[name]}: overrides OpenBLAS's own choice, which may be faster"
@@ -78,7 +80,7 @@ def blas_texts():
         if pool["user_api"] == "blas":
             kernels = f" ({pool['architecture']})" if pool.get("architecture") else ""
             blas = f"{pool['internal_api']} {pool['version']}{kernels}"
-            yield f"{blas}, {pool['num_threads']} threads"
+            yield f"{blas}, {pool['num_threads']} thread{'s' * (pool['num_threads'] != 1)}"
 
 
 def called(libraries, function):

@@ -1,8 +1,7 @@
-"""What this machine can do: its cores, a backend that loads, precisions that a run can have."""
+"""What this machine can do: a backend that loads, precisions that a run can have."""
 
 import contextlib
 import importlib
-import os
 import types
 from typing import NamedTuple
 
@@ -18,13 +17,6 @@ INSTALL = (
 )
 HALF_CAPABILITY = 53  # times 10: the first NVIDIA GPUs with arithmetic in float16
 TF32_CAPABILITY = 80  # ... with TF32 products
-
-
-def usable_cores():
-    """Return the number of CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def load_backend(name):

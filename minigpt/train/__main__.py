@@ -8,6 +8,7 @@ import math
 import sys
 
 from minigpt import backend, cli
+from minigpt.backend.cores import note_on_threads
 from minigpt.errors import UserError
 from minigpt.model import count_parameters
 from minigpt.optim.schedule import describe as describe_schedule
@@ -34,6 +35,8 @@ def dry_run(own, options):
         sizes = sizes or open_data(train_config, options).sizes
         config, train_config = resolve(options, sizes)
     print("\n".join(describe(config, train_config)))
+    for note in note_on_threads(train_config.shards()):
+        print(f"note: {note}", file=sys.stderr)
 
 
 def finish(run):

@@ -4,7 +4,8 @@ import types
 from dataclasses import dataclass
 
 from minigpt import cli
-from minigpt.backend.devices import BACKENDS, PRECISIONS, usable_cores
+from minigpt.backend.cores import usable_cores
+from minigpt.backend.devices import BACKENDS, PRECISIONS
 from minigpt.cli import fields_of, option
 from minigpt.data.batches import SAMPLERS
 from minigpt.errors import UserError
@@ -92,7 +93,7 @@ class TrainConfig(cli.Config):
     )
     threads: int | None = option(
         None,
-        "CPU threads; the batch is sharded over them (default: all cores)",
+        "CPU threads; the batch is sharded over them (default: all cores that it may use)",
         **COUNT,
         group="Run",
     )

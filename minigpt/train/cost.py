@@ -91,7 +91,7 @@ def describe(config, train_config):
     named = leaves(config.shapes())
     positions = sum(math.prod(shape) for name, shape in named if name.endswith("wpe"))
     bracket = f" ({n - positions:,} without positions)" if positions else ""
-    where = f"on {train_config.shards()} threads"
+    where = f"on {plural(train_config.shards(), 'thread')}"
     if train_config.backend != "numpy":
         where = "on the GPU"
     steps, seconds = train_config.max_iters, train_config.max_seconds

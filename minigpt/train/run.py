@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from minigpt.backend import to_device, to_host
+from minigpt.backend.cores import note_on_threads
 from minigpt.backend.devices import check_precision, load_backend
 from minigpt.errors import UserError
 from minigpt.files import BEST, LAST, METRICS, writing
@@ -107,7 +108,7 @@ class Run:
         size = self.task.eval_size(data.val, config)
         self.validation = Validation(*size, train_config, state.eval_targets)
         self.reserve_s, self.save_s, self.unread, self.whole_loss = 0.0, 0.0, 0, None
-        self.notes = [*getattr(data, "notes", ())]
+        self.notes = [*getattr(data, "notes", ()), *note_on_threads(train_config.shards())]
 
     def start(self, workers):
         """Make the weights and the optimizer, or take them over from the checkpoint."""

@@ -8,33 +8,33 @@ from threadpoolctl import threadpool_info
 from minigpt.backend.blas import blas_threads
 
 
-def blas():
+def sizes_of_blas():
     """Return the number of threads of each BLAS that is loaded."""
     return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 
 
 @pytest.mark.parametrize("sizes", [(1, 2), (2, 1)])
 def test_blas_gets_its_threads_back_from_contexts_that_overlap(sizes):
-    before, (first, second) = blas(), map(blas_threads, sizes)
+    before, (first, second) = sizes_of_blas(), map(blas_threads, sizes)
     first.__enter__()
     second.__enter__()
-    assert set(blas()) <= {1}  # the lower one
+    assert set(sizes_of_blas()) <= {1}  # the lower one
     first.__exit__(None, None, None)
-    assert set(blas()) <= {sizes[1]}
+    assert set(sizes_of_blas()) <= {sizes[1]}
     second.__exit__(None, None, None)
-    assert blas() == before
+    assert sizes_of_blas() == before
 
 
 def test_blas_gets_its_threads_back_after_an_error():
-    before = blas()
+    before = sizes_of_blas()
     with pytest.raises(ZeroDivisionError), blas_threads(1):
-        assert set(blas()) <= {1}
+        assert set(sizes_of_blas()) <= {1}
         1 / 0  # noqa: B018
-    assert blas() == before
+    assert sizes_of_blas() == before
 
 
 def test_contexts_in_many_threads_leave_blas_as_it_was():
-    before, start = blas(), threading.Barrier(8)
+    before, start = sizes_of_blas(), threading.Barrier(8)
 
     def work():
         start.wait()
@@ -47,4 +47,4 @@ def test_contexts_in_many_threads_leave_blas_as_it_was():
         thread.start()
     for thread in threads:
         thread.join()
-    assert blas() == before
+    assert sizes_of_blas() == before

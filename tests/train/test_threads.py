@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
-from minigpt.backend.devices import usable_cores
+from minigpt.backend.cores import usable_cores
 from minigpt.errors import UserError
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.clipping import GRAD_NORM, GRAD_SCALE
