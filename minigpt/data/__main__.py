@@ -7,9 +7,10 @@ import re
 import textwrap
 
 from minigpt import cli
+from minigpt.cli.characters import quoted, token_table, wrap
 from minigpt.data.batches import check_length, split
 from minigpt.data.corpus import load_text
-from minigpt.data.tokenizers import CharTokenizer, token_table
+from minigpt.data.tokenizers import CharTokenizer
 from minigpt.errors import UserError
 
 
@@ -54,7 +55,7 @@ def describe_text(text, name, tokenizer):
     """Sections on the text, its vocabulary and the token table."""
     start = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text[:100])
     chars = tokenizer.chars
-    lines = "\n".join(repr(chars[i : i + 72]) for i in range(0, len(chars), 72))
+    lines = "\n".join(map(quoted, wrap(chars, 72)))
     return (
         _section(f"Text: {name}, {len(text):,} characters. The first 100:", start.rstrip("\n")),
         _section(f"Vocabulary: {len(chars)} different characters, sorted", lines),
@@ -74,7 +75,7 @@ def describe_codec(text, tokenizer, config):
     shown = ids if config.decode is None else _parse_ids(config.decode)
     return _section(
         "Encode and decode",
-        f"encode({sample!r}) = {ids}\ndecode({shown}) = {tokenizer.decode(shown)!r}",
+        f"encode({quoted(sample)}) = {ids}\ndecode({shown}) = {quoted(tokenizer.decode(shown))}",
     )
 
 
@@ -93,7 +94,7 @@ def describe_ids(ids, tokenizer, block_size):
     for t in range(block_size):
         context, target = block[: t + 1], block[t + 1 : t + 2]
         pair = [" ".join(map(str, part)) for part in (context, target)]
-        rows.append([*pair, repr(tokenizer.decode(context)), repr(tokenizer.decode(target))])
+        rows.append([*pair, quoted(tokenizer.decode(context)), quoted(tokenizer.decode(target))])
     left, right = (max(len(row[i]) for row in rows) for i in (0, 1))
     examples = [f"{a:{left}} -> {b:{right}}   {c} -> {d}" for a, b, c, d in rows]
     return (

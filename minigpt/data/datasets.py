@@ -13,6 +13,7 @@ Both have the same attributes:
 """
 
 from minigpt.backend import to_device
+from minigpt.cli.characters import visible
 from minigpt.data.batches import check_length, only_in, split
 from minigpt.data.corpus import builtin_source
 from minigpt.data.dates import date_pairs
@@ -21,7 +22,7 @@ from minigpt.data.pairs import SPLITS, Pairs, check_lengths, digest, needed_leng
 from minigpt.data.sources import describe, find_sources, hold
 from minigpt.data.survey import survey
 from minigpt.data.token_files import encode_text
-from minigpt.data.tokenizers import CharTokenizer, PairTokenizer, visible
+from minigpt.data.tokenizers import CharTokenizer, PairTokenizer
 
 MAX_SHOWN = 20  # tokens in a note
 

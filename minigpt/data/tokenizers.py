@@ -6,20 +6,15 @@ character. A new kind is a subclass with an entry in KINDS.
 
 import itertools
 import json
-import re
 import unicodedata
 from typing import NamedTuple
 
 import numpy as np
 
 from minigpt import cli
+from minigpt.cli.characters import described, quoted
 from minigpt.errors import UserError
 
-# Part of a neighbour: vowels and finals of conjoining Hangul, fillers, flags' letters, skin tones.
-JOINING = re.compile(
-    "[\u115f-\u11ff\u3164\ud7b0-\ud7ff\uffa0\U0001f1e6-\U0001f1ff\U0001f3fb-\U0001f3ff]"
-)
-GAP = "  "  # between the columns of a table
 MAX_SHOWN = 100  # characters of a vocabulary that an error message lists
 PART = 1 << 16  # characters encoded at a time, for speed and little memory besides
 CLUSTER = 5  # characters, at most, that may be one in another form
@@ -29,8 +24,6 @@ FORMS = {  # of Unicode, and how to get a text into them
     "NFKC": "convert",
     "NFKD": "convert",
 }
-NAMES = {"\t": "TAB", "\n": "LINE FEED", "\r": "CARRIAGE RETURN", "\ufeff": "BYTE ORDER MARK"}
-CATEGORIES = {"Cc": "a control character", "Cs": "a byte that is not UTF-8", "Co": "private use"}
 
 
 class Tokenizer:
@@ -293,20 +286,6 @@ class CharTokenizer(Tokenizer):
         return "remove it, or train on a text that has it"
 
 
-def quoted(text):
-    r"""Return a text in quotes, with escapes for what cannot be seen or changes its neighbour."""
-    return "".join(map(_visible_char, repr(text)))
-
-
-def described(char):
-    """Return a character in quotes and, unless it is plain ASCII, what Unicode calls it."""
-    if char.isascii() and char.isprintable():
-        return quoted(char)
-    category = unicodedata.category(char)
-    name = NAMES.get(char) or unicodedata.name(char, CATEGORIES.get(category, "unassigned"))
-    return f"{quoted(char)} (U+{ord(char):04X} {name})"
-
-
 class PairTokenizer(NamedTuple):
     """The two tokenizers of an encoder-decoder; where they are one, both are that one.
 
@@ -396,69 +375,3 @@ def tokenizer_from_json(table, kinds=None):
 def code_points(text):
     """Unicode code points of `text`: (len(text),) uint32."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-
-
-def visible(token):
-    r"""Return a token in a form that can be seen and takes known room: a tab is \t, a space ' '."""
-    shown = "".join(map(_visible_char, token))
-    return f"'{shown}'" if token != token.strip(" ") else shown
-
-
-def _visible_char(char):
-    """Return a character, or its escape if it is not printable or would change its neighbour."""
-    joins = unicodedata.category(char).startswith("M") or JOINING.match(char)
-    return char if char.isprintable() and not joins else ascii(char)[1:-1]
-
-
-def token_table(tokens, columns=12, width=78):
-    """Return the `id token` pairs as a grid of text, filled row by row.
-
-    Parameters
-    ----------
-    tokens : sequence of str
-        The labels of the tokens, in the order of their ids.
-    columns : int
-        Of the grid, at most.
-    width : int
-        Columns of a terminal that a row may take, as far as there are two in it.
-    """
-    digits = len(str(len(tokens) - 1))
-    cells = [f"{i:{digits}} {visible(token)}" for i, token in enumerate(tokens)]
-    for n in range(columns, 0, -1):
-        widths = [max(map(display_width, cells[i::n])) for i in range(len(cells[:n]))]
-        if sum(widths) + len(GAP) * (len(widths) - 1) <= width:
-            break
-    rows = [cells[start : start + n] for start in range(0, len(cells), n)]
-    return "\n".join(GAP.join(map(pad, row, widths)).rstrip() for row in rows)
-
-
-def pad(text, width):
-    """Return a text with spaces after it, as wide as `width` columns of a terminal."""
-    return text + " " * (width - display_width(text))
-
-
-def display_width(text):
-    """Columns that a text as `visible` shows it takes in a terminal.
-
-    Chinese, Japanese, Korean and emoji take two a character, by the tables of Unicode in Python. A
-    terminal may have other tables: they differ in some 200 symbols.
-    """
-    return sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in text)
-
-
-def wrap(text, width):
-    """Return a text without line breaks as lines of at most `width` columns, at least a character.
-
-    Parameters
-    ----------
-    text : str
-        As `visible` shows it.
-    """
-    lines, room = [""], width
-    for char in text:
-        room -= display_width(char)
-        if room < 0 and lines[-1]:
-            lines.append("")
-            room = width - display_width(char)
-        lines[-1] += char
-    return lines

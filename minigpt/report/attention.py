@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 
 from minigpt import backend, cli
-from minigpt.data.tokenizers import display_width, pad, visible
+from minigpt.cli.characters import display_width, pad, visible
 from minigpt.errors import UserError
 from minigpt.report.picture import NoPicture, check_picture, drawing, fonts_for, save
 from minigpt.sample.answers import END, MAP_KINDS
@@ -26,6 +26,7 @@ SHADES = " .:-=+*#%@"  # by the square root of the weight: a blank is below 0.01
 CELL, PANEL, PAGE = 0.17, 2.0, (16.0, 12.0)  # inches: of a weight, at least a head, at most all
 LABEL, SMALLEST = 8, 2  # points: of a label, and in a picture that was made smaller to fit the page
 DPI, MAX_DPI = 120, 300
+FEW = 20  # characters that a note lists
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,14 @@ def put_side_by_side(texts, width):
         lines += ["".join(pad(line, size) for line in row).rstrip() for row in group]
         lines.append("")
     return "\n".join(lines)
+
+
+def show_maps(panels, rows, columns):
+    """Print the maps, a list of layers with a list of (title, weights) of heads each."""
+    width = shutil.get_terminal_size().columns
+    for heads in panels:
+        texts = [as_text(weights, rows, columns, title, width) for title, weights in heads]
+        print(put_side_by_side(texts, width))
 
 
 def draw_maps(panels, heads, rows, columns, path):
@@ -186,11 +195,8 @@ def main(argv=None, prog="minigpt attention"):
     if task.map_kinds and options.kind != "encoder" and rows[-1] != END:
         unit = f"{len(rows)} {checkpoint.tokenizer.target.unit}"
         print(f"note: the answer was cut off at {unit}", file=sys.stderr)
-    width = shutil.get_terminal_size().columns
     panels = [[(f"layer {i}, head {j}", weights[i][j]) for j in heads] for i in layers]
-    for row in panels:
-        texts = [as_text(w, rows, columns, title, width) for title, w in row]
-        print(put_side_by_side(texts, width))
+    show_maps(panels, rows, columns)
     try:
         missing = draw_maps(sum(panels, []), len(heads), rows, columns, options.picture)
     except NoPicture as why:
@@ -198,10 +204,11 @@ def main(argv=None, prog="minigpt attention"):
             raise UserError(f"--picture {options.picture}: {why}") from None
         print(f"note: no picture: {why}", file=sys.stderr)
         return
-    print(f"picture: {options.picture}")
+    print(f"picture: {cli.printable(options.picture)}")
     if missing:
+        chars = " ".join(sorted(missing)[:FEW])
         print(
-            f"note: no font of this machine has {' '.join(sorted(missing)[:20])}, which the "
-            "picture shows as escapes; install one that has, such as Noto Sans CJK",
+            f"note: no font here has {chars}{' and others' * (len(missing) > FEW)}: escapes in the "
+            "picture; install one, such as Noto Sans CJK",
             file=sys.stderr,
         )

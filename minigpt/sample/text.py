@@ -12,7 +12,7 @@ import numpy as np
 
 from minigpt import cli
 from minigpt.backend import array_module, to_device, to_host
-from minigpt.data.tokenizers import quoted
+from minigpt.cli.characters import quoted
 from minigpt.model.blocks import block_weights
 from minigpt.model.gpt import gpt_forward
 from minigpt.sample.generate import generate

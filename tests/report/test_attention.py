@@ -7,7 +7,7 @@ import pytest
 
 from minigpt import cli
 from minigpt.backend import is_plain
-from minigpt.data.tokenizers import display_width
+from minigpt.cli.characters import display_width
 from minigpt.errors import UserError
 from minigpt.model.blocks import block_weights, cross_block_forward
 from minigpt.model.checkpoint import load

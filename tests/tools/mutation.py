@@ -35,6 +35,7 @@ from tests.tools.mutants import (
     cli,
     cpu,
     data,
+    environment,
     gpu,
     library,
     model,
@@ -45,7 +46,7 @@ from tests.tools.mutants import (
     train,
 )
 
-MODULES = cli, ops, cpu, data, optim, model, sample, train, library, top, gpu
+MODULES = cli, ops, cpu, data, optim, model, sample, train, library, environment, top, gpu
 ROOT = Path(__file__).parents[2]
 PARTS = ("minigpt", "tests", "setup.cfg")
 CUPY_ON_CPU = ROOT.parent / "shared" / "cupy-on-cpu" / "run.sh"

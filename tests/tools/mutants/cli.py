@@ -97,6 +97,22 @@ MUTANTS = {
             TERMINAL + "test_a_shell_reads_from_a_command_what_was_put_in",
         ),
     ],
+    "minigpt/cli::visible_char": [
+        (
+            "a mark is drawn over its neighbour",
+            '.startswith("M") or',
+            '.startswith("X") or',
+            "cli/test_characters.py::test_a_mark_in_quotes_is_an_escape",
+        ),
+    ],
+    "minigpt/cli::token_table": [
+        (
+            "a table is wider than the terminal",
+            "<= width:",
+            "> 0:",
+            "cli/test_characters.py::test_a_token_table_fits_a_terminal",
+        ),
+    ],
     "minigpt/cli::use_utf8": [
         (
             "output is in the encoding of the locale",

@@ -1,0 +1,85 @@
+"""Bugs in what depends on the machine and on what is installed: cores, pictures."""
+
+CORES = "backend/test_cores.py::"
+ATTENTION, PICTURE = "report/test_attention.py::", "report/test_picture.py::"
+
+MUTANTS = {
+    "minigpt/backend::core_limit": [
+        (
+            "the environment is no limit",
+            "[*cores_there_are(), *cores_asked_for()]",
+            "[*cores_there_are()]",
+            CORES + "test_the_environment_is_a_limit",
+        ),
+    ],
+    "minigpt/backend::cores_there_are": [
+        (
+            "a quota is rounded down",
+            "math.ceil(quota)",
+            "int(quota)",
+            CORES + "test_a_quota_is_rounded_up",
+        ),
+    ],
+    "minigpt/backend::cpu_quota": [
+        (
+            "the quotas of the groups around are not seen",
+            "for n in range(len(parts) + 1)",
+            "for n in [len(parts)]",
+            CORES + "test_the_quota_of_a_container",
+        ),
+    ],
+    "minigpt/backend::group_quota": [
+        (
+            "no quota of version 1 is a limit",
+            "if quota > 0 else None",
+            "",
+            CORES + "test_the_quota_of_a_container",
+        ),
+    ],
+    "minigpt/report::as_text": [
+        (
+            "a wide token has a narrow shade",
+            "shade * n for shade, n",
+            "shade for shade, n",
+            ATTENTION + "test_names_stand_above_their_shades_whatever_their_width",
+        ),
+    ],
+    "minigpt/report::drawing": [
+        (
+            "what matplotlib raises ends the program",
+            "except Exception as error:",
+            "except ImportError as error:",
+            PICTURE + "test_whatever_fails_is_one_line",
+        ),
+    ],
+    "minigpt/report::fonts_for": [
+        (
+            "a character that no font has is a box",
+            "return families, missing",
+            "return families, set()",
+            ATTENTION + "test_what_no_font_has_is_an_escape_in_the_picture",
+        ),
+        (
+            "a font that is found is not used",
+            "families.append(name)",
+            "pass",
+            ATTENTION + "test_a_font_that_has_a_character_is_found",
+        ),
+    ],
+    "minigpt/report::save": [
+        (
+            "every picture is a PNG",
+            "format=Path(path).suffix[1:].lower()",
+            'format="png"',
+            ATTENTION + "test_a_picture_has_the_format_of_its_ending",
+        ),
+    ],
+    "minigpt/report::grid_columns": [
+        (
+            "the panels are one strip",
+            "return min(whole, key=distance)",
+            "return heads",
+            ATTENTION + "test_the_grid_fits_a_page",
+        ),
+    ],
+}
