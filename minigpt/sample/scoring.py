@@ -14,8 +14,9 @@ import numpy
 
 from minigpt import cli
 from minigpt.backend.blas import blas_threads
+from minigpt.backend.cores import usable_cores
 from minigpt.backend.cpu import pool
-from minigpt.backend.devices import on_gpu, usable_cores
+from minigpt.backend.devices import on_gpu
 from minigpt.data import token_files
 from minigpt.data.pair_files import line_name, read_files
 from minigpt.data.pairs import Pairs
