@@ -10,11 +10,11 @@ import sys
 from typing import NamedTuple
 
 from minigpt.errors import UserError
-from minigpt.files import decode_utf8, read_bytes
+from minigpt.files import FOREIGN, decode_utf8, read_bytes
 
 LINES = 64  # that an encoder-decoder answers side by side, at most
 MARK = "\ufeff"  # the byte order mark, of no meaning in UTF-8
-UTF_16 = b"\xff\xfe", b"\xfe\xff"  # its beginnings
+STDIN = "-"  # as a file's name
 
 
 class Prompt(NamedTuple):
@@ -48,10 +48,19 @@ class Prompt(NamedTuple):
 
 def read_prompt(text, path):
     """Return the Prompt of --prompt or of the file of --prompt-file, or None."""
+    if path == STDIN:
+        return Prompt("standard input", open_stdin().read())
     if path is not None:
         return Prompt(f"--prompt-file {path}", read_bytes(path, "--prompt-file"))
     # Surrogates, which are no text, stay what they are and are found when it is decoded.
     return None if text is None else Prompt("--prompt", text.encode("utf-8", "surrogatepass"))
+
+
+def open_stdin():
+    """Return standard input as a file of bytes."""
+    if sys.stdin is None:
+        raise UserError("there is no standard input; give lines by --prompt or --prompt-file")
+    return sys.stdin.buffer
 
 
 def knows(tokenizer, text):
@@ -90,12 +99,12 @@ def prompt_lines(prompt):
     Raises
     ------
     UserError
-        If standard input is closed, or the text is UTF-16.
+        If there is no standard input, or the text is UTF-16 or the like.
     """
     name, parts = prompt_parts(prompt)
     first = 1
     for part in parts:
-        if first == 1 and part[0].startswith(UTF_16):
+        if first == 1 and part[0].startswith((*FOREIGN,)):
             decode_utf8(part[0], name)  # raises a UserError: no line can be read
         yield [(f"{name}, line {number}", line) for number, line in enumerate(part, first)]
         first += len(part)
@@ -106,11 +115,9 @@ def prompt_parts(prompt):
     if prompt is not None:
         parts = read_lines(io.BytesIO(prompt.raw))
         return prompt.name, in_parts([*itertools.chain.from_iterable(parts)] or [b""], LINES)
-    if sys.stdin is None:
-        raise UserError("there is no standard input; give lines by --prompt or --prompt-file")
-    if sys.stdin.isatty():
+    if sys.stdin is not None and sys.stdin.isatty():
         print("lines to answer, from the keyboard:", file=sys.stderr)
-    return "standard input", read_lines(sys.stdin.buffer)
+    return "standard input", read_lines(open_stdin())
 
 
 class Line(NamedTuple):

@@ -174,6 +174,7 @@ COMPOSED = "un café à côté, près d’un hôtel\n"
         ("ab", "\udce9", r"'\udce9' (U+DCE9 a byte that is not UTF-8) at"),
         ("ab", "\u0378", r"'\u0378' (U+0378 unassigned) at"),
         ("é", "x\u0301", "; remove it, or train on a text that has it"),
+        ("é", "à", "; remove it, or train on a text that has it"),
     ],
 )
 def test_an_unknown_character_can_be_seen_and_what_to_do_is_said(vocabulary, text, sentence):

@@ -80,7 +80,7 @@ def test_a_stop_string_that_never_came_is_reported(gpt, capsys):
 def test_attention_of_an_answer_without_an_end_says_so(pairs, capsys, no_picture):
     def notes(line, *flags):
         attention.main([*pairs, "--prompt", line, *flags])
-        return [x for x in capsys.readouterr().err.splitlines() if x.startswith("note: ")]
+        return [x for x in capsys.readouterr().err.splitlines() if "no picture" not in x]
 
     main([*pairs, "--prompt=" + "\n".join(LINES)])
     answers = dict(zip(LINES, capsys.readouterr().out.splitlines(), strict=True))

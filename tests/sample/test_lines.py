@@ -13,6 +13,7 @@ from minigpt.errors import UserError
 from minigpt.sample import prompt as prompts
 from minigpt.sample.__main__ import main
 from minigpt.sample.prompt import Prompt, prompt_lines, read_lines, read_prompt
+from tests.sample.test_sample import write_checkpoint
 from tests.sample.test_sample_seq2seq import write_checkpoint_of_pairs
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +114,7 @@ def test_byte_order_marks_are_dropped_in_front_and_where_files_were_joined(ask, 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
 def test_utf_16_is_one_error_not_one_for_each_line(ask, encoding):
     raw = "\ufeff".encode(encoding) * (encoding != "utf-16") + "ab\nc\n".encode(encoding)
-    with pytest.raises(UserError, match="^standard input is not UTF-8"):
+    with pytest.raises(UserError, match="^standard input is UTF-16; convert it"):
         ask(raw)
 
 
@@ -185,6 +186,20 @@ def test_lines_are_answered_as_they_arrive_and_a_closed_pipe_ends_it_quietly(tmp
         said = process.stderr.read().decode().splitlines()
         assert process.wait(timeout=60) == 141
     assert [line.split(":")[0] for line in said if "cut off" not in line] == ["error"] * 2
+
+
+def test_a_dash_is_standard_input(tmp_path, capsys, monkeypatch):
+    checkpoint, _ = write_checkpoint_of_pairs(tmp_path / "best.safetensors")
+    write_checkpoint(tmp_path / "gpt")
+
+    def run(*flags):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\nc\n")))
+        main(["--checkpoint", *map(str, flags)])
+        return capsys.readouterr().out
+
+    assert run(checkpoint, "--prompt-file=-") == run(checkpoint)
+    flags = tmp_path / "gpt", "--max-new-tokens=9"
+    assert run(*flags, "--prompt-file=-") == run(*flags, "--prompt=ab\nc\n")
 
 
 def test_parts_have_at_most_as_many_lines(monkeypatch):

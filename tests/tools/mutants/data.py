@@ -191,4 +191,12 @@ MUTANTS = {
             "train/test_step.py::test_an_evaluation_counts_every_prediction_of_the_split_once",
         ),
     ],
+    "minigpt/data::CharTokenizer._remedy": [
+        (
+            "a form that the vocabulary has not is advised",
+            "if other != part and chars.issuperset(other):",
+            "if other != part:",
+            "data/test_tokenizers.py::test_an_unknown_character_can_be_seen_and_what_to_do_is_said",
+        ),
+    ],
 }

@@ -140,4 +140,80 @@ MUTANTS = {
             "sample/test_beam.py::test_a_wide_beam_finds_the_best_of_all",
         ),
     ],
+    "minigpt/sample::read_lines": [
+        (
+            "a CR at the end of a part is a line's end, whatever follows",
+            'b"\\r" in rest[:-1]',
+            'b"\\r" in rest',
+            "sample/test_lines.py::test_lines_are_the_same_however_they_arrive",
+        ),
+        (
+            "CR ends no line",
+            'end = b"\\r"',
+            'end = b"\\n"',
+            "sample/test_lines.py::test_lines_end_as_on_any_system",
+        ),
+    ],
+    "minigpt/sample::read_line": [
+        (
+            "a byte order mark is a character of the line",
+            ".removeprefix(MARK)",
+            "",
+            "sample/test_lines.py::test_byte_order_marks_are_dropped_in_front_and_where_files_were_joined",
+        ),
+    ],
+    "minigpt/sample::print_answers": [
+        (
+            "a line without an answer leaves the exit code 0",
+            "status = 2",
+            "status = 0",
+            "sample/test_lines.py::test_a_bad_line_has_an_empty_answer_and_a_line_of_error_and_the_rest_is_answered",
+        ),
+        (
+            "an answer that was cut off is printed as if it were whole",
+            "not ranked[0].ended",
+            "not ranked",
+            "sample/test_limits.py::test_an_answer_that_was_cut_off_is_named_by_its_line",
+        ),
+    ],
+    "minigpt/sample::lines_that_fit": [
+        (
+            "a batch has as many lines whatever the beam",
+            "// (source + beam * candidate)",
+            "// (source + candidate)",
+            "sample/test_limits.py::test_rows_fit_in_memory_or_are_one",
+        ),
+    ],
+    "minigpt/sample::step_bytes": [
+        (
+            "the vocabulary takes no memory",
+            " + 8 * COPIES * config.vocab_size",
+            "",
+            "sample/test_limits.py::test_rows_fit_in_memory_or_are_one",
+        ),
+    ],
+    "minigpt/sample::largest": [
+        (
+            "of equals at the border none is found",
+            "row >= least",
+            "row > least",
+            "sample/test_limits.py::test_the_largest_are_those_of_a_stable_sort",
+        ),
+    ],
+    "minigpt/sample::print_texts": [
+        (
+            "a stop string that never came is passed over",
+            "stopped < n",
+            "stopped < 0",
+            "sample/test_limits.py::test_a_stop_string_that_never_came_is_reported",
+        ),
+    ],
+    "minigpt/sample::Progress.show": [
+        (
+            "lines come at even intervals",
+            "self.due = 2 * self.seconds",
+            "self.due = 10 + self.seconds",
+            "sample/test_limits.py::test_long_work_shows_a_line_at_growing_intervals",
+        ),
+    ],
 }
