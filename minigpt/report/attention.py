@@ -167,6 +167,12 @@ def select(number, count, name):
     return [number]
 
 
+def note_end(written, unit):
+    """Say so if an answer, labels of its tokens, has no end."""
+    if written[-1] != END:
+        print(f"note: the answer was cut off at {len(written)} {unit}", file=sys.stderr)
+
+
 def main(argv=None, prog="minigpt attention"):
     """Show the attention weights of a trained model on a prompt.
 
@@ -192,9 +198,8 @@ def main(argv=None, prog="minigpt attention"):
     model = checkpoint.params, checkpoint.config, checkpoint.tokenizer
     with backend.plain(plain):
         weights, rows, columns = task.maps(*model, options.prompt, options.kind, "--prompt")
-    if task.map_kinds and options.kind != "encoder" and rows[-1] != END:
-        unit = f"{len(rows)} {checkpoint.tokenizer.target.unit}"
-        print(f"note: the answer was cut off at {unit}", file=sys.stderr)
+    if task.map_kinds and options.kind != "encoder":
+        note_end(rows, checkpoint.tokenizer.target.unit)
     panels = [[(f"layer {i}, head {j}", weights[i][j]) for j in heads] for i in layers]
     show_maps(panels, rows, columns)
     try:
