@@ -149,6 +149,55 @@ MUTANTS = {
             "train/test_resume.py::test_a_checkpoint_whose_state_is_damaged_is_refused",
         ),
     ],
+    "minigpt/train::Clock.lap": [
+        (
+            "a pause counts as training",
+            "self.seconds += elapsed - pause",
+            "self.seconds += elapsed",
+            "train/test_clock.py::test_a_pause_takes_no_part_of_the_decay",
+        ),
+    ],
+    "minigpt/train::Validation.affordable": [
+        (
+            "an evaluation takes as long as it likes",
+            "* EVAL_FRACTION * self.budget_s",
+            "* self.budget_s",
+            "train/test_clock.py::test_evaluations_fit_the_budget",
+        ),
+    ],
+    "minigpt/train::Run.evaluate_rest": [
+        (
+            "the loss of the whole split is that of the rest",
+            "(part * part_loss + (total - part) * loss) / total",
+            "loss",
+            "train/test_clock.py::"
+            "test_an_even_part_is_evaluated_on_the_way_and_the_whole_split_at_the_end",
+        ),
+    ],
+    "minigpt/train::taken_ahead": [
+        (
+            "a resumed run with a smaller batch sees the same data again",
+            "return [batches, rows]",
+            "return [0, 0]",
+            "train/test_together.py::test_data_go_on_where_they_were_when_a_batch_changes_its_size",
+        ),
+    ],
+    "minigpt/train::check_together": [
+        (
+            "a floor may be above the learning rate",
+            "if low > lr:",
+            "if False:",
+            "train/test_together.py::test_options_that_contradict_each_other_are_one_line",
+        ),
+    ],
+    "minigpt/model::find_checkpoint": [
+        (
+            "the best of another text is sampled",
+            "len({*data}) == 1",
+            "data",
+            "train/test_together.py::test_the_best_of_another_text_is_not_sampled",
+        ),
+    ],
     "minigpt/train::compare_best": [
         (
             "losses of two texts are compared",
@@ -198,6 +247,12 @@ MUTANTS = {
         ),
     ],
     "minigpt/train::put_together": [
+        (
+            "a lower learning rate keeps its floor",
+            'follow["min_lr"] = base.get("min_lr", 0.0) * lr / base["learning_rate"]',
+            "pass",
+            "train/test_together.py::test_a_lower_learning_rate_lowers_its_floor",
+        ),
         (
             "a decay to the last step does not follow it",
             'base.get("lr_decay_iters") == base.get("max_iters")',
