@@ -6,6 +6,7 @@
 What differs between the tasks stands here, and nowhere else.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from minigpt.model import encoder_decoder, gpt
 from minigpt.sample import answers, scoring, text
 from minigpt.sample.evaluation import some_of
 
+GOLDEN = 0.618
+MEASURED_BATCHES = 4  # between two looks at the clock
 MEASURED_PAIRS = 2000  # validation pairs that are answered at an evaluation
 SHOWN_ANSWERS = 5  # answers at the end of a run
 SAMPLE_TOKENS = 300  # tokens of a text at the end of a run
@@ -55,8 +58,9 @@ class Task:
         (split, config) -> (items, targets) of a whole split.
     count_targets : callable
         targets -> how many of them count; no GPU has to be asked.
-    measure : callable
-        (data, params, config, map) -> {name: number}, what is measured beside the loss.
+    measure : callable or None
+        (data, params, config, map, seconds) -> {name: number}, what is measured beside the loss,
+        in about so many seconds at most, without a limit if they are None.
     batch_unit : str
         What a batch has batch_size of, {T} standing for the block size.
     counted : str
@@ -97,7 +101,7 @@ class Task:
     eval_batches: Callable
     eval_size: Callable
     count_targets: Callable
-    measure: Callable
+    measure: Callable | None
     batch_unit: str
     counted: str
     sides: str
@@ -171,7 +175,7 @@ def count_pairs(split, config):
     return len(split), int(split.target.lengths.sum())
 
 
-def exact_match(data, params, config, map):
+def exact_match(data, params, config, map, seconds=None):
     """Return the fraction of MEASURED_PAIRS validation pairs that greedy search solves, and of how
     many.
 
@@ -181,13 +185,22 @@ def exact_match(data, params, config, map):
     ----------
     map : callable
         As the built-in one; may work on several items at the same time.
+    seconds : float, optional
+        After which no more are begun.
     """
     measured = pairs.Pairs(some_of(data.val_pairs, MEASURED_PAIRS), data.tokenizer)
-    solved = map(
-        lambda batch: answers.count_solved(*batch, params, config),
-        pairs.eval_batches(measured, answers.BATCH),
-    )
-    return {"exact_match": sum(solved) / len(measured), "measured_pairs": len(measured)}
+    batches = [*pairs.eval_batches(measured, answers.BATCH)]
+    # Lengths rise from batch to batch: in this order, any first few are like all of them.
+    batches = [batches[i] for i in sorted(range(len(batches)), key=lambda i: i * GOLDEN % 1)]
+    size = len(batches) if seconds is None else MEASURED_BATCHES
+    solved, n, start = 0, 0, time.perf_counter()
+    for first in range(0, len(batches), size):
+        group = batches[first : first + size]
+        solved += sum(map(lambda batch: answers.count_solved(*batch, params, config), group))
+        n += sum(len(source) for source, _ in group)
+        if seconds is not None and time.perf_counter() - start > seconds:
+            break
+    return {"exact_match": solved / n, "measured_pairs": n}
 
 
 def text_sample(data):
@@ -218,7 +231,7 @@ TASKS = {
         eval_batches=text_windows,
         eval_size=count_windows,
         count_targets=batches.count_targets,
-        measure=lambda data, params, config, map: {},
+        measure=None,
         batch_unit="x {T} tokens",
         counted="tokens",
         sides="",

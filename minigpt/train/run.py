@@ -107,6 +107,8 @@ class Run:
         self.clock = Clock(state.seconds, time.perf_counter() if began is None else began)
         size = self.task.eval_size(data.val, config)
         self.validation = Validation(*size, train_config, state.eval_targets)
+        if self.task.measure:
+            self.validation.measure_s = self.validation.share_s or 0.0
         self.reserve_s, self.save_s, self.unread, self.whole_loss = 0.0, 0.0, 0, None
         self.notes = [*getattr(data, "notes", ()), *note_on_threads(train_config.shards())]
 
@@ -265,9 +267,11 @@ class Run:
         map = interruptible(self.trainer.workers.map, stop)
         state.val_loss = self.loss_of(validation.which, 0, validation.limit, map, show)
         start = self.clock.seconds
-        state.measures = self.task.measure(self.data, self.trainer.params, self.config, map)
-        self.count_seconds(self.clock.lap(validation.measure_s or None))
-        validation.measure_s = self.clock.seconds - start
+        if self.task.measure:
+            model = self.data, self.trainer.params, self.config
+            state.measures = self.task.measure(*model, map, validation.share_s)
+            self.count_seconds(self.clock.lap(validation.share_s))
+            validation.measure_s = self.clock.seconds - start
         if state.best_loss is None or state.val_loss < state.best_loss:
             state.best_loss, state.best_step = state.val_loss, state.step
             self.save(BEST)

@@ -32,6 +32,8 @@ class Validation:
         Items in the part, None for all.
     rate : float or None
         Targets per second; None until one is known.
+    share_s : float or None
+        Seconds that an evaluation may take of a wall-clock budget.
     measure_s : float
         Seconds for what is measured beside the loss.
     """
@@ -39,6 +41,7 @@ class Validation:
     def __init__(self, items, targets, train_config, limit=None):
         self.items, self.targets = items, targets
         self.asked, self.budget_s = train_config.eval_tokens or targets, train_config.max_seconds
+        self.share_s = self.budget_s and EVAL_FRACTION * self.budget_s
         self.rate, self.measure_s, self.limit = None, 0.0, limit
         self.which = None if limit is None else even_part(items, targets, limit)
 
@@ -46,7 +49,7 @@ class Validation:
         """Return how many targets there is time for, given how many a second are trained on."""
         if not self.budget_s:
             return math.inf
-        return max(1, int(self.speed(train_rate) * EVAL_FRACTION * self.budget_s))
+        return max(1, int(self.speed(train_rate) * self.share_s))
 
     def speed(self, train_rate):
         """Return targets per second: measured, or estimated."""

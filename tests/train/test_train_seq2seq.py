@@ -379,3 +379,23 @@ def test_what_is_odd_about_the_pairs_is_said(begin, tmp_path, tsv):
         "1 of 202 pairs repeat another pair",
         "1 of 200 sources have several targets",
     ]
+
+
+@pytest.mark.report("8b", "10b")
+def test_exact_match_keeps_to_its_time_and_says_of_how_many(monkeypatch):
+    rows = [(f"{i:04d}", "ab"[i % 2] * (1 + i % 7)) for i in range(3000)]
+    data = PairData.__new__(PairData)
+    data.val_pairs, data.tokenizer = rows, PairTokenizer.from_pairs(rows)
+    asked = []
+
+    def count(source, targets, params, config):
+        asked.extend((targets >= 0).sum(1).tolist())
+        return len(source)
+
+    monkeypatch.setattr("minigpt.sample.answers.count_solved", count)
+    found = TASKS["seq2seq"].measure(data, None, None, map, 0.0)
+    assert found == {"exact_match": 1.0, "measured_pairs": 4 * 64} and len(asked) == 4 * 64
+    assert np.mean(asked) == pytest.approx(5, abs=1)  # short and long ones
+    asked.clear()
+    assert TASKS["seq2seq"].measure(data, None, None, map)["measured_pairs"] == 2000
+    assert len(asked) == 2000

@@ -160,8 +160,8 @@ MUTANTS = {
     "minigpt/train::Validation.affordable": [
         (
             "an evaluation takes as long as it likes",
-            "* EVAL_FRACTION * self.budget_s",
-            "* self.budget_s",
+            "self.speed(train_rate) * self.share_s",
+            "self.speed(train_rate) * self.budget_s",
             "train/test_clock.py::test_evaluations_fit_the_budget",
         ),
     ],
