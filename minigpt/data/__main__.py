@@ -48,7 +48,7 @@ def main(argv=None, prog="python -m minigpt.data"):
         *describe_ids(ids, tokenizer, config.block_size),
         describe_tradeoff(text, tokenizer, config.block_size),
     )
-    print("\n\n".join(sections))
+    print(cli.printable("\n\n".join(sections)))
 
 
 def describe_text(text, name, tokenizer):

@@ -74,15 +74,15 @@ def introduce(run):
     end = f"for {seconds:g} seconds" if seconds else f"to step {train_config.max_iters:,}"
     start = f"from step {state.step:,} " if state.step else ""
     batch = f"{train_config.batch_size} {run.task.batch_unit.format(T=config.block_size)}"
-    print(
+    text = (
         f"{run.data.description}\n"
         f"model: {count_parameters(config):,} parameters, {describe_model(config)}"
         f"{', with a bigram embedding' * config.bigram}\n"
         f"training: {start}{end}, batches of {batch}, on {hardware}, into {run.folder}\n"
         f"learning rate: {describe_schedule(train_config)}\n"
-        f"loss of random guessing: {math.log(config.vocab_size):.4f} nats per token",
-        flush=True,
+        f"loss of random guessing: {math.log(config.vocab_size):.4f} nats per token"
     )
+    print(cli.printable(text), flush=True)
 
 
 def train(own, options):
