@@ -15,6 +15,7 @@ from minigpt.errors import UserError
 from minigpt.files import LAST
 from minigpt.model.checkpoint import load
 from minigpt.sample import progress, scoring
+from minigpt.sample.prompt import read_line
 from minigpt.train import __main__ as train
 from tests.tools.training import begin, metrics, refusal
 
@@ -166,6 +167,19 @@ def test_wrong_answers_are_listed_as_sample_gives_them(pair_run, score, numbers,
     assert rows[1:] == [[*answer.values()] for answer in some]
     assert "exact match         " in head and "nats per token" in head
     assert found == {**model.score(data, beam=2, wrong=1000), "data": str(data)}
+
+
+def test_answers_stand_by_their_lines_in_whatever_order_they_are_made(pair_run):
+    model = minigpt.load(pair_run)
+    lines = [read_line("", text, model.tokenizer.source, 8) for text in ("1", "22", "98765")]
+    found = [
+        scoring.answers_to(
+            (model.params, model.config, model.tokenizer), lines, order, 1, lambda text: None
+        )
+        for order in ([0, 1, 2], [2, 0, 1])
+    ]
+    scores = [[answer.log_prob for answer in answers] for answers in found]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5) and len(set(scores[0])) == 3
 
 
 @pytest.mark.report("11")

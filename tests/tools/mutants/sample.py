@@ -99,7 +99,7 @@ MUTANTS = {
             "answers stand in the order in which they are made",
             "answers[i] = ranked[0]",
             "answers[done] = ranked[0]",
-            "sample/test_score.py::test_wrong_answers_are_listed_as_sample_gives_them",
+            "sample/test_score.py::test_answers_stand_by_their_lines_in_whatever_order_they_are_made",
         ),
     ],
     "minigpt/sample::score_text": [
