@@ -29,10 +29,8 @@ from minigpt.sample.tasks import TASKS, task_of
 from minigpt.train import __main__ as train
 from minigpt.train.config import resolve
 from minigpt.train.loop import format_measures
-from minigpt.train.options import options
 from minigpt.train.presets import DEFAULTS, PRESETS
 from minigpt.train.resume import resume_run
-from minigpt.train.run import new_run
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
 from tests.tools.options import train_config
@@ -327,58 +325,12 @@ def test_the_metrics_are_json_with_the_share(begin, tmp_path):
     assert 0 <= line["exact_match"] <= 1 and line["tokens"] > 0
 
 
-NOTE = "block_size is {}, as the longest pair needs {} tokens"
-
-
-@pytest.mark.parametrize(
-    "longest, block_size", [(30, 64), (64, 64), (65, 72), (72, 72), (240, 240)]
-)
-def test_the_block_size_grows_with_the_longest_pair_unless_one_is_given(
-    tmp_path, tsv, longest, block_size
-):
-    tsv.write_text("".join(f"{'a' * (longest - 2)}{i}\tb\n" for i in range(10, 30)))
-    given = {"data": str(tsv), "task": "seq2seq", "out_dir": str(tmp_path / "run")}
-    own = {"preset": None, "resume": False}
-    run = new_run(options(own, given), overwrite=False)
-    assert run.config.block_size == block_size and type(run.config.block_size) is int
-    assert (NOTE.format(block_size, longest) in run.data.notes) == (longest > 64)
-    with pytest.raises(UserError, match=f"20 of 20 .*--block-size 29: the longest needs {longest}"):
-        new_run(options(own, {**given, "block_size": 29}), overwrite=False)
-
-
-def test_a_few_pairs_that_are_far_longer_are_left_to_the_user(begin, tmp_path, tsv, capsys):
-    rows = [f"{i}\tb\n" for i in range(300)]
-    tsv.write_text("".join([*rows, "c" * 300 + "\td\n"]))
-    flags = [flag for flag in FLAGS if "block" not in flag]
-    run = [f"--data={tsv}", f"--out-dir={tmp_path / 'run'}", *flags, "--max-iters=2"]
-    told = refusal(capsys, train.main, run)
-    assert "1 of 301 pairs are longer than --block-size 64: the longest needs 300" in told
-    assert "99 % of all at most 3; set --block-size 300, or leave them out" in told
-    assert train.main([*run, "--block-size=300"]) == 0
-
-
 @pytest.mark.report("10")
 def test_a_run_keeps_its_split_when_it_is_resumed(begin, tmp_path):
     assert begin(tmp_path / "run", "--max-iters=2") == 0
     run = resume_run({"out_dir": str(tmp_path / "run"), "max_iters": 3})
     assert run.state.split == run.data.split == "source"
     assert run.data.val_pairs == split_by_source(PAIRS)[1]
-
-
-@pytest.mark.report("10", "33")
-def test_what_is_odd_about_the_pairs_is_said(begin, tmp_path, tsv):
-    rows = [(f"{i:03d}{'q' * (i % 10 == 9)}", f"{i}{'z' * (i % 10 == 9)}") for i in range(200)]
-    for split, noted in (("position", True), ("source", False)):
-        tsv.write_text("".join(map("%s\t%s\n".__mod__, rows)))
-        notes = PairData(str(tsv), split=split).notes
-        assert [f"{char!r}: in " in "".join(notes) for char in "qz"] == [noted] * 2
-    tsv.write_text("".join(map("%s\t%s\n\n".__mod__, [*rows, rows[0], (rows[0][0], "7")])))
-    notes = PairData(str(tsv)).notes
-    assert notes == [
-        "left out: 202 blank lines",
-        "1 of 202 pairs repeat another pair",
-        "1 of 200 sources have several targets",
-    ]
 
 
 @pytest.mark.report("8b", "10b")
