@@ -20,6 +20,7 @@ from minigpt.errors import UserError
 from minigpt.report.picture import NoPicture, check_picture, drawing, fonts_for, save
 from minigpt.sample.answers import END, MAP_KINDS
 from minigpt.sample.command import CheckpointConfig
+from minigpt.sample.progress import say
 from minigpt.sample.tasks import task_of
 
 SHADES = " .:-=+*#%@"  # by the square root of the weight: a blank is below 0.01, @ from 0.81
@@ -170,7 +171,7 @@ def select(number, count, name):
 def note_end(written, unit):
     """Say so if an answer, labels of its tokens, has no end."""
     if written[-1] != END:
-        print(f"note: the answer was cut off at {len(written)} {unit}", file=sys.stderr)
+        say(f"note: the answer was cut off at {len(written)} {unit}")
 
 
 def main(argv=None, prog="minigpt attention"):

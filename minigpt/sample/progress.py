@@ -1,11 +1,22 @@
-"""A sign of life on standard error, for work that takes longer than a moment."""
+"""What is said on standard error while work goes on: notes, and how far it is.
 
+None of it stops the work: not a full disk, nor a reader that has gone.
+"""
+
+import contextlib
 import shutil
 import sys
 import time
 
 LIVE, QUIET = 1.0, 10.0  # seconds of work before the first sign: on a terminal, elsewhere
 PAUSE = 0.2  # seconds between two signs on a terminal; elsewhere each takes twice as long
+
+
+def say(text, end="\n"):
+    """Print a text on standard error, if that is possible."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(text, end=end, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -15,8 +26,7 @@ class Progress:
     """
 
     def __init__(self):
-        self.stream = sys.stderr
-        self.live = self.stream is not None and self.stream.isatty()
+        self.live = sys.stderr is not None and sys.stderr.isatty()
         self.due = LIVE if self.live else QUIET
         self.seconds, self.last, self.width = 0.0, time.monotonic(), 0
 
@@ -33,14 +43,14 @@ class Progress:
         if self.live:
             self.due = self.seconds + PAUSE
             text = text[: shutil.get_terminal_size().columns - 1]
-            print(f"\r{text:{self.width}}", end="", file=self.stream, flush=True)
+            say(f"\r{text:{self.width}}", end="")
             self.width = max(self.width, len(text))
         else:
             self.due = 2 * self.seconds
-            print(f"note: {text}, {self.seconds:.0f} s", file=self.stream, flush=True)
+            say(f"note: {text}, {self.seconds:.0f} s")
 
     def clear(self):
         """Remove the line, before something else is printed."""
         if self.width:
-            print(f"\r{'':{self.width}}\r", end="", file=self.stream, flush=True)
+            say(f"\r{'':{self.width}}\r", end="")
             self.width = 0

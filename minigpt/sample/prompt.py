@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from minigpt.errors import UserError
 from minigpt.files import FOREIGN, decode_utf8, read_bytes
+from minigpt.sample.progress import say
 
 LINES = 64  # that an encoder-decoder answers side by side, at most
 MARK = "\ufeff"  # the byte order mark, of no meaning in UTF-8
@@ -116,7 +117,7 @@ def prompt_parts(prompt):
         parts = read_lines(io.BytesIO(prompt.raw))
         return prompt.name, in_parts([*itertools.chain.from_iterable(parts)] or [b""], LINES)
     if sys.stdin is not None and sys.stdin.isatty():
-        print("lines to answer, from the keyboard:", file=sys.stderr)
+        say("lines to answer, from the keyboard:")
     return "standard input", read_lines(open_stdin())
 
 

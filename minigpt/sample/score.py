@@ -16,7 +16,7 @@ from minigpt import backend, cli
 from minigpt.cli import aliases
 from minigpt.errors import UserError
 from minigpt.sample.command import CheckpointConfig, build_of, check_flags
-from minigpt.sample.progress import Progress
+from minigpt.sample.progress import Progress, say
 from minigpt.sample.tasks import TASKS, task_of
 
 NAMED = 20  # lines that could not be scored
@@ -68,7 +68,7 @@ def print_faults(faults):
     """Print on standard error what could not be scored."""
     more = len(faults) - NAMED
     for line in [*faults[:NAMED], *[f"{more:,} more lines could not be scored"] * (more > 0)]:
-        print(f"error: {line}", file=sys.stderr, flush=True)
+        say(f"error: {line}")
 
 
 def score(given):

@@ -188,6 +188,18 @@ def test_lines_are_answered_as_they_arrive_and_a_closed_pipe_ends_it_quietly(tmp
     assert [line.split(":")[0] for line in said if "cut off" not in line] == ["error"] * 2
 
 
+@pytest.mark.report("3")
+def test_a_standard_error_that_fails_stops_no_answer(ask, monkeypatch):
+    class Full(io.StringIO):
+        def write(self, _):
+            raise OSError(28, "No space left on device")
+
+    status, answers, _ = ask(b"ab\nx\nc\n")
+    for stream in (Full(), None):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert ask(b"ab\nx\nc\n") == (status, answers, [])
+
+
 def test_a_dash_is_standard_input(tmp_path, capsys, monkeypatch):
     checkpoint, _ = write_checkpoint_of_pairs(tmp_path / "best.safetensors")
     write_checkpoint(tmp_path / "gpt")
