@@ -43,8 +43,9 @@ class TextData:
     ----------
     train, val : (N,) uint8, uint16 or int32, by the size of the vocabulary
         Not to be written to.
-    size : int
-        Bytes of the text.
+    sources : list of Source
+    size, length : int
+        Of the text, in bytes and in characters.
     """
 
     split = "position"
@@ -54,7 +55,8 @@ class TextData:
         self.name, found = describe(sources), survey(sources)
         self.tokenizer = tokenizer or CharTokenizer.from_text(found.chars)
         self.sizes = {"vocab_size": self.tokenizer.vocab_size}
-        self.sha256, self.size = found.sha256, found.size
+        self.sha256, self.sources = found.sha256, sources
+        self.size, self.length = found.size, found.length
         ids, notes = encode_text(sources, found, self.tokenizer)
         self.train, self.val = split(ids)
         self.notes = [*found.notes, *unseen_note(self.train, self.val, self.tokenizer), *notes]

@@ -183,7 +183,7 @@ def parts_of(source):
         begin = block = file.read(PART)
         raw = begin.removeprefix(MARK)
         offset = len(begin) - len(raw)  # of `raw` in the file
-        while raw:
+        while raw or block:
             try:
                 text, used = codecs.utf_8_decode(raw, "strict", not block)
             except UnicodeDecodeError as error:

@@ -7,8 +7,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from minigpt.backend import to_host
+from minigpt.cli.characters import display_width
 from minigpt.data import __main__ as walkthrough
 from minigpt.data import batches as data
+from minigpt.data.datasets import TextData
 from minigpt.data.tokenizers import CharTokenizer
 from minigpt.errors import UserError
 
@@ -163,6 +166,42 @@ def test_length_error_says_what_came_and_what_to_do():
         data.check_length(*data.split(range(100)), 0)
 
 
+@given(st.lists(st.integers(0, 9)), st.lists(st.integers(0, 9)))
+def test_tokens_of_one_part_only(ids, others):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "PART", 3)
+        parts = [np.array(part, np.uint8) for part in (ids, others)]
+        assert data.only_in(*parts, 10).tolist() == sorted({*ids} - {*others})
+
+
+@pytest.mark.report("33")
+def test_characters_of_the_validation_part_alone_are_named(tmp_path):
+    (tmp_path / "tail.txt").write_text(
+        "the cat sat on the mat. " * 90 + "ЖЗИЙКЛМНОП " * 20, "utf-8"
+    )
+    assert TextData(str(tmp_path / "tail.txt")).notes == [
+        "10 of 21 different characters occur in the validation part only (the last tenth), so "
+        "training never sees them: Ж З И Й К Л М Н О П"
+    ]
+    (tmp_path / "tail.txt").write_text("a" * 900 + "".join(map(chr, range(0x4E00, 0x4E64))))
+    (note,) = TextData(str(tmp_path / "tail.txt")).notes
+    assert note.startswith("100 of 101 different") and note.endswith("丐 丑 丒 专 and 80 more")
+
+
+@pytest.mark.cupy
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+def test_batches_of_small_ids_are_int32_on_every_backend(xp, dtype):
+    ids = np.arange(1000).astype(dtype)
+    small = xp.asarray(ids)
+    large = ids.astype(np.int32)
+    drawn = ((data.random_batch(small, 1, 2, 4, 8), data.random_batch(large, 1, 2, 4, 8)),)
+    windows = zip(data.eval_batches(small, 7, 5), data.eval_batches(large, 7, 5), strict=True)
+    for one, other in (*drawn, *windows):
+        for a, b in zip(one, other, strict=True):
+            assert a.dtype == np.int32 and type(a) is type(small)
+            np.testing.assert_array_equal(to_host(a), b)
+
+
 @given(st.text())
 def test_pieces_are_the_whole_text(text):
     assert "".join(walkthrough.pieces(text)) == text
@@ -195,7 +234,7 @@ def test_walk_through_tiny_shakespeare(corpus, walk):
         "\n  24 L   25 M    26 N  27 O  28 P  29 Q",
         "encode('Bee3') = [14, 43, 43, 9]\n",
         "decode([14, 43, 43, 9]) = 'Bee3'\n",
-        "shape (1115394,), dtype int32",
+        "shape (1115394,), dtype uint8",
         "1,003,854 tokens",
         " 111,540 tokens",
         "train[:9] holds 8 examples",
@@ -226,7 +265,7 @@ Encode and decode
   decode([3, 4]) = 'ab'
 
 Encoded text
-  shape (44,), dtype int32
+  shape (44,), dtype uint8
 
 Split: n = int(0.9 * 44)
   train       ids[:n]             39 tokens
@@ -250,6 +289,59 @@ Characters or subwords?
 def test_walk_through_any_text(walk, text):
     out = walk(text, "--block-size", "1")
     assert "\x1b" not in out and "\0" not in out
+
+
+HAN = "".join(map(chr, range(0x4E00, 0x4E00 + 5000)))
+LONG = {  # texts that have no end of a word or of a line, and flags with long values
+    "one giant word": ("ACGT" * 50_000, ()),
+    "Chinese without spaces": (HAN, ()),
+    "emoji": ("\U0001f600\U0001f468\U0001f3fd" * 5000, ()),
+    "combining marks": ("e\u0301\u0323" * 5000, ()),
+    "a long block": (HAN, ("--block-size", "400")),
+    "a long text to encode": ("ab \n" * 500, ("--encode", "ab " * 30_000)),
+    "many ids to decode": ("ab \n" * 500, ("--decode", "0 1 2 3 " * 30_000)),
+}
+
+
+@pytest.mark.report("5")
+@pytest.mark.parametrize(("text", "flags"), LONG.values(), ids=LONG)
+def test_what_is_printed_is_as_small_whatever_the_text(walk, text, flags):
+    lines = walk(text, *flags).splitlines()
+    assert len(lines) <= 120
+    for line in lines:
+        assert line.startswith("Text: ") or display_width(line) <= 90, line
+
+
+@pytest.mark.report("5")
+def test_what_is_cut_is_told_with_its_length(walk):
+    out = walk("ab" * 50_000)
+    begin = "ab" * 25
+    assert f"encode('{begin}'... (100,000 characters)) =\n      [0, 1, 0" in out
+    assert ", ...] (100,000 ids)) =\n      'abab" in out
+    out = walk(HAN)
+    assert "Vocabulary: 5,000 different characters, sorted" in out
+    assert out.count("... and 4,880 more, up to 4999 \u6187") == 2
+
+
+def test_only_the_head_of_a_large_text_is_cut_into_words(walk, monkeypatch):
+    monkeypatch.setattr(walkthrough, "HEAD", 1000)
+    out = " ".join(walk("one two\n" * 1000).split())
+    assert "8,000 characters. The first 100:" in out and "shape (8000,)" in out
+    assert "the first 1,000 characters are a sequence of 1,000 tokens from a table of 7" in out
+    assert "it is 375 tokens" in out
+
+
+def test_the_walk_reads_standard_input_and_several_files(tmp_path):
+    command = [sys.executable, "-m", "minigpt.data", "--data", "-", tmp_path / "b.txt"]
+    (tmp_path / "b.txt").write_text("b\r\n" * 20)
+    done = subprocess.run(command, input="\ufeffa b c" * 9, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"Text: 2 files: standard input, {tmp_path / 'b.txt'}, 114 char")
+    notes = done.stderr.splitlines()
+    assert [note[:40] for note in notes] == [
+        "note: 20 lines of the text end in CR LF,",
+        "note: the text has 8 byte order marks (U",
+    ]
 
 
 @pytest.mark.parametrize("words", ["0 1 0", "0,1,0", "[0, 1, 0]", " 0  1\n0 "])

@@ -9,7 +9,7 @@ MUTANTS = {
             "train/test_train_seq2seq.py::test_a_step_is_the_mean_over_all_targets_of_all_its_batches",
         ),
     ],
-    "minigpt/data::CharTokenizer.encode": [
+    "minigpt/data::CharTokenizer.encode_parts": [
         (
             "an unknown character gets an id",
             "if ids.min(initial=0) < 0:",
@@ -86,8 +86,8 @@ MUTANTS = {
         ),
         (
             "a target is its own token",
-            "return ids[where], ids[1:][where]",
-            "return ids[where], ids[where]",
+            "as_int32(ids[1:][where])",
+            "as_int32(ids[where])",
             "data/test_batches.py::test_random_batch_is_in_range_and_y_is_x_moved_on",
         ),
     ],
@@ -197,6 +197,138 @@ MUTANTS = {
             "if other != part and chars.issuperset(other):",
             "if other != part:",
             "data/test_tokenizers.py::test_an_unknown_character_can_be_seen_and_what_to_do_is_said",
+        ),
+    ],
+    "minigpt/data::CharTokenizer._encode": [
+        (
+            "what ASCII lacks gets an id",
+            'if b"\\xff" not in ids:',
+            "if True:",
+            "data/test_tokenizers.py::test_every_other_character_is_unknown",
+        ),
+    ],
+    "minigpt/data::find_sources": [
+        (
+            "a file that is named twice is read twice",
+            "once.setdefault(identity(path), Source(path))",
+            "once[len(once)] = Source(path)",
+            "data/test_sources.py::test_data_names_files_folders_and_globs",
+        ),
+    ],
+    "minigpt/data::folder_files": [
+        (
+            "the folder of a run is taken for texts",
+            "if METRICS in files and path != folder:",
+            "if False:",
+            "data/test_sources.py::test_data_names_files_folders_and_globs",
+        ),
+        (
+            "files come as the disk has them",
+            "sorted(found, key=lambda path: path.split(os.sep))",
+            "found[::-1]",
+            "data/test_sources.py::test_data_names_files_folders_and_globs",
+        ),
+    ],
+    "minigpt/data::read_parts": [
+        (
+            "the last line of a file and the first of the next are one",
+            'yield b"\\n", "\\n"',
+            "pass",
+            "data/test_survey.py::test_parts_are_the_joined_text_in_whole_characters",
+        ),
+    ],
+    "minigpt/data::parts_of": [
+        (
+            "a byte order mark is a character",
+            "begin.removeprefix(MARK)",
+            "begin",
+            "data/test_survey.py::test_parts_are_the_joined_text_in_whole_characters",
+        ),
+        (
+            "a place is counted from the part",
+            "offset += used",
+            "pass",
+            "data/test_survey.py::test_a_byte_that_does_not_fit_is_named_with_its_place",
+        ),
+    ],
+    "minigpt/data::survey": [
+        (
+            "a line end between two parts is not seen",
+            ' + (last.endswith(b"\\r") and raw.startswith(b"\\n"))',
+            "",
+            "data/test_survey.py::test_a_survey_counts_as_if_the_text_were_whole",
+        ),
+    ],
+    "minigpt/data::dtype_of": [
+        (
+            "an id too many for a byte",
+            "if vocab_size <= n",
+            "if vocab_size <= n + 1",
+            "data/test_token_files.py::test_ids_are_as_small_as_the_vocabulary_allows",
+        ),
+    ],
+    "minigpt/data::small_ids": [
+        (
+            "a text that changes is kept under the name of the one before",
+            "sha256.hexdigest() != found.sha256",
+            "False",
+            "data/test_token_files.py::test_a_text_that_changes_while_it_is_read_is_refused",
+        ),
+    ],
+    "minigpt/data::encode_text": [
+        (
+            "a text has the same ids whatever the tokenizer",
+            'found.sha256.encode("ascii") + table',
+            'found.sha256.encode("ascii")',
+            "data/test_token_files.py::test_another_text_or_tokenizer_has_a_file_of_its_own",
+        ),
+    ],
+    "minigpt/data::read_tokens": [
+        (
+            "a damaged file is trained on",
+            "crc32 = zlib.crc32(block, crc32)",
+            'crc32 = fields["crc32"]',
+            "data/test_token_files.py::test_a_damaged_file_is_made_anew",
+        ),
+    ],
+    "minigpt/data::turn": [
+        (
+            "each of many processes makes the file",
+            'acquire(path.with_suffix(".lock"), WAIT)',
+            "None",
+            "data/test_token_files.py::test_many_that_start_at_once_make_one_file",
+        ),
+    ],
+    "minigpt/data::only_in": [
+        (
+            "a character that is trained on counts as unseen",
+            "= part is ids",
+            "|= part is ids",
+            "data/test_batches.py::test_tokens_of_one_part_only",
+        ),
+    ],
+    "minigpt/data::cache_folder": [
+        (
+            "a relative folder is the cache",
+            "if os.path.isabs(folder):",
+            "if folder:",
+            "data/test_corpus.py::test_without_a_home_nothing_is_kept",
+        ),
+    ],
+    "minigpt/data::made": [
+        (
+            "a folder stays where nothing is kept",
+            "path.rmdir()",
+            "pass",
+            "data/test_corpus.py::test_a_failed_download_leaves_no_folder",
+        ),
+    ],
+    "minigpt/data/__main__.py::cut_text": [
+        (
+            "a giant word is printed whole",
+            "if line == text",
+            "if True",
+            "data/test_batches.py::test_what_is_printed_is_as_small_whatever_the_text",
         ),
     ],
 }

@@ -35,21 +35,6 @@ MUTANTS = {
             "library/test_training.py::test_an_interrupt_leaves_a_run_that_is_resumed_to_the_bit",
         ),
     ],
-    "minigpt/library::kept": [
-        (
-            "a text stays where no run has begun",
-            "path.unlink(missing_ok=True)",
-            "pass",
-            "library/test_training.py::test_a_run_that_cannot_begin_leaves_nothing_behind",
-        ),
-        (
-            "a run that cannot begin takes the text of the one before",
-            "if before is None:",
-            "if True:",
-            "library/test_training.py::"
-            "test_a_run_that_cannot_begin_leaves_the_text_of_the_one_before",
-        ),
-    ],
     "minigpt/backend/blas.py::blas_threads": [
         (
             "the first to end takes the limit from all",

@@ -284,4 +284,57 @@ MUTANTS = {
             "train/test_resume.py::test_a_loss_scale_is_found_anew_where_the_precision_is_another",
         ),
     ],
+    "minigpt/train/input.py::kept": [
+        (
+            "a text stays where no run has begun",
+            "path.unlink(missing_ok=True)\n        if",
+            "if",
+            "library/test_training.py::test_a_run_that_cannot_begin_leaves_nothing_behind",
+        ),
+        (
+            "a run that cannot begin takes the text of the one before",
+            "if aside.exists():",
+            "if False:",
+            "library/test_training.py::"
+            "test_a_run_that_cannot_begin_leaves_the_text_of_the_one_before",
+        ),
+    ],
+    "minigpt/train/input.py::kept_pipe": [
+        (
+            "a run on standard input cannot be resumed",
+            "str(path) if name in pipes else name",
+            "name",
+            "train/test_input.py::test_standard_input_is_kept_in_the_run_and_resumed",
+        ),
+    ],
+    "minigpt/train/input.py::find_again": [
+        (
+            "a relative name is looked for in the current folder first",
+            "(os.path.join(folder, name), name,",
+            "(name, os.path.join(folder, name),",
+            "train/test_input.py::test_a_text_of_another_folder_is_not_taken_for_that_of_the_run",
+        ),
+        (
+            "what was kept is looked for where the run was before",
+            "os.path.join(out_dir, os.path.basename(name))",
+            "name",
+            "train/test_input.py::test_standard_input_is_kept_in_the_run_and_resumed",
+        ),
+    ],
+    "minigpt/files.py::not_utf8": [
+        (
+            "UTF-16 is a byte that does not fit",
+            "if begin.startswith(mark):",
+            "if False:",
+            "data/test_survey.py::test_what_is_no_text_is_called_by_its_name",
+        ),
+    ],
+    "minigpt/cli/fields.py::expand_home": [
+        (
+            "a folder named ~",
+            'if expanded == "~" or',
+            "if False and",
+            "data/test_sources.py::test_a_quoted_home_is_expanded_in_options_that_name_files",
+        ),
+    ],
 }
