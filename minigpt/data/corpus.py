@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from minigpt.data.sources import Source, describe, find_sources, read_parts
+from minigpt.data.sources import Source
 from minigpt.errors import UserError
 from minigpt.files import MARK, read_bytes, write_atomically
 from minigpt.locks import AlreadyLocked, acquire, release
@@ -59,15 +59,6 @@ def builtin_source(name=None):
             f"{URL}, unset the variable, or give your own text by --data"
         )
     return Source(NAME, raw)
-
-
-def load_text(path=None):
-    """Return (text, name) of what --data names, or of the built-in text if it is left out."""
-    sources = [builtin_source()] if path is None else find_sources(path)
-    text = "".join(part for _, part in read_parts(sources))
-    if not text:
-        raise UserError(f"{sources[0].where} is empty; name a file with text in it")
-    return text, describe(sources)
 
 
 def _difference(raw):
