@@ -187,11 +187,8 @@ class Model:
     def candidates(self, text, beam=4, errors="raise"):
         """Return all that beam search has found: a list of Answer, or of such lists for a list.
 
-        An Answer has text, log_prob (of all its tokens, in nats), score (log_prob per token, by
-        which they are ranked) and ended: False if it was cut off at the model's block_size.
-
-        >>> best, *others = model.candidates("3 May 1993")
-        >>> best.text, best.ended
+        An Answer has text, log_prob (in nats), score (log_prob per token, which they are ranked
+        by) and ended, False if it was cut off at block_size.
 
         Parameters and errors are those of `answer`.
         """

@@ -4,9 +4,8 @@ A GPT continues the prompt. With --stop, a text ends before the first place wher
 occurs after the prompt. One text appears as it is made; several are made side by side, and
 printed one after the other.
 
-An encoder-decoder answers each line of the prompt, or of standard input, by a line. One that it
-cannot answer (empty, too long, not UTF-8, with an unknown character) has an empty answer, is named
-on standard error, and makes the exit code 2. Answers that were cut off are named there, too.
+An encoder-decoder answers each line of the prompt, or of standard input, by a line. One that is
+empty, too long, not UTF-8, or holds an unknown character spoils no other.
 """
 
 from minigpt import backend, cli
@@ -17,7 +16,12 @@ from minigpt.sample.tasks import TASKS
 
 
 def main(argv=None, prog="python -m minigpt.sample"):
-    """Write text with a trained model."""
+    """Write text with a trained model.
+
+    An encoder-decoder answers each line by a line. One that it cannot answer has an empty answer,
+    is named on standard error, and makes the exit code 2 at the end; an answer that was cut off
+    is named there, too.
+    """
     parser = cli.parser(prog, main.__doc__, aliases.SAMPLE)
     cli.add_flags(parser, SampleConfig, *(task.options for task in TASKS.values()))
     cli.add_plain(parser)

@@ -30,7 +30,8 @@ class AnswerOptions(cli.Config):
         1, "beam width: candidates kept at each step; 1 is greedy", min=1, below=2**16
     )
     verbose: bool = cli.option(
-        False, 'print all of them, with log-probabilities; "..." at the end: cut off, no room'
+        False,
+        'print all, with log-probabilities; "..." at the end of one means that it was cut off',
     )
 
 

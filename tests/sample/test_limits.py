@@ -56,7 +56,9 @@ def test_an_answer_that_was_cut_off_is_named_by_its_line(pairs, capsys, verbose)
 def test_help_explains_the_sign_of_an_answer_that_was_cut_off(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert '"..." at the end: cut off' in " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().out.split())
+    assert '"..." at the end of one means that it was cut off' in text
+    assert "an answer that was cut off is named there, too" in text
 
 
 @pytest.mark.report("12")

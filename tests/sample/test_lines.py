@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minigpt.data.tokenizers import CharTokenizer
 from minigpt.errors import UserError
 from minigpt.sample import prompt as prompts
 from minigpt.sample.__main__ import main
@@ -198,6 +199,22 @@ def test_a_standard_error_that_fails_stops_no_answer(ask, monkeypatch):
     for stream in (Full(), None):
         monkeypatch.setattr(sys, "stderr", stream)
         assert ask(b"ab\nx\nc\n") == (status, answers, [])
+
+
+@pytest.mark.report("27")
+@pytest.mark.parametrize("flag", ["--prompt", "--prompt-file", "--stop"])
+def test_an_accent_that_stands_alone_is_seen_and_its_letter_named(tmp_path, flag):
+    tokenizer = CharTokenizer.from_text("le café à côté, un\n")
+    write_checkpoint(tmp_path / "best.safetensors", tokenizer=tokenizer)
+    (tmp_path / "p").write_text("cafe\u0301", "utf-8")
+    value = str(tmp_path / "p") if flag == "--prompt-file" else "cafe\u0301"
+    with pytest.raises(UserError) as error:
+        main(["--out-dir", str(tmp_path), flag, value])
+    text = str(error.value)
+    assert (
+        text.startswith(flag) and "'\\u0301' (U+0301 COMBINING ACUTE ACCENT) at position 4" in text
+    )
+    assert text.endswith("it has 'é' for 'e\\u0301': compose the text (NFC)")
 
 
 def test_a_dash_is_standard_input(tmp_path, capsys, monkeypatch):
