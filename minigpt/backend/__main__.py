@@ -80,7 +80,7 @@ def blas_texts():
         if pool["user_api"] == "blas":
             kernels = f" ({pool['architecture']})" if pool.get("architecture") else ""
             blas = f"{pool['internal_api']} {pool['version']}{kernels}"
-            yield f"{blas}, {pool['num_threads']} thread{'s' * (pool['num_threads'] != 1)}"
+            yield f"{blas}, {cli.plural(pool['num_threads'], 'thread')}"
 
 
 def called(libraries, function):

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from minigpt import cli
+
 # What programs and batch systems read, or set, as the number of threads or cores to use.
 VARIABLES = (
     "OMP_NUM_THREADS",
@@ -101,5 +103,5 @@ def note_on_threads(threads):
     limit = lowest(cores_there_are())
     if threads <= limit.cores:
         return []
-    cores = f"{limit.cores} core{'s' * (limit.cores > 1)}"
+    cores = cli.plural(limit.cores, "core")
     return [f"{threads} threads on {cores}, by {limit.name}: more threads than cores are slower"]

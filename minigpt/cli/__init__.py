@@ -13,7 +13,7 @@ from minigpt.cli.fields import (
 )
 from minigpt.cli.flags import Parser, add_flags, add_plain, parser
 from minigpt.cli.program import FAILURES, device_failures, one_line, run, standard_streams
-from minigpt.cli.terminal import command, printable
+from minigpt.cli.terminal import command, plural, printable
 
 VERSION = "0.1.0"
 
@@ -36,6 +36,7 @@ __all__ = [
     "option",
     "option_of",
     "parser",
+    "plural",
     "printable",
     "run",
     "standard_streams",

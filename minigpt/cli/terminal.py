@@ -59,6 +59,11 @@ def shell_word(text):
     return f"$'{plain}'"
 
 
+def plural(n, noun):
+    """Return a number with its noun, which may be given in the plural: "1 layer", "2 layers"."""
+    return f"{n} {noun.removesuffix('s')}{'s' * (n != 1)}"
+
+
 def printable(text, stream=None):
     r"""Return a text as a terminal may see it: control characters as escapes, such as \x1b.
 

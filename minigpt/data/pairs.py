@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minigpt.cli import plural
 from minigpt.errors import UserError
 
 LONG, TOO_LONG = 256, 1024  # tokens: up to which a pair is never, or may be, worth its cost
@@ -147,8 +148,8 @@ def split_by_source(pairs):
     sources = dict.fromkeys(source for source, _ in pairs)
     if len(sources) < 10:
         raise UserError(
-            f"--data holds {len(sources)} different sources; a tenth of them is for validation: "
-            "give 10"
+            f"--data holds {plural(len(sources), 'different sources')}; a tenth of them is for "
+            "validation: give 10"
         )
     chosen = set(sorted(sources, key=sha256)[: len(sources) // 10])
     train, val = [], []

@@ -266,7 +266,7 @@ class CharTokenizer(Tokenizer):
         rest = self.vocab_size - MAX_SHOWN
         return (
             f"{described(part[at])} at position {position}, counted from 0{place}, is not in "
-            f"the vocabulary, which holds {self.vocab_size} characters: "
+            f"the vocabulary, which holds {cli.plural(self.vocab_size, self.unit)}: "
             f"{quoted(self.chars[:MAX_SHOWN])}{f' and {rest} more' if rest > 0 else ''}; "
             f"{self._remedy(part, at)}"
         )

@@ -37,7 +37,11 @@ class SampleConfig(CheckpointConfig):
         None, "text to continue (default: a new line) or to answer (default: standard input)"
     )
     prompt_file: str | None = cli.option(
-        None, "file with that text, in UTF-8; - is standard input", metavar="FILE", path=True
+        None,
+        "file with that text, in UTF-8, or - for standard input; a GPT continues its last line "
+        "break too, an encoder-decoder answers each line",
+        metavar="FILE",
+        path=True,
     )
 
 

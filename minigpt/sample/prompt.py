@@ -9,6 +9,7 @@ import itertools
 import sys
 from typing import NamedTuple
 
+from minigpt.cli import plural
 from minigpt.errors import UserError
 from minigpt.files import FOREIGN, decode_utf8, read_bytes
 from minigpt.sample.progress import say
@@ -171,6 +172,6 @@ def encode_line(where, line, tokenizer, block_size):
     ids = encode_text(where, line, tokenizer)
     if not 0 < len(ids) <= block_size:
         raise UserError(
-            f"{where} has {len(ids)} {tokenizer.unit}, but the model reads 1 to {block_size}"
+            f"{where} has {plural(len(ids), tokenizer.unit)}, but the model reads 1 to {block_size}"
         )
     return ids

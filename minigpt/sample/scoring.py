@@ -76,7 +76,8 @@ def score_text(task, params, config, tokenizer, data, options, show):
     ids, removed = known_ids(sources, found, tokenizer)
     if len(ids) < 2:
         raise UserError(
-            f"{sources[0].where} has {len(ids)} tokens that the model knows; a score needs 2"
+            f"{sources[0].where} has {cli.plural(len(ids), 'tokens')} that the model knows; a "
+            "score needs 2"
         )
     loss, count = loss_of(task, params, config, ids, show)
     removed.update(tokenizer.decode(ids[:1].tolist()))  # the first token is not predicted

@@ -17,7 +17,7 @@ from minigpt.report.picture import NoPicture, NotInstalled
 from minigpt.sample.command import sample
 from minigpt.sample.tasks import TASKS
 from minigpt.train.config import resolve, train_config_of
-from minigpt.train.cost import describe, describe_model, plural
+from minigpt.train.cost import describe, describe_model
 from minigpt.train.loop import format_measures, reported, started, train_run
 from minigpt.train.options import PROG, options, parse
 from minigpt.train.resume import folder_of, resume_run, stored_run
@@ -68,7 +68,7 @@ def introduce(run):
     """Print what is about to be trained."""
     config, train_config, state = run.config, run.train_config, run.state
     threads, seconds = train_config.shards(), train_config.max_seconds
-    hardware = plural(threads, "thread")
+    hardware = cli.plural(threads, "thread")
     if train_config.backend == "cupy":
         hardware = f"cupy in {train_config.dtype}"
     end = f"for {seconds:g} seconds" if seconds else f"to step {train_config.max_iters:,}"

@@ -2,6 +2,7 @@
 
 import math
 
+from minigpt.cli import plural
 from minigpt.model import count_parameters
 from minigpt.params import leaves
 from minigpt.sample.tasks import task_of
@@ -68,11 +69,6 @@ def human(number, unit=""):
         if abs(number) >= 0.9995 * scale:
             return f"{number / scale:.3g} {prefix}{unit}"
     return f"{number:.3g} {unit}".rstrip()
-
-
-def plural(n, noun):
-    """Return "1 layer", "2 layers"."""
-    return f"{n} {noun}{'s' * (n != 1)}"
 
 
 def describe_model(config):

@@ -130,3 +130,10 @@ def test_a_text_is_read_as_utf8_and_a_name_printed_as_it_was_given():
     assert (out, err) == (b"", b"error: --prompt is not UTF-8: byte 0xff does not fit\n")
     out, err = program("print(sys.argv[1])", b"a\xff", **ASCII)
     assert (out, err) == (b"a\\udcff\n", b"")
+
+
+def test_a_noun_follows_its_number():
+    assert [cli.plural(n, "thread") for n in (0, 1, 2)] == ["0 threads", "1 thread", "2 threads"]
+    assert [cli.plural(n, "different sources") for n in (1, 9)] == [
+        *("1 different source", "9 different sources")
+    ]

@@ -237,7 +237,7 @@ def test_progress_is_shown_or_not(capsys):
         ({"pairs": ["ab", ("a", 1)]}, r"pairs\[1\] is \('a', 1\); it must be two strings"),
         ({"pairs": [("a\tb", "c")]}, r"pairs\[0\] holds a TAB or a line break"),
         ({"pairs": [("a", "")]}, "has an empty target"),
-        ({"pairs": [("a", "b")]}, "holds 1 different sources; a tenth of them is"),
+        ({"pairs": [("a", "b")]}, "holds 1 different source; a tenth of them is"),
         ({"resume": True}, "resume needs out_dir"),
         ({"resume": True, "out_dir": "x", "preset": "quick"}, "leave out preset"),
         ({"resume": True, "out_dir": "x", "overwrite": True}, "leave out overwrite"),

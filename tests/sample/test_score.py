@@ -237,7 +237,7 @@ def test_an_answer_that_is_cut_off_is_wrong_and_marked(pair_run, monkeypatch):
         ("text", ["--data=DATA", "--beam=2"], "--beam is for an encoder-decoder"),
         ("text", [], "there is nothing to score; name a file by --data FILE"),
         ("text", ["--data=EMPTY"], "is empty"),
-        ("text", ["--data=ONE"], "has 1 tokens that the model knows; a score needs 2"),
+        ("text", ["--data=ONE"], "has 1 token that the model knows; a score needs 2"),
         ("pairs", ["--data=EMPTY"], "is empty; name a file with pairs in it"),
         ("pairs", ["--data=nowhere"], "--data nowhere cannot be read"),
         ("pairs", ["--data=DATA", "--num-beams=2"], "--num-beams: use --beam N"),
