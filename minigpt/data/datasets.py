@@ -59,7 +59,9 @@ class TextData:
         self.size, self.length = found.size, found.length
         ids, notes = encode_text(sources, found, self.tokenizer)
         self.train, self.val = split(ids)
-        self.notes = [*found.notes, *unseen_note(self.train, self.val, self.tokenizer), *notes]
+        where = "the validation part only (the last tenth)"
+        unseen = unseen_note(self.train, self.val, self.tokenizer, where)
+        self.notes = [*found.notes, *unseen, *notes]
         unit = self.tokenizer.unit
         tokens = "" if unit == "characters" else f"{len(ids):,} {unit}, "
         self.description = (
@@ -79,16 +81,25 @@ class TextData:
         self.train, self.val = (to_device(part, xp) for part in (self.train, self.val))
 
 
-def unseen_note(train, val, tokenizer):
-    """Return a note, in a list, if the validation part has tokens that training never sees."""
-    unseen = only_in(val, train, tokenizer.vocab_size)
+def unseen_note(train, val, tokenizer, where):
+    """Return a note, in a list, if the validation part has tokens that training never sees.
+
+    Parameters
+    ----------
+    train, val : (N,) int
+        Ids of the tokenizer, and the one after its last.
+    tokenizer : Tokenizer
+    where : str
+        What the validation part is called.
+    """
+    unseen = only_in(val, train, tokenizer.vocab_size + 1)
     if not len(unseen):
         return []
     shown = " ".join(visible(tokenizer.label(i)) for i in unseen[:MAX_SHOWN].tolist())
     more = f" and {len(unseen) - MAX_SHOWN} more" if len(unseen) > MAX_SHOWN else ""
     return [
-        f"{len(unseen)} of {tokenizer.vocab_size} different {tokenizer.unit} occur in the "
-        f"validation part only (the last tenth), so training never sees them: {shown}{more}"
+        f"{len(unseen)} of {tokenizer.vocab_size} different {tokenizer.unit} occur in {where}, so "
+        f"training never sees them: {shown}{more}"
     ]
 
 
@@ -128,6 +139,7 @@ class PairData:
         self.tokenizer = tokenizer or PairTokenizer.from_pairs(self.pairs, shared)
         self.train, self.val = (Pairs(part, self.tokenizer) for part in (train, val))
         source, target = self.tokenizer
+        self.notes += self.unseen()
         self.sizes = {
             "vocab_size": self.tokenizer.vocab_size,
             "source_vocab_size": source.vocab_size,
@@ -139,6 +151,21 @@ class PairData:
             f"sources are written with {source.vocab_size} different {source.unit}, targets with "
             f"{target.vocab_size}"
         )
+
+    def unseen(self):
+        """Return notes on tokens that training never sees."""
+        train, val = self.train, self.val
+        sides = (
+            (train.source, val.source, self.tokenizer.source, "sources"),
+            (train.target, val.target, self.tokenizer.target, "targets"),
+        )
+        return [
+            note
+            for train, val, tokenizer, name in sides
+            for note in unseen_note(
+                train.ids, val.ids, tokenizer, f"{name} of the validation part only"
+            )
+        ]
 
     def check(self, block_size):
         """Raise a UserError if pairs are too long for a model of this block size."""

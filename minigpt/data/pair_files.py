@@ -1,7 +1,8 @@
 """Files of pairs: TSV, CSV or JSONL, told apart by their endings.
 
     .tsv .tab .txt     source TAB target, a pair per line
-    .csv               source,target as RFC 4180 has it: quotes, and line breaks within them
+    .csv               source,target as RFC 4180 has it: quotes, and line breaks within them; with
+                       semicolons or TABs for commas where the first line has them
     .jsonl .ndjson     an object with a key for each side, or a list of the two, per line
     .json              the same, or one list of them all
 
@@ -27,6 +28,7 @@ KEYS = (  # the first two that are there count
     ("prompt", "completion"),
     ("question", "answer"),
 )
+FIRST = 2**16  # characters in which a first line should end
 HEADER = object()  # stands for the line that names the columns
 
 
@@ -193,7 +195,7 @@ def columns_needed(n, width):
 
 def csv_rows(text):
     """Yield (number of its first line, row) of a text in CSV; a str says what is wrong with one."""
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text), strict=True)
     while True:
         number = rows.line_num + 1
         try:
@@ -203,6 +205,18 @@ def csv_rows(text):
         if row is None:
             return
         yield number, row
+
+
+def delimiter_of(text):
+    """Return what parts the columns of a text in CSV: spreadsheets have several habits."""
+    first = split_lines(text.lstrip()[:FIRST])[0]
+    for delimiter in ",;\t":
+        try:
+            if len(next(csv.reader([first], delimiter=delimiter, strict=True), ())) > 1:
+                return delimiter
+        except csv.Error:  # quotes do not fit, or the row is of several lines
+            pass
+    return ","
 
 
 def read_table(rows, header, needed):

@@ -1,6 +1,5 @@
 """Pairs of texts, source and target: their split, and batches of their ids."""
 
-import collections
 import hashlib
 from typing import NamedTuple
 
@@ -10,7 +9,6 @@ from minigpt.cli import plural
 from minigpt.errors import UserError
 
 LONG, TOO_LONG = 256, 1024  # tokens: up to which a pair is never, or may be, worth its cost
-SHOWN = 10  # characters in a note
 BUCKET = 8  # tokens: sources in a batch differ in length by less, and so do targets
 
 
@@ -181,26 +179,19 @@ def notes_on(train, val):
     ----------
     train, val : list of (source, target)
     """
-    pairs = [*train, *val]
-    distinct = set(pairs)
-    targets = collections.Counter(source for source, _ in distinct)
-    several = sum(n > 1 for n in targets.values())
+    pairs, targets, several = [*train, *val], {}, set()
+    for source, target in pairs:
+        if targets.setdefault(source, target) != target:
+            several.add(source)
+    repeated = len(pairs) - len(set(pairs))
     known = {source for source, _ in train}
     both = sum(source in known for source, _ in val)
-    notes = []
-    if len(distinct) < len(pairs):
-        notes.append(f"{len(pairs) - len(distinct):,} of {len(pairs):,} pairs repeat another pair")
-    if several:
-        notes.append(f"{several:,} of {len(targets):,} sources have several targets")
-    if both:
-        notes.append(f"the sources of {both:,} validation pairs are trained on as well")
-    for side, name in enumerate(("sources", "targets")):
-        trained, measured = (set().union(*(pair[side] for pair in part)) for part in (train, val))
-        if only := sorted(measured - trained):
-            shown = ", ".join(map(repr, only[:SHOWN]))
-            more = f" and {len(only) - SHOWN:,} more" if len(only) > SHOWN else ""
-            notes.append(f"{shown}{more}: in {name} of the validation part only, so never trained")
-    return notes
+    notes = {
+        f"{repeated:,} of {len(pairs):,} pairs repeat another pair": repeated,
+        f"{len(several):,} of {len(targets):,} sources have several targets": several,
+        f"the sources of {both:,} validation pairs are trained on as well": both,
+    }
+    return [note for note, found in notes.items() if found]
 
 
 def needed_length(*parts):

@@ -55,6 +55,23 @@ def test_a_spreadsheet(tmp_path):
     assert parse_pairs(raw, "p.csv").lines == [2, 4]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'a;b\n"x, y";c\n',
+        '"a";b\nx, y;c\n',
+        '\na\tb\n"x, y"\tc\n',
+        'source;target\n"a";b\n"x, y";c\n',
+        '"target","source"\n"b","a"\n"c","x, y"\n',
+        '"a",b\n"x, y",c\n',
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=repr)
+def test_commas_semicolons_or_tabs_part_columns_as_the_first_line_has_it(text, end):
+    found = parse_pairs(text.replace("\n", end), "p.csv")
+    assert found.pairs == [("a", "b"), ("x, y", "c")] and not found.bad
+
+
 @pytest.mark.parametrize("keys", ["source target", "src tgt", "input output", "prompt completion"])
 @pytest.mark.parametrize("order", [1, -1])
 def test_sides_have_the_names_that_people_give_them(keys, order):
@@ -120,7 +137,6 @@ def test_blank_lines_are_left_out_and_counted(name, text):
         ("p.tsv", "a\t\r\n", "line 1 has an empty target"),
         ("p.tsv", "source\ttarget\tn\na\tb\n", "line 2 has 1 TABs, but needs 2, as the header"),
         ("p.csv", "a\n", "line 1 has 1 column, but needs two: source,target"),
-        ("p.csv", "a;b\n", "line 1 has 1 column, but needs two"),
         ("p.csv", "a,b\na,b,c\n", "line 2 has 3 columns"),
         ("p.csv", "target,n,source\na,b\n", "line 2 has 2 columns, but needs 3, as the header"),
         ("p.csv", 'a,"b\nc"\n"d"e,f\n', "line 3 is not CSV: "),

@@ -139,9 +139,9 @@ MUTANTS = {
     ],
     "minigpt/data::notes_on": [
         (
-            "characters of the training part are taken for untrained",
-            "measured - trained",
-            "trained - measured",
+            "a source counts as one with several targets if it comes again",
+            "if targets.setdefault(source, target) != target",
+            "if source in targets or targets.update({source: target})",
             "data/test_pairs.py::test_what_is_odd_about_a_split_is_noted",
         ),
     ],
