@@ -55,7 +55,7 @@ def main(argv=None, prog="python -m minigpt.data"):
     )
     print(cli.printable("\n\n".join(sections)))
     for note in data.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {cli.one_line(note)}", file=sys.stderr)
 
 
 def head(sources):

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+from minigpt.cli import one_line
 from minigpt.data.sources import Source
 from minigpt.errors import UserError
 from minigpt.files import MARK, read_bytes, write_atomically
@@ -172,7 +173,7 @@ def _download_to_cache():
 
 
 def _say(line):
-    print(line, file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 def _download():

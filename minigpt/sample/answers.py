@@ -148,11 +148,11 @@ def print_answers(checkpoint, prompt, options):
             progress.clear()
             print_answer(line, ranked, options.verbose)
             if line.error:
-                say(f"error: {line.error}")
+                say(f"error: {cli.one_line(line.error)}")
                 status = 2
             elif not ranked[0].ended:
                 full = f"{config.block_size} {tokenizer.target.unit}"
-                say(f"note: {line.where}: the answer was cut off at {full}")
+                say(f"note: {cli.one_line(line.where)}: the answer was cut off at {full}")
         done += len(batch)
     return status
 

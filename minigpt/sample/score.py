@@ -68,7 +68,7 @@ def print_faults(faults):
     """Print on standard error what could not be scored."""
     more = len(faults) - NAMED
     for line in [*faults[:NAMED], *[f"{more:,} more lines could not be scored"] * (more > 0)]:
-        say(f"error: {line}")
+        say(f"error: {cli.one_line(line)}")
 
 
 def score(given):

@@ -36,7 +36,7 @@ def dry_run(own, options):
         config, train_config = resolve(options, sizes)
     print("\n".join(describe(config, train_config)))
     for note in note_on_threads(train_config.shards()):
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {cli.one_line(note)}", file=sys.stderr)
 
 
 def finish(run):

@@ -110,6 +110,10 @@ def test_answers_are_utf8_in_a_locale_of_ascii(tmp_path):
     expected = minigpt("sample", "--out-dir=run", PYTHONUTF8="1", **given)
     assert minigpt("sample", "--out-dir=run", **ASCII, **given) == expected
     assert len(expected[1].decode().splitlines()) == 2 and b"\\u" not in expected[1]
+    (tmp_path / "a\x1b[31m.txt").write_text("x\n")
+    flags = "sample", "--out-dir=run", "--prompt-file=a\x1b[31m.txt"
+    code, _, err = minigpt(*flags, cwd=tmp_path)
+    assert (code, b"\x1b" in err, rb"a\x1b[31m.txt" in err) == (2, False, True)
 
 
 @pytest.mark.report("28")

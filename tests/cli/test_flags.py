@@ -114,6 +114,15 @@ def test_a_value_may_begin_with_a_dash(value):
 
 
 @pytest.mark.report("28")
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
+def test_any_value_comes_through_a_pasted_command(value):
+    if value.isprintable() and os.name == "posix":
+        words = shlex.split(cli.command("train", out_dir=value, n_layer=3))[1:]
+        assert parse(*words) == {"out_dir": value, "n_layer": 3}
+    assert parse(f"--out-dir={value}") == {"out_dir": value}
+
+
+@pytest.mark.report("28")
 def test_a_flag_can_be_a_value_behind_its_equals_sign():
     assert parse("--out-dir=--bias") == {"out_dir": "--bias"}
 
