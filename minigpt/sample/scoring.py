@@ -26,7 +26,7 @@ from minigpt.errors import UserError
 from minigpt.sample.answers import answer_each
 from minigpt.sample.evaluation import mean_loss, some_of
 from minigpt.sample.memory import lines_that_fit
-from minigpt.sample.prompt import Line, encode_line, encode_text, knows
+from minigpt.sample.prompt import LINES, Line, encode_line, encode_text, in_parts, knows
 
 TOKENS = 512  # per forward pass on a CPU: more is no faster
 GPU_TOKENS = 2**14
@@ -225,12 +225,16 @@ def answers_to(model, lines, order, beam, show):
 
     The other parameters are those of `score_pairs`.
     """
-    answers = [None] * len(lines)
-    with blas_threads(1):  # see sample/command.py
-        found = answer_each(*model, [lines[i] for i in order], beam)
-        for done, (i, ranked) in enumerate(zip(order, found, strict=True)):
-            answers[i] = ranked[0]
-            show(f"answer {done + 1:,} of {len(lines):,}")
+    params, config, _ = model
+    answers, done = [None] * len(lines), 0
+    parts = [*in_parts([*order], min(LINES, lines_that_fit(config, beam)))]
+    with thread_map(params) as map:
+        found = map(lambda part: [*answer_each(*model, [lines[i] for i in part], beam)], parts)
+        for part, answered in zip(parts, found, strict=True):
+            for i, ranked in zip(part, answered, strict=True):
+                answers[i] = ranked[0]
+            done += len(part)
+            show(f"answer {done:,} of {len(lines):,}")
     return answers
 
 
@@ -269,9 +273,13 @@ def thread_map(params):
         run = map
         yield parallel
         return
-    with blas_threads(1), ThreadPoolExecutor(usable_cores()) as executor:
-        run = executor.map
-        yield parallel
+    executor = ThreadPoolExecutor(usable_cores())
+    run = executor.map
+    try:
+        with blas_threads(1):
+            yield parallel
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 def perplexity(loss):

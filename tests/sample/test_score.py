@@ -289,6 +289,18 @@ def test_it_shows_how_far_it_is_and_ends_cleanly(pair_run, score, capsys, monkey
     assert leaving.value.code == 130 and capsys.readouterr().err == ""
 
 
+@pytest.mark.cupy
+def test_the_backends_give_the_same_score(text_run, pair_run, numbers, xp):
+    for folder, data in ((text_run, "text.txt"), (pair_run, "p.tsv")):
+        scores = [
+            numbers(folder, folder.parent / data, f"--backend={backend}")[1]
+            for backend in ("numpy", xp.__name__)
+        ]
+        losses = [score.pop("loss") for score in scores]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+        assert [score["tokens"] for score in scores] == [scores[0]["tokens"]] * 2
+
+
 def test_a_model_that_is_of_no_use_is_refused(pair_run):
     model = minigpt.load(pair_run)
     model.params.flat[:] = np.inf
