@@ -273,6 +273,24 @@ def test_time_to_loss_beside_torch(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_large_text(tmp_path):
+    command = ("large_text.py", "--sizes", 1, "--max-seconds", 3, "--before", BENCH.parent)
+    found = records(tmp_path, *command)
+    assert [(r["code"], r["run"]) for r in found] == [
+        ("here", "first"),
+        ("here", "second"),
+        ("before", "first"),
+    ]
+    for r in found:
+        assert 10**6 - 4 < r["text_bytes"] <= 10**6 and r["steps"] >= 1
+        assert 0 < r["first_step_s"] < r["wall_s"]
+        assert r["resident_bytes"] >= r["anonymous_bytes"] > 10**7
+    done = run("large_text.py", "--sizes", 1, "--before", tmp_path)
+    assert done.returncode == 2 and f"{tmp_path}: exit code" in done.stderr
+
+
+@pytest.mark.slow
 def test_same_bits_tells_a_checkout_from_one_with_another_learning_rate(tmp_path):
     root, changed = BENCH.parent, tmp_path / "changed"
     shutil.copytree(root / "minigpt", changed / "minigpt")

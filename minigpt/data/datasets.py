@@ -19,7 +19,7 @@ from minigpt.data.corpus import builtin_source
 from minigpt.data.dates import date_pairs
 from minigpt.data.pair_files import read_pairs
 from minigpt.data.pairs import SPLITS, Pairs, check_lengths, digest, needed_length, notes_on
-from minigpt.data.sources import describe, find_sources, hold
+from minigpt.data.sources import describe, empty_note, find_sources, hold
 from minigpt.data.survey import survey
 from minigpt.data.token_files import encode_text
 from minigpt.data.tokenizers import CharTokenizer, PairTokenizer
@@ -61,7 +61,7 @@ class TextData:
         self.train, self.val = split(ids)
         where = "the validation part only (the last tenth)"
         unseen = unseen_note(self.train, self.val, self.tokenizer, where)
-        self.notes = [*found.notes, *unseen, *notes]
+        self.notes = [*empty_note(sources), *found.notes, *unseen, *notes]
         unit = self.tokenizer.unit
         tokens = "" if unit == "characters" else f"{len(ids):,} {unit}, "
         self.description = (

@@ -196,6 +196,15 @@ def parts_of(source):
             raw = raw[used:] + block
 
 
+def empty_note(sources):
+    """Return a note, in a list, if some of several sources are empty."""
+    empty = [s for s in sources if len(sources) > 1 and next(parts_of(s), None) is None]
+    if not empty:
+        return []
+    verb = "is" if len(empty) == 1 else "are"
+    return [f"{len(empty)} of {len(sources)} files {verb} empty: {some([s.name for s in empty])}"]
+
+
 def read_stdin():
     """Return the bytes of standard input, or raise a UserError if it is closed."""
     if sys.stdin is None:
@@ -208,5 +217,10 @@ def describe(sources):
     names = [source.name for source in sources]
     if len(names) == 1:
         return names[0]
+    return f"{len(names)} files: {some(names)}"
+
+
+def some(names):
+    """Return names with commas between them; of many the first ones."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{len(names)} files: {', '.join(names[:SHOWN])}{more}"
+    return ", ".join(names[:SHOWN]) + more

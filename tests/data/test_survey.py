@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.data import sources
-from minigpt.data.sources import Source, read_parts
+from minigpt.data.sources import Source, empty_note, read_parts
 from minigpt.data.survey import survey
 from minigpt.errors import UserError
 
@@ -102,3 +102,11 @@ def test_notes_say_what_cannot_be_seen_in_an_editor():
     ]
     assert "tr -d '\\r' < old.txt > new.txt" in notes[0] and "tr '\\r' '\\n'" in notes[1]
     assert "iconv -f UTF-16LE -t UTF-8" in notes[3]
+
+
+def test_empty_files_among_several_are_left_out_and_named():
+    assert empty_note(held(b"")) == empty_note(held(b"a", b"b")) == []
+    assert empty_note(held(b"", b"a")) == ["1 of 2 files is empty: 0.txt"]
+    assert empty_note(held(b"", b"a", MARK, b"", b"", b"\n")) == [
+        "4 of 6 files are empty: 0.txt, 2.txt, 3.txt and 1 more"
+    ]

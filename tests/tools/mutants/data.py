@@ -328,7 +328,7 @@ MUTANTS = {
             "a giant word is printed whole",
             "if line == text",
             "if True",
-            "data/test_batches.py::test_what_is_printed_is_as_small_whatever_the_text",
+            "data/test_walk.py::test_what_is_printed_is_as_small_whatever_the_text",
         ),
     ],
 }
