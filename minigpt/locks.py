@@ -144,8 +144,8 @@ def me():
 def born(pid):
     """Return when a process of this host started, in ticks; None if it is dead or unknown."""
     with contextlib.suppress(OSError, IndexError):
-        stat = Path(f"/proc/{pid}/stat").read_text()
-        return int(stat.rpartition(")")[2].split()[19])  # proc(5): field 22
+        stat = Path(f"/proc/{pid}/stat").read_bytes()  # has a name in any encoding
+        return int(stat.rpartition(b")")[2].split()[19])  # proc(5): field 22
     return None
 
 

@@ -7,11 +7,12 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from minigpt import locks
-from minigpt.locks import AlreadyLocked, acquire, release
+from minigpt.locks import AlreadyLocked, acquire, born, release
 
 fcntl = pytest.importorskip("fcntl")
 
@@ -153,3 +154,15 @@ def test_a_lock_needs_no_thread(path, monkeypatch):
 
     monkeypatch.setattr(threading.Thread, "start", fail)
     release(acquire(path))
+
+
+@pytest.mark.report("21", "32")
+@pytest.mark.skipif(not os.path.exists("/proc/self/comm"), reason="no /proc")
+def test_a_process_may_have_a_name_in_any_encoding():
+    comm = Path("/proc/self/comm")
+    name = comm.read_bytes()
+    try:
+        comm.write_bytes(b"\xff) \xe9")
+        assert isinstance(born(os.getpid()), int)
+    finally:
+        comm.write_bytes(name)
