@@ -43,7 +43,7 @@ def command(prog, **flags):
             if item is True:
                 words.append(flag)
             elif item is not None and item is not False:
-                text = str(item)
+                text = in_utf8(str(item))
                 words.append(flag + ("=" if text.startswith("-") else " ") + shell_word(text))
     return " ".join(words)
 
@@ -112,16 +112,22 @@ def encode_rest(error):
 codecs.register_error(UNPRINTABLE, encode_rest)
 
 
+def in_utf8(text):
+    """Return an argument or a name, whose bytes the locale took for others, as UTF-8 if it is."""
+    with contextlib.suppress(UnicodeError):
+        return os.fsencode(text).decode("utf-8")
+    return text
+
+
 def as_utf8(text, flag):
-    """Return a flag's text, an argument, read as UTF-8 whatever the locale took its bytes for.
+    """Return a flag's text, an argument, read as UTF-8 whatever the locale.
 
     Raises
     ------
     UserError
         If bytes of it fit neither.
     """
-    with contextlib.suppress(UnicodeError):
-        return os.fsencode(text).decode("utf-8")
+    text = in_utf8(text)
     wrong = SURROGATES.search(text)
     if wrong:
         raise UserError(f"{flag} is not UTF-8: byte 0x{ord(wrong[0]) & 0xFF:02x} does not fit")

@@ -84,6 +84,7 @@ def test_names_of_files_are_found_in_a_locale_of_ascii(tmp_path):
     flags = [*FLAGS, "--max-iters=2", "--data=źródło.txt", "--out-dir=wyjście"]
     code, out, err = minigpt("train", *flags, cwd=tmp_path, **ASCII)
     assert (code, err) == (0, b"")
+    assert out.decode().endswith("more: python -m minigpt.sample --out-dir 'wyjście'\n")
     assert "źródło.txt" in out.decode() and (tmp_path / "wyjście" / "metrics.jsonl").exists()
     resumed = ["train", "--resume", "--out-dir=wyjście", "--max-iters=4"]
     for env in ({"PYTHONUTF8": "1"}, ASCII):
