@@ -2,7 +2,7 @@
 
     .tsv .tab .txt     source TAB target, a pair per line
     .csv               source,target as RFC 4180 has it: quotes, and line breaks within them; with
-                       semicolons or TABs for commas where the first line has them
+                       semicolons or TABs for commas where the first row has them
     .jsonl .ndjson     an object with a key for each side, or a list of the two, per line
     .json              the same, or one list of them all
 
@@ -28,7 +28,6 @@ KEYS = (  # the first two that are there count
     ("prompt", "completion"),
     ("question", "answer"),
 )
-FIRST = 2**16  # characters in which a first line should end
 HEADER = object()  # stands for the line that names the columns
 
 
@@ -209,12 +208,12 @@ def csv_rows(text):
 
 def delimiter_of(text):
     """Return what parts the columns of a text in CSV: spreadsheets have several habits."""
-    first = split_lines(text.lstrip()[:FIRST])[0]
     for delimiter in ",;\t":
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         try:
-            if len(next(csv.reader([first], delimiter=delimiter, strict=True), ())) > 1:
+            if len(next(filter(any, rows), ())) > 1:
                 return delimiter
-        except csv.Error:  # quotes do not fit, or the row is of several lines
+        except csv.Error:  # its quotes do not fit
             pass
     return ","
 

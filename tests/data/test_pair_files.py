@@ -1,9 +1,13 @@
+import csv
+import io
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minigpt.data.datasets import PairData
-from minigpt.data.pair_files import parse_pairs, read_files, read_pairs
+from minigpt.data.pair_files import FORMATS, parse_pairs, read_files, read_pairs
 from minigpt.data.pairs import digest
 from minigpt.errors import UserError
 
@@ -205,3 +209,29 @@ def test_a_file_of_before_has_the_pairs_and_the_digest_of_before(tmp_path):
     data = PairData(str(path), split="position")
     assert data.val_pairs == rows[9::10]
     assert data.sha256 == digest([row for i, row in enumerate(rows, 1) if i % 10] + rows[9::10])
+
+
+side = st.text(min_size=1, max_size=8) | st.text('ab,;"\t\r\n {[', min_size=1, max_size=8)
+pairs = st.lists(st.tuples(side, side), max_size=6)
+
+
+@given(pairs, st.booleans())
+def test_what_is_written_as_csv_or_json_comes_back(pairs, header):
+    file = io.StringIO(newline="")
+    csv.writer(file).writerows([("source", "target")] * header + pairs)
+    found = parse_pairs(file.getvalue(), "p.csv", header)
+    assert (found.pairs, found.bad, found.headers) == (pairs, [], int(header))
+    records = [{"target": target, "source": source} for source, target in pairs]
+    lines = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    for text, name in ((lines, "p.jsonl"), (json.dumps(records), "p.json"), (lines, "p.json")):
+        assert parse_pairs(text, name).pairs == pairs
+
+
+@given(st.text() | st.text("ab\"',;\t\r\n {}[]:1"), st.sampled_from(("", *FORMATS)))
+def test_every_line_of_any_text_is_a_pair_or_bad_or_left_out(text, ending):
+    found = parse_pairs(text, f"p{ending}")
+    assert all(source and target for source, target in found.pairs)
+    assert len(found.lines) == len(found.pairs)
+    numbers = [*found.lines, *(number for number, _ in found.bad)]
+    assert len(set(numbers)) == len(numbers)
+    assert not any("\n" in what for _, what in found.bad)

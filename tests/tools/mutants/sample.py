@@ -97,8 +97,8 @@ MUTANTS = {
     "minigpt/sample::answers_to": [
         (
             "answers stand in the order in which they are made",
-            "answers[i] = ranked[0]",
-            "answers[done] = ranked[0]",
+            "in zip(part, answered, strict=True)",
+            "in zip(range(done, done + len(part)), answered, strict=True)",
             "sample/test_score.py::test_answers_stand_by_their_lines_in_whatever_order_they_are_made",
         ),
     ],
