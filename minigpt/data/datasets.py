@@ -124,10 +124,12 @@ class PairData:
     pairs : list of (source, target)
     train, val : Pairs
     val_pairs : list of (source, target)
+    fixed : bool
+        Whether there is a model already, that of a run that is resumed.
     """
 
     def __init__(self, path=None, seed=0, shared=False, tokenizer=None, split="source"):
-        self.split, self.notes = split, []
+        self.split, self.notes, self.fixed = split, [], tokenizer is not None
         if path is None:
             (train, val), self.name = date_pairs(seed), f"dates, seed {seed}"
         else:
@@ -169,7 +171,8 @@ class PairData:
 
     def check(self, block_size):
         """Raise a UserError if pairs are too long for a model of this block size."""
-        check_lengths(block_size, self.train, self.val, unit=self.tokenizer.source.unit)
+        unit = self.tokenizer.source.unit
+        check_lengths(block_size, self.train, self.val, unit=unit, fixed=self.fixed)
 
     def move(self, xp):
         """Leave the pairs on the host: batches are padded there, and move to a GPU whole."""

@@ -61,7 +61,7 @@ def parse_pairs(text, name="", header=True):
     name : str
         Of the file; its ending tells the format.
     header : bool
-        Whether a table may begin with a header.
+        Whether a table in TSV may begin with a header; others may.
     """
     read = FORMATS.get(PurePath(name).suffix.lower()) or format_like(text)
     pairs, lines, bad, blank, headers = [], [], [], 0, 0
@@ -183,7 +183,7 @@ def tabs_needed(n, width):
 
 def read_csv(text, header):
     """Yield (line number, item) of a text in CSV, as `read_tsv`."""
-    return read_table(csv_rows(text), header, columns_needed)
+    return read_table(csv_rows(text), True, columns_needed)
 
 
 def columns_needed(n, width):

@@ -214,7 +214,7 @@ def longest_of(parts):
     return int(needed.max()), int(np.quantile(needed, 0.99, method="higher"))
 
 
-def check_lengths(block_size, *parts, unit="tokens"):
+def check_lengths(block_size, *parts, unit="tokens", fixed=False):
     """Make sure that all sources, and all targets with END, fit the model.
 
     Parameters
@@ -223,6 +223,8 @@ def check_lengths(block_size, *parts, unit="tokens"):
     *parts : Pairs
     unit : str
         What the tokens are, in the plural.
+    fixed : bool
+        Whether the block size is that of a model that there is.
 
     Raises
     ------
@@ -233,8 +235,9 @@ def check_lengths(block_size, *parts, unit="tokens"):
     longer = int((needed > block_size).sum())
     if longer:
         longest, most = longest_of(parts)
+        start = "begin a new run with " if fixed else "set "
         raise UserError(
             f"{longer} of {len(needed)} pairs are longer than --block-size {block_size}: the "
             f"longest needs {longest} ({unit} of a source, or of a target and its end), 99 % of "
-            f"all at most {most}; set --block-size {longest}, or leave them out"
+            f"all at most {most}; {start}--block-size {longest}, or leave them out"
         )

@@ -5,14 +5,18 @@ import sys
 
 import pytest
 
+import minigpt
 from minigpt import __main__ as program
 from minigpt.data.datasets import PairData
 from minigpt.data.pairs import split_by_source
 from minigpt.errors import UserError
+from minigpt.files import LAST
+from minigpt.model.checkpoint import load
 from minigpt.train import __main__ as train
 from minigpt.train.options import options
 from minigpt.train.resume import resume_run
 from minigpt.train.run import new_run
+from minigpt.train.state import RunState
 from tests.tools.training import metrics, refusal
 
 pytestmark = pytest.mark.usefixtures("no_picture")
@@ -186,3 +190,22 @@ def test_a_few_pairs_that_are_far_longer_are_left_to_the_user(tmp_path, capsys):
     assert "1 of 301 pairs are longer than --block-size 64: the longest needs 300" in told
     assert "99 % of all at most 3; set --block-size 300, or leave them out" in told
     assert train.main([*run, "--block-size=300"]) == 0
+    tsv.write_text("".join([*rows, "c" * 400 + "\td\n"]))
+    told = refusal(capsys, train.main, [*run[:2], "--resume", "--max-iters=3"])
+    assert "longest needs 400" in told and "begin a new run with --block-size 400, or" in told
+
+
+def test_the_block_size_grows_in_a_program_too():
+    pairs = [("a" * 70 + str(i), "b" * 80) for i in range(20)]
+    model = minigpt.fit(pairs=pairs, n_layer=1, n_head=1, n_embd=4, max_iters=10, progress=False)
+    assert model.config.block_size == 88
+    with pytest.raises(UserError, match="longer than --block-size 60"):
+        minigpt.fit(pairs=pairs, block_size=60, max_iters=10)
+
+
+def test_a_split_of_a_checkpoint_is_checked(begin, tmp_path):
+    _, data = begin([(f"{i:03d}", f"{i}") for i in range(40)])
+    state = load(tmp_path / "run" / LAST).state
+    assert RunState.build(state).split == data.split == "source"
+    with pytest.raises(UserError, match="its split is 'half'"):
+        RunState.build({**state, "split": "half"})
