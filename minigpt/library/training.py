@@ -5,7 +5,6 @@ import importlib.util
 import os
 import sys
 import tempfile
-import types
 from pathlib import Path
 
 from minigpt import cli
@@ -15,13 +14,13 @@ from minigpt.library.model import load
 from minigpt.sample.tasks import TASKS
 from minigpt.train.config import TrainConfig, check_options
 from minigpt.train.input import kept
-from minigpt.train.loop import progress_bar, reported, started, train_or_save
+from minigpt.train.interrupt import NEVER
+from minigpt.train.loop import reported, started, train_or_save
 from minigpt.train.options import options as options_of
+from minigpt.train.progress import Bar, Silent, progress_of
 from minigpt.train.resume import folder_of, resume_run
 from minigpt.train.run import new_run
 from minigpt.train.run_dir import check_folder, locked
-
-NEVER = types.SimpleNamespace(signal=None)  # asks to stop: no signal handler is installed
 
 
 def fit(
@@ -44,9 +43,9 @@ def fit(
     >>> dates.answer("one")
 
     Ctrl-C, or interrupting the cell of a notebook, raises KeyboardInterrupt; with an out_dir, the
-    run is saved there and can be resumed. Signal handlers, warning filters and the current folder
-    stay as they are; BLAS has its own number of threads again at the end. It works in any thread,
-    but two trainings at once share the processor, and BLAS on one core each.
+    run is saved there, from its first step on, and can be resumed. Signal handlers, warning filters
+    and the current folder stay as they are; BLAS has its own number of threads again at the end. It
+    works in any thread, but two trainings at once share the processor, and BLAS on one core each.
 
     Parameters
     ----------
@@ -93,16 +92,15 @@ def fit(
     if pairs is not None:
         options = {"task": "seq2seq", **options}
         text = "".join(as_line(i, pair) for i, pair in enumerate(pairs))
-    with reported(), contextlib.ExitStack() as stack:
-        lasting = out_dir is not None
-        if not lasting:
+    with cli.standard_streams(), reported(), contextlib.ExitStack() as stack:
+        if out_dir is None:
             out_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="minigpt-"))
         options["out_dir"] = os.fspath(out_dir)
         own = {"preset": preset, "resume": resume, "overwrite": overwrite}
-        return fit_in(stack, own, options, text, progress, lasting)
+        return fit_in(stack, own, options, text, progress)
 
 
-def fit_in(stack, own, options, text, progress, lasting):
+def fit_in(stack, own, options, text, progress):
     """Train in the folder options["out_dir"], which `stack` locks; return the Model.
 
     Parameters
@@ -114,8 +112,6 @@ def fit_in(stack, own, options, text, progress, lasting):
     text : str or None
         What is to be kept in the folder and trained on.
     progress : bool
-    lasting : bool
-        Whether the folder stays.
     """
     folder = folder_of(options)
     stack.enter_context(locked(folder, make=not own["resume"]))
@@ -127,16 +123,12 @@ def fit_in(stack, own, options, text, progress, lasting):
         raw = as_bytes(text)
         options["data"] = str(folder / task.file_name(raw))
         keeping = kept(raw, Path(options["data"]))
-    with keeping:
+    with keeping as file:
         options = options_of(own, check_options(options))
         run = resume_run(options) if own["resume"] else new_run(options, own["overwrite"])
-    with started(run, own["resume"]):
-        if lasting and not own["resume"]:
-            run.save_last()  # so that there is something to resume, whenever it is interrupted
-        with bar_of(run, progress) as bar:
-            train_or_save(run, bar, NEVER)
-    if not run.state.over:
-        raise KeyboardInterrupt
+        run.kept = file or run.kept
+    with started(run), progress_in(run, progress) as shown:
+        train_or_save(run, shown, NEVER)
     return load(folder, run.train_config.backend)
 
 
@@ -183,32 +175,14 @@ def in_notebook():
     return hasattr(shell, "kernel")
 
 
-def bar_of(run, progress):
-    """Return the progress bar of a run: of widgets in a notebook that has them, else of text."""
+def progress_in(run, progress):
+    """Return what shows the progress of a run: of widgets in a notebook that has them."""
     if not progress:
-        return NoBar()
-    if in_notebook() and importlib.util.find_spec("ipywidgets"):
+        return Silent(run)
+    if not in_notebook():
+        return progress_of(run)
+    if importlib.util.find_spec("ipywidgets"):
         from tqdm.notebook import tqdm
     else:
         from tqdm import tqdm
-    return progress_bar(run, tqdm, disable=False if in_notebook() else None)
-
-
-class NoBar(contextlib.nullcontext):
-    """What takes the place of a progress bar: it shows faults alone, on standard error."""
-
-    n = 0
-
-    def __enter__(self):
-        return self
-
-    def update(self, n):
-        """Show nothing."""
-
-    def set_postfix_str(self, text, refresh=True):
-        """Show nothing."""
-
-    def write(self, text, file):
-        """Print what goes to standard error."""
-        if file is sys.stderr:
-            print(text, file=file)
+    return Bar(run, tqdm)

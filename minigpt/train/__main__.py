@@ -4,12 +4,12 @@ A run lives in its --out-dir: `metrics.jsonl`, a line per log or evaluation; `be
 `last.safetensors`, from which --resume goes on to the bit; and, with matplotlib, `loss.png`.
 """
 
+import contextlib
 import math
 import sys
 
 from minigpt import backend, cli
 from minigpt.backend.cores import note_on_threads
-from minigpt.errors import UserError
 from minigpt.model import count_parameters
 from minigpt.optim.schedule import describe as describe_schedule
 from minigpt.report.loss_curve import draw_losses
@@ -18,8 +18,11 @@ from minigpt.sample.command import sample
 from minigpt.sample.tasks import TASKS
 from minigpt.train.config import resolve, train_config_of
 from minigpt.train.cost import describe, describe_model
-from minigpt.train.loop import format_measures, reported, started, train_run
+from minigpt.train.interrupt import Interrupt
+from minigpt.train.loop import reported, started, train_run
+from minigpt.train.nonfinite import Diverged
 from minigpt.train.options import PROG, options, parse
+from minigpt.train.progress import format_measures
 from minigpt.train.resume import folder_of, resume_run, stored_run
 from minigpt.train.run import new_run, open_data
 from minigpt.train.run_dir import locked
@@ -43,9 +46,12 @@ def finish(run):
     """Print what came out, with a picture and a sample."""
     state = run.state
     whole = "" if run.whole_loss is None else f"{run.whole_loss:.4f} (last, whole split), "
+    best = ""
+    if state.best_loss is not None:  # there is none if it could not be saved
+        best = f", {state.best_loss:.4f} (best, step {state.best_step:,})"
     print(
-        f"\nvalidation loss {whole}{state.val_loss:.4f} (last), {state.best_loss:.4f} (best, step "
-        f"{state.best_step:,}){format_measures(state.measures)}, {state.seconds:.1f} s"
+        f"\nvalidation loss {whole}{state.val_loss:.4f} (last){best}"
+        f"{format_measures(state.measures)}, {state.seconds:.1f} s"
     )
     # The run is done, whatever becomes of its picture and its sample.
     try:
@@ -59,7 +65,7 @@ def finish(run):
     shown |= run.task.show(run.data)
     try:
         sample(shown)
-    except (UserError, MemoryError, *cli.device_failures()) as error:
+    except Exception as error:  # whatever goes wrong in it
         print(f"none: {cli.one_line(error)}")
     print(f"{'-' * 40}\nmore: {cli.command('python -m minigpt.sample', out_dir=run.folder)}")
 
@@ -85,23 +91,52 @@ def introduce(run):
     print(cli.printable(text), flush=True)
 
 
-def train(own, options):
-    """Train as the options say; return the exit code."""
+def train(own, options, stop):
+    """Train as the options say; return the exit code.
+
+    Parameters
+    ----------
+    own, options : dict
+        As from `parse`.
+    stop : Interrupt
+    """
     run = resume_run(options) if own["resume"] else new_run(options, own["overwrite"])
-    train_config, state = run.train_config, run.state
-    with started(run, resumed=own["resume"]):
+    with started(run):
         introduce(run)
-        number = train_run(run)
-    if state.over and not state.due:
-        finish(run)
-    else:
-        seconds = train_config.max_seconds
-        end = f"a run of {seconds:g} seconds" if seconds else f"{train_config.max_iters:,}"
-        print(
-            f"stopped at step {state.step:,} of {end}, saved; resume with\n"
-            f"  {cli.command(PROG, resume=True, out_dir=run.folder)}"
-        )
-    return 128 + number if number else 0
+        try:
+            with stop.patience():
+                train_run(run, stop)
+        except KeyboardInterrupt:  # from a second signal
+            if stop.signal is None:
+                raise
+        except Exception as error:
+            if run.state.step and not isinstance(error, Diverged):  # which says so itself
+                with contextlib.suppress(OSError):
+                    print(f"note: {saved(run, ' ')}", file=sys.stderr)
+            raise
+    if run.state.over and not run.state.due:
+        with contextlib.suppress(KeyboardInterrupt):  # it is complete
+            finish(run)
+        return 0
+    with contextlib.suppress(OSError):  # a signal may mean that the terminal is gone
+        end = length(run.train_config)
+        print(f"stopped at step {run.state.step:,} of {end}, {saved(run)}", flush=True)
+    return 128 + stop.signal
+
+
+def length(train_config):
+    """Return how long a run is to be, as text."""
+    seconds = train_config.max_seconds
+    return f"a run of {seconds:g} seconds" if seconds else f"{train_config.max_iters:,}"
+
+
+def saved(run, space="\n  "):
+    """Return what is saved of a run, as text, and how to go on, after a space or a new line."""
+    if run.saved is None:
+        return "nothing is saved"
+    step, command = run.saved[0], cli.command(PROG, resume=True, out_dir=run.folder)
+    what = "saved" if step == run.state.step else f"step {step:,} is saved"
+    return f"{what}; resume with{space}{command}"
 
 
 def main(argv=None, prog=PROG):
@@ -111,8 +146,14 @@ def main(argv=None, prog=PROG):
     if own["dry_run"]:
         return dry_run(own, chosen)
     folder = locked(folder_of(chosen), make=not own["resume"])
-    with reported(), folder, backend.plain(own["plain"]):
-        return train(own, chosen)
+    with cli.standard_streams(), Interrupt() as stop:
+        try:
+            with reported(), folder, backend.plain(own["plain"]):
+                return train(own, chosen, stop)
+        except KeyboardInterrupt:
+            if stop.signal is None:
+                raise
+            return 128 + stop.signal
 
 
 if __name__ == "__main__":

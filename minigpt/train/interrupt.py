@@ -24,6 +24,9 @@ class Never:
         """Do nothing."""
 
 
+NEVER = Never()
+
+
 def interruptible(map, stop):
     """Return a `map` that raises Stopped before an item if stop.signal is not None."""
 
@@ -51,12 +54,13 @@ class Interrupt:
         The number of the signal that came first.
     held : bool
         Whether a second signal has to wait.
-    done : bool
-        Whether there is nothing left to be saved: then the first signal raises KeyboardInterrupt.
+    patient : bool
+        Whether to wait for the end of a batch; otherwise the first signal raises KeyboardInterrupt,
+        as before training and after it, when there is nothing to be saved.
     """
 
     def __init__(self):
-        self.signal, self.held, self.again, self.done = None, False, False, False
+        self.signal, self.held, self.again, self.patient = None, False, False, False
         self.before = {}
 
     def __enter__(self):
@@ -71,10 +75,10 @@ class Interrupt:
 
     def note(self, number, _):
         """Remember the signal; the next one raises KeyboardInterrupt."""
-        if self.done:
+        first, self.signal = self.signal is None, self.signal or number
+        if not self.patient:
             raise KeyboardInterrupt
-        if self.signal is None:
-            self.signal = number
+        if first:
             told = "finishing this batch and saving; press Ctrl-C again to quit now"
             if number != signal.SIGINT:
                 name = signal.Signals(number).name
@@ -85,6 +89,15 @@ class Interrupt:
             self.again = True
         else:
             raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def patience(self):
+        """Wait for the end of a batch with the first signal while this lasts."""
+        self.patient = True
+        try:
+            yield
+        finally:
+            self.patient = self.held = False
 
     def hold(self):
         """Let a second signal wait until `release`."""

@@ -1,8 +1,8 @@
-"""The training loop: steps, evaluations and checkpoints, and a progress bar."""
+"""The training loop: steps, evaluations and checkpoints; whatever ends it, what it has is saved."""
 
 import contextlib
-import sys
 import time
+import traceback
 
 import numpy
 
@@ -10,115 +10,81 @@ from minigpt import cli
 from minigpt.backend.blas import blas_threads
 from minigpt.backend.devices import PRECISIONS, tf32_products
 from minigpt.errors import UserError
-from minigpt.files import METRICS
-from minigpt.train.interrupt import Interrupt, Stopped
-from minigpt.train.run_dir import clear_folder, cut_metrics
+from minigpt.files import LAST
+from minigpt.train.interrupt import Stopped
+from minigpt.train.nonfinite import Diverged
+from minigpt.train.progress import Throughput, format_loss, format_measures, progress_of
 from minigpt.train.threads import Workers
 
-BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {elapsed}, {remaining} left{postfix}"
 
-
-class Throughput:
-    """Tokens per second of training alone, since the last line of the metrics."""
-
-    def __init__(self):
-        self.clear()
-
-    def clear(self):
-        """Start over."""
-        self.tokens, self.seconds = 0, 0.0
-
-    def add(self, tokens, seconds):
-        """Count a step."""
-        self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
-
-    @property
-    def rate(self):
-        """Tokens per second."""
-        return self.tokens / self.seconds if self.seconds else 0.0
-
-
-def train_steps(run, bar, stop):
+def train_steps(run, shown, stop):
     """Train until the last step or until a signal asks to stop; log, evaluate and save on the way.
 
     Parameters
     ----------
     run : Run
         Started.
-    bar : tqdm
-    stop : Interrupt
-        Or whatever has its attribute `signal`.
+    shown : Silent, Lines or Bar
+    stop : Interrupt or Never
+
+    Raises
+    ------
+    Stopped
+        If a step or an evaluation was left because of a signal.
     """
-    state, throughput, show = run.state, Throughput(), evaluating(bar)
+    state, throughput = run.state, Throughput()
+    shown.notes()
     if state.due:  # the run was interrupted during an evaluation
-        record(run, state.due, 0.0, bar, stop)
+        record(run, state.due, 0.0, shown, stop)
     while not state.over and stop.signal is None:
         start, tokens = time.perf_counter(), state.tokens
-        numbers = run.advance()
+        numbers = run.advance(stop)
+        stop.release()
         throughput.add(state.tokens - tokens, time.perf_counter() - start)
-        if numbers is not None:
-            if run.skips.fault:
-                bar.write(run.skips.fault, file=sys.stderr)
-            loss = format_loss(run.losses.mean)
-            measures = format_measures(state.measures)
-            rate = f"{throughput.rate:,.0f} {run.task.counted}/s"
-            bar.set_postfix_str(f"loss {loss}, {rate}{measures}", False)
-        bar.update(int(state.seconds) - bar.n if run.train_config.max_seconds else 1)
+        if numbers is not None and run.skips.fault:
+            shown.note(run.skips.fault)
+        shown.step(None if numbers is None else throughput.rate)
         if run.logged:
-            record(run, numbers, throughput.rate, bar, stop)
+            record(run, numbers, throughput.rate, shown, stop)
             throughput.clear()
+        shown.notes()
     if state.over and not state.due:
-        run.evaluate_rest(stop, show)
+        run.evaluate_rest(stop, shown.evaluating)
 
 
-def evaluating(bar):
-    """Return show(done, total), which says on the bar how far an evaluation has come."""
-    return lambda done, total: bar.set_postfix_str(f"evaluating {done / total:.0%}")
+def record(run, numbers, rate, shown, stop):
+    """Write the metrics of a step; if it is due, evaluate, save and print a line.
 
-
-def record(run, numbers, rate, bar, stop):
-    """Write the metrics of a step; if it is due, evaluate, save and print a line."""
+    The checkpoint of the last step is left to whoever ends the run.
+    """
     state, measures, evaluated = run.state, {}, run.state.due is not None
     if evaluated:
-        bar.set_postfix_str("evaluating")
-        run.evaluate(stop, evaluating(bar))
+        shown.evaluating(0, 1)
+        run.evaluate(stop, shown.evaluating)
         measures = {"val_loss": state.val_loss, **state.measures}
     line = {"step": state.step, "tokens": state.tokens, "seconds": round(state.seconds, 3)}
     line |= {"train_loss": run.losses.mean, **measures, **numbers}
     run.log({**line, "tokens_per_second": round(rate)})
     if evaluated:
         state.due = None
-        run.save_last()
-        bar.write(
+        if not state.over:
+            run.try_to_save(LAST)
+        shown.notes()
+        shown.line(
             f"step {state.step:>6,}   train {format_loss(run.losses.mean)}   validation "
             f"{state.val_loss:.4f}{format_measures(state.measures)}   {state.seconds:7.1f} s   "
-            f"{rate:,.0f} {run.task.counted}/s",
-            file=sys.stdout,
+            f"{rate:,.0f} {run.task.counted}/s"
         )
-        sys.stdout.flush()
-
-
-def format_loss(loss):
-    """Return a loss as text."""
-    return "-" if loss is None else f"{loss:.4f}"
-
-
-def format_measures(measures):
-    """Return what was measured beside the loss: ", exact match 99.50% of 2,000", or nothing."""
-    shares = dict(measures)
-    n = shares.pop("measured_pairs", None)  # runs of before have none
-    of = f" of {n:,}" if n else ""
-    return "".join(f", {name.replace('_', ' ')} {x:.2%}{of}" for name, x in shares.items())
 
 
 @contextlib.contextmanager
-def started(run, resumed=False):
+def started(run):
     """Give a run what its steps need, for as long as this context lasts: threads, arithmetic,
-    weights and optimizer, and a folder that holds what came before and no more.
+    weights and optimizer.
 
     BLAS has its own number of threads again at the end.
     """
-    train_config, state = run.train_config, run.state
+    train_config = run.train_config
     # One shard needs no thread of its own: BLAS then has all cores.
     with (
         blas_threads(train_config.threads),
@@ -126,9 +92,6 @@ def started(run, resumed=False):
         tf32_products(PRECISIONS[train_config.dtype].tf32),
     ):
         run.start(workers)
-        if not resumed:
-            clear_folder(run.folder)
-        cut_metrics(run.folder / METRICS, state.step - bool(state.due))
         yield
 
 
@@ -147,46 +110,50 @@ def reported():
         ) from None
 
 
-def progress_bar(run, cls, **settings):
-    """Return a progress bar of a run; `cls` is a tqdm."""
-    state, seconds = run.state, run.train_config.max_seconds
-    return cls(
-        total=round(seconds or run.train_config.max_iters),
-        initial=int(state.seconds) if seconds else state.step,
-        bar_format=BAR,
-        dynamic_ncols=True,
-        leave=False,
-        smoothing=0,
-        **settings,
-    )
+def unsaved(run):
+    """Tell whether a run has taken whole steps, or made up an evaluation, that no file has.
 
-
-def train_or_save(run, bar, stop):
-    """Train to the end; where that is not reached, save what --resume goes on from.
-
-    Raises
-    ------
-    KeyboardInterrupt
-        If it came at a moment of which nothing can be saved: the last checkpoint holds.
+    Within a step, the weights are those of the last one until the optimizer begins.
     """
     state = run.state
+    whole = run.trainer.optimizer.step_count == state.step > 0
+    return whole and run.saved != (state.step, bool(state.due))
+
+
+def train_or_save(run, shown, stop):
+    """Train to the end, or until a signal; whatever ends it, save what --resume goes on from."""
     try:
-        train_steps(run, bar, stop)
+        train_steps(run, shown, stop)
     except Stopped:
         pass
-    except KeyboardInterrupt:
-        # Within a step, the weights are those of the last one until the optimizer begins.
-        if run.trainer.optimizer.step_count != state.step or state.over:
-            raise
-    if not state.over or state.due:
+    except Diverged:
+        raise
+    except BaseException as error:
+        if isinstance(error, MemoryError):
+            traceback.clear_frames(error.__traceback__)  # they hold the arrays of a step
+        save_after(run, shown, stop)
+        raise
+    stop.hold()
+    if unsaved(run):
         run.read()
         run.save_last()
+    run.write_lines()
+    shown.notes()
 
 
-def train_run(run):
-    """Train to the end, or until a signal asks to stop; return the signal or None."""
-    from tqdm import tqdm  # slow to import, and --help needs none
+def save_after(run, shown, stop):
+    """Try to save what a run has come to before it ends with an error."""
+    stop.hold()
+    if not unsaved(run):
+        return
+    try:
+        run.read()
+        run.save_last()
+    except Exception as error:
+        shown.note(f"step {run.state.step:,} is not saved: {cli.one_line(error)}")
 
-    with Interrupt() as stop, progress_bar(run, tqdm, disable=None) as bar:
-        train_or_save(run, bar, stop)
-    return stop.signal
+
+def train_run(run, stop):
+    """Train to the end, or until a signal asks to stop, and show how it goes."""
+    with progress_of(run) as shown:
+        train_or_save(run, shown, stop)

@@ -3,12 +3,17 @@
 import math
 
 from minigpt.backend import array_module, to_device
+from minigpt.errors import UserError
 from minigpt.model.gpt import logits
 from minigpt.ops.dropout import Rng
 from minigpt.optim.gradients import sum_of_squares
 from minigpt.sample.tasks import task_of
 
 LIMIT = 5  # steps in a row that may be skipped
+
+
+class Diverged(UserError):
+    """Training has diverged: the weights are of no use, or soon will be."""
 
 
 class Skips:

@@ -10,7 +10,7 @@ from minigpt.backend import to_device, to_host
 from minigpt.backend.cores import note_on_threads
 from minigpt.backend.devices import check_precision, load_backend
 from minigpt.errors import UserError
-from minigpt.files import BEST, LAST, METRICS, writing
+from minigpt.files import BEST, LAST, METRICS, append, writing
 from minigpt.model.checkpoint import save
 from minigpt.model.init import init_params
 from minigpt.optim.clipping import GRAD_SCALE, SKIPPED, STEPS
@@ -20,9 +20,9 @@ from minigpt.sample.tasks import TASKS, task_of
 from minigpt.train.clock import Clock
 from minigpt.train.config import resolve, train_config_of
 from minigpt.train.input import kept_pipe
-from minigpt.train.interrupt import interruptible
-from minigpt.train.nonfinite import Skips, first_in_evaluation, first_in_step
-from minigpt.train.run_dir import check_folder
+from minigpt.train.interrupt import NEVER, interruptible
+from minigpt.train.nonfinite import Diverged, Skips, first_in_evaluation, first_in_step
+from minigpt.train.run_dir import check_folder, claim_folder
 from minigpt.train.state import RunState
 from minigpt.train.step import Trainer
 from minigpt.train.validation import Validation
@@ -88,8 +88,10 @@ class Run:
         Whether the last step is evaluated, and goes into the metrics.
     skips : Skips
         Steps that changed nothing, as far as they have been read.
-    saved_step : int or None
-        The step of the last checkpoint of this run that --resume goes on from.
+    saved : (int, bool) or None
+        Of the checkpoint that --resume goes on from: its step, and whether an evaluation is due.
+    unwritten : str
+        Lines of the metrics that could not be written yet.
     whole_loss : float or None
         At the end of a run: the loss over the whole validation split, if evaluations take a part.
     notes : list of str
@@ -103,7 +105,10 @@ class Run:
         self.checkpoint, self.trainer = checkpoint, None
         self.losses = LossMean(state.loss_sum, state.loss_count)
         self.grad_norm, self.lr, self.evaluated, self.logged = 0.0, 0.0, False, False
-        self.skips, self.saved_step = Skips(state.skips_in_a_row), checkpoint and state.step
+        self.skips, self.saved = Skips(state.skips_in_a_row), None
+        if checkpoint is not None:
+            self.saved = state.step, bool(state.due)
+        self.unwritten, self.claimed = "", False
         self.clock = Clock(state.seconds, time.perf_counter() if began is None else began)
         size = self.task.eval_size(data.val, config)
         self.validation = Validation(*size, train_config, state.eval_targets)
@@ -134,8 +139,13 @@ class Run:
         self.skips.begin(self.trainer.progress())
         self.count_seconds(self.clock.lap())
 
-    def advance(self):
+    def advance(self, stop=NEVER):
         """Train one step, and decide whether it is the last, logged, evaluated.
+
+        Parameters
+        ----------
+        stop : Interrupt or Never
+            As in `Trainer.step`.
 
         Returns
         -------
@@ -146,7 +156,9 @@ class Run:
         if state.step % train_config.log_interval == 0:
             self.losses.clear()
         by_clock = self.progress if train_config.max_seconds else None
-        loss, self.grad_norm, self.lr = self.trainer.step(self.data.train, state.step, by_clock)
+        loss, self.grad_norm, self.lr = self.trainer.step(
+            self.data.train, state.step, by_clock, stop
+        )
         self.losses.add(loss)
         state.step, state.tokens = state.step + 1, state.tokens + self.trainer.count
         self.unread += 1
@@ -221,9 +233,9 @@ class Run:
     def diverged(self, reason, first):
         """Return the UserError that ends a run: why, where it comes from, and what to do."""
         again = "train again"
-        if self.saved_step is not None:
-            again = f"resume from {self.folder / LAST} (step {self.saved_step}) by --resume"
-        return UserError(
+        if self.saved is not None:
+            again = f"resume from {self.folder / LAST} (step {self.saved[0]}) by --resume"
+        return Diverged(
             f"training has diverged: {reason}; first non-finite tensor: {first}; {again} with a "
             "lower --learning-rate"
         )
@@ -272,9 +284,11 @@ class Run:
             state.measures = self.task.measure(*model, map, validation.share_s)
             self.count_seconds(self.clock.lap(validation.share_s))
             validation.measure_s = self.clock.seconds - start
+        before = state.best_loss, state.best_step
         if state.best_loss is None or state.val_loss < state.best_loss:
             state.best_loss, state.best_step = state.val_loss, state.step
-            self.save(BEST)
+            if not self.try_to_save(BEST):
+                state.best_loss, state.best_step = before
 
     def evaluate_rest(self, stop, show=None):
         """Take the loss of the whole split, at the end of a run whose evaluations take a part.
@@ -313,6 +327,7 @@ class Run:
 
     def save(self, name, optimizer=None):
         """Write a checkpoint of this moment, which must have been read, into the run's folder."""
+        self.claim()
         self.count_seconds(self.clock.lap())
         start = self.clock.seconds
         self.state.optimizer = to_host(self.trainer.optimizer.state).tolist()[:GRAD_SCALE]
@@ -330,12 +345,42 @@ class Run:
     def save_last(self):
         """Write the checkpoint that --resume goes on from."""
         self.save(LAST, self.trainer.optimizer)
-        self.saved_step = self.state.step
+        self.saved = self.state.step, bool(self.state.due)
+
+    def try_to_save(self, name):
+        """Write a checkpoint amid the run; return whether it is written, and note it if not."""
+        try:
+            self.save_last() if name == LAST else self.save(name)
+        except UserError as error:
+            self.notes.append(f"{error}; training goes on")
+            return False
+        return True
 
     def log(self, line):
-        """Add a line to the metrics."""
-        with writing(self.folder / METRICS) as path, open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        """Add a line to the metrics; where that is not possible, it is kept for the next time."""
+        noted = bool(self.unwritten)
+        self.unwritten += json.dumps(line, allow_nan=False) + "\n"
+        self.write_lines(noted)
+
+    def write_lines(self, noted=False):
+        """Add to the metrics what they lack; a failure is noted, unless it has been."""
+        if not self.unwritten:
+            return
+        try:
+            self.claim()
+            with writing(self.folder / METRICS) as path:
+                append(path, self.unwritten)
+        except UserError as error:
+            if not noted:
+                self.notes.append(f"{error}; its lines are kept, and tried again with the next")
+        else:
+            self.unwritten = ""
+
+    def claim(self):
+        """Make the folder this run's own, right before the first thing is written there."""
+        if not self.claimed:
+            claim_folder(self.folder, None if self.saved is None else self.saved[0] - self.saved[1])
+            self.claimed = True
 
 
 def taken_ahead(state, train_config):

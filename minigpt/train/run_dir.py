@@ -7,10 +7,13 @@ import os
 from minigpt.errors import UserError
 from minigpt.files import (
     LAST,
+    METRICS,
     READ_ONLY,
     RUN_FILES,
     marked_read_only,
+    real_path,
     remove_file,
+    remove_leftovers,
     write_atomically,
     writing,
 )
@@ -97,12 +100,23 @@ def check_folder(folder, overwrite):
         )
 
 
-def clear_folder(folder):
-    """Make the folder of a new run, or empty it of an old one."""
+def claim_folder(folder, step):
+    """Make a folder that of a run, which is about to write there; remove what is not its own.
+
+    Parameters
+    ----------
+    folder : Path
+    step : int or None
+        The last step that the metrics keep; None for a new run, which keeps no file of an old one.
+    """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name in RUN_FILES:
-            remove_file(folder / name)
+            remove_leftovers(real_path(folder / name), 0.0)  # this run has the lock
+            if step is None:
+                remove_file(folder / name)
+    if step is not None:
+        cut_metrics(folder / METRICS, step)
 
 
 def cut_metrics(path, step):

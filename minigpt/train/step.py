@@ -16,6 +16,7 @@ from minigpt.params import Params
 from minigpt.sample.evaluation import mean_loss
 from minigpt.sample.tasks import task_of
 from minigpt.train.config import make_optimizer
+from minigpt.train.interrupt import NEVER, Stopped
 from minigpt.train.threads import shard_slices, sum_gradients
 
 EVAL_TOKENS = 512  # per forward pass of an evaluation on a CPU: more is no faster
@@ -105,7 +106,7 @@ class Trainer:
             for i in range(step * n, (step + 1) * n)
         ]
 
-    def step(self, split, step, progress=None):
+    def step(self, split, step, progress=None, stop=NEVER):
         """Train on the batches that belong to `step`, 0 at the first.
 
         Parameters
@@ -114,6 +115,9 @@ class Trainer:
             What is trained on.
         progress : float, optional
             The fraction of the wall-clock budget that is used up: see schedule.learning_rate.
+        stop : Interrupt or Never
+            Its attribute `signal` is looked at before every batch. It is held from the update of
+            the weights on, until the caller has counted the step and releases it.
 
         Returns
         -------
@@ -124,14 +128,22 @@ class Trainer:
             step ran last.
         lr : float
             The learning rate.
+
+        Raises
+        ------
+        Stopped
+            If `signal` is not None; nothing has changed then.
         """
         train_config, batches = self.train_config, self.batches(split, step)
         self.count = sum(self.task.count_targets(targets) for _, targets in batches)
         losses = []
         for i, batch in enumerate(batches):
+            if stop.signal is not None:
+                raise Stopped
             rng = Rng.of(train_config.seed, step, i)
             losses.append(self.gradients(*batch, rng, self.count, add=i > 0))
         loss, lr = sum_losses(losses), learning_rate(step, train_config, progress)
+        stop.hold()
         self.optimizer.step(self.grads.flat, lr, self.workers.ranges, loss)
         return loss, as_float(self.optimizer.state[GRAD_NORM]), lr
 

@@ -239,7 +239,7 @@ def test_too_little_device_memory_to_sample(tmp_path, cupy, capsys):
 
 
 def test_a_device_that_fails(tmp_path, cupy, capsys, monkeypatch):
-    def fail(self, ids, step, progress):
+    def fail(self, *_):
         raise cupy.cuda.runtime.CUDARuntimeError(700)
 
     monkeypatch.setattr(Trainer, "step", fail)

@@ -9,6 +9,7 @@ import pytest
 
 from minigpt.files import BEST, LAST, METRICS
 from minigpt.model import checkpoint
+from minigpt.optim.adamw import AdamW
 from minigpt.optim.clipping import LOSS_SCALE
 from minigpt.train import __main__ as train
 from minigpt.train.resume import resume_run
@@ -20,33 +21,35 @@ from tests.tools.training import EXACT, TEXT, begin, metrics, refusal, resume, s
 pytestmark = pytest.mark.usefixtures("no_picture")
 
 
-def interrupt(monkeypatch, step, times=1):
-    """Let Ctrl-C come while `step` is under way, 0 being the first."""
-    original = Trainer.step
+def interrupt(monkeypatch, step, times=1, owner=Trainer, number=signal.SIGINT):
+    """Let a signal come when `step` of the trainer or of its optimizer begins, 0 being the first."""
+    original = owner.step
 
-    def interrupted(self, ids, i, progress=None):
-        for _ in range(times if i == step else 0):
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(self, ids, i, progress)
+    def interrupted(self, *args):
+        done = self.step_count if owner is AdamW else args[1]
+        for _ in range(times if done == step else 0):
+            os.kill(os.getpid(), number)
+        return original(self, *args)
 
-    monkeypatch.setattr(Trainer, "step", interrupted)
+    monkeypatch.setattr(owner, "step", interrupted)
 
 
 @pytest.mark.cupy
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("times", [1, 2], ids=["after a step", "amid a step"])
+@pytest.mark.parametrize("times", [1, 2], ids=["once", "twice"])
+@pytest.mark.parametrize("owner", [Trainer, AdamW], ids=["amid a step", "amid an update"])
 @pytest.mark.parametrize(
-    "step", [7, *(pytest.param(i, marks=pytest.mark.slow) for i in (0, 2, 3, 10))]
+    "step", [7, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2, 3, 10))]
 )
 def test_interrupted_and_resumed_is_uninterrupted(
-    tmp_path, monkeypatch, backend, step, times, optimizer
+    tmp_path, monkeypatch, backend, step, owner, times, optimizer
 ):
     flags = *EXACT, backend, f"--optimizer={optimizer}"
     assert begin(tmp_path / "whole", *flags) == 0
     with monkeypatch.context() as patch:
-        interrupt(patch, step, times)
+        interrupt(patch, step, times, owner)
         assert begin(tmp_path / "parts", *flags) == 130
-    done = step if times == 2 else step + 1
+    done = step if owner is Trainer else step + 1
     assert checkpoint.load(tmp_path / "parts" / LAST).state["step"] == done
     assert resume(tmp_path / "parts") == 0
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
@@ -72,15 +75,16 @@ def test_ended_early_and_resumed_is_uninterrupted(tmp_path):
 
 def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path, monkeypatch):
     assert begin(tmp_path / "whole", *EXACT) == 0
-    original = Trainer.step
+    original = AdamW.step
 
-    def killed(self, ids, i, progress=None):
-        if i == 7:
+    def killed(self, *args):
+        if self.step_count == 7:
+            self.step_count += 1  # the weights are those of no whole step: nothing is saved
             raise RuntimeError("killed")
-        return original(self, ids, i, progress)
+        return original(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", killed)
+        patch.setattr(AdamW, "step", killed)
         with pytest.raises(RuntimeError):
             begin(tmp_path / "parts", *EXACT)
     assert [line["step"] for line in metrics(tmp_path / "parts")] == [2, 4, 6]
@@ -107,7 +111,8 @@ def test_an_evaluation_that_was_interrupted_is_made_up_for(
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, interrupted)
-        begin(tmp_path / "parts", *EXACT)
+        with pytest.raises(KeyboardInterrupt):
+            begin(tmp_path / "parts", *EXACT)
     assert checkpoint.load(tmp_path / "parts" / LAST).state["step"] == 8
     assert resume(tmp_path / "parts") == 0
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")

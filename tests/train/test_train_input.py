@@ -119,7 +119,7 @@ def test_too_little_memory(tmp_path, capsys, monkeypatch):
     assert error.startswith("error: out of memory (Unable to allocate ")
     assert "--batch-size" in error and "--dry-run" in error
 
-    def fail(self, ids, step, progress):
+    def fail(self, *_):
         raise MemoryError
 
     monkeypatch.setattr(Trainer, "step", fail)

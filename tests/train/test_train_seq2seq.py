@@ -28,8 +28,8 @@ from minigpt.sample import answers
 from minigpt.sample.tasks import TASKS, task_of
 from minigpt.train import __main__ as train
 from minigpt.train.config import resolve
-from minigpt.train.loop import format_measures
 from minigpt.train.presets import DEFAULTS, PRESETS
+from minigpt.train.progress import format_measures
 from minigpt.train.resume import resume_run
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
@@ -98,10 +98,10 @@ def test_interrupted_and_resumed_is_uninterrupted(begin, tmp_path, monkeypatch, 
     assert begin(tmp_path / "whole") == 0
     original = Trainer.step
 
-    def interrupted(self, split, i, progress=None):
+    def interrupted(self, split, i, *args):
         for _ in range(times if i == 5 else 0):
             os.kill(os.getpid(), signal.SIGINT)
-        return original(self, split, i, progress)
+        return original(self, split, i, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", interrupted)
