@@ -83,7 +83,8 @@ def run(main):
             try:
                 stream.flush()
             except OSError:  # already reported; Python would complain again when it flushes at exit
-                with contextlib.suppress(OSError, ValueError):  # a stand-in without a descriptor
+                # A stand-in has no descriptor.
+                with contextlib.suppress(AttributeError, OSError, ValueError):
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(status)
 

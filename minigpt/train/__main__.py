@@ -66,7 +66,7 @@ def finish(run):
     try:
         sample(shown)
     except Exception as error:  # whatever goes wrong in it
-        print(f"none: {cli.one_line(error)}")
+        print(f"none: {cli.one_line(error) or type(error).__name__}")
     print(f"{'-' * 40}\nmore: {cli.command('python -m minigpt.sample', out_dir=run.folder)}")
 
 
@@ -119,8 +119,8 @@ def train(own, options, stop):
             finish(run)
         return 0
     with contextlib.suppress(OSError):  # a signal may mean that the terminal is gone
-        end = length(run.train_config)
-        print(f"stopped at step {run.state.step:,} of {end}, {saved(run)}", flush=True)
+        end, what = length(run.train_config), saved(run, "\n  ")
+        print(f"stopped at step {run.state.step:,} of {end}; {what}", flush=True)
     return 128 + stop.signal
 
 
@@ -130,13 +130,12 @@ def length(train_config):
     return f"a run of {seconds:g} seconds" if seconds else f"{train_config.max_iters:,}"
 
 
-def saved(run, space="\n  "):
+def saved(run, space):
     """Return what is saved of a run, as text, and how to go on, after a space or a new line."""
     if run.saved is None:
         return "nothing is saved"
-    step, command = run.saved[0], cli.command(PROG, resume=True, out_dir=run.folder)
-    what = "saved" if step == run.state.step else f"step {step:,} is saved"
-    return f"{what}; resume with{space}{command}"
+    command = cli.command(PROG, resume=True, out_dir=run.folder)
+    return f"step {run.saved[0]:,} is saved; resume with{space}{command}"
 
 
 def main(argv=None, prog=PROG):

@@ -10,7 +10,7 @@ from minigpt import cli
 from minigpt.backend.blas import blas_threads
 from minigpt.backend.devices import PRECISIONS, tf32_products
 from minigpt.errors import UserError
-from minigpt.files import LAST
+from minigpt.files import LAST, METRICS
 from minigpt.train.interrupt import Stopped
 from minigpt.train.nonfinite import Diverged
 from minigpt.train.progress import Throughput, format_loss, format_measures, progress_of
@@ -138,6 +138,9 @@ def train_or_save(run, shown, stop):
         run.read()
         run.save_last()
     run.write_lines()
+    if run.unwritten:
+        lines = len(run.unwritten)
+        run.notes.append(f"{run.folder / METRICS} lacks {lines} lines that could not be written")
     shown.notes()
 
 

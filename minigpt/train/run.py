@@ -22,7 +22,7 @@ from minigpt.train.config import resolve, train_config_of
 from minigpt.train.input import kept_pipe
 from minigpt.train.interrupt import NEVER, interruptible
 from minigpt.train.nonfinite import Diverged, Skips, first_in_evaluation, first_in_step
-from minigpt.train.run_dir import check_folder, claim_folder
+from minigpt.train.run_dir import check_folder, claim_folder, cut_metrics
 from minigpt.train.state import RunState
 from minigpt.train.step import Trainer
 from minigpt.train.validation import Validation
@@ -90,7 +90,9 @@ class Run:
         Steps that changed nothing, as far as they have been read.
     saved : (int, bool) or None
         Of the checkpoint that --resume goes on from: its step, and whether an evaluation is due.
-    unwritten : str
+    cut : int or None
+        The last step whose line the metrics of a resumed run keep, until they have been cut.
+    unwritten : list of str
         Lines of the metrics that could not be written yet.
     whole_loss : float or None
         At the end of a run: the loss over the whole validation split, if evaluations take a part.
@@ -105,10 +107,11 @@ class Run:
         self.checkpoint, self.trainer = checkpoint, None
         self.losses = LossMean(state.loss_sum, state.loss_count)
         self.grad_norm, self.lr, self.evaluated, self.logged = 0.0, 0.0, False, False
-        self.skips, self.saved = Skips(state.skips_in_a_row), None
+        self.skips, self.saved, self.cut = Skips(state.skips_in_a_row), None, None
         if checkpoint is not None:
             self.saved = state.step, bool(state.due)
-        self.unwritten, self.claimed = "", False
+            self.cut = state.step - bool(state.due)
+        self.claimed, self.unwritten, self.failed = False, [], False
         self.clock = Clock(state.seconds, time.perf_counter() if began is None else began)
         size = self.task.eval_size(data.val, config)
         self.validation = Validation(*size, train_config, state.eval_targets)
@@ -344,6 +347,7 @@ class Run:
 
     def save_last(self):
         """Write the checkpoint that --resume goes on from."""
+        self.write_lines()
         self.save(LAST, self.trainer.optimizer)
         self.saved = self.state.step, bool(self.state.due)
 
@@ -358,28 +362,30 @@ class Run:
 
     def log(self, line):
         """Add a line to the metrics; where that is not possible, it is kept for the next time."""
-        noted = bool(self.unwritten)
-        self.unwritten += json.dumps(line, allow_nan=False) + "\n"
-        self.write_lines(noted)
+        self.unwritten.append(json.dumps(line, allow_nan=False) + "\n")
+        self.write_lines()
 
-    def write_lines(self, noted=False):
-        """Add to the metrics what they lack; a failure is noted, unless it has been."""
-        if not self.unwritten:
-            return
+    def write_lines(self):
+        """Bring the metrics up to date; the first failure of several is noted."""
+        failed, self.failed = self.failed, False
         try:
             self.claim()
             with writing(self.folder / METRICS) as path:
-                append(path, self.unwritten)
+                if self.cut is not None:
+                    cut_metrics(path, self.cut)
+                    self.cut = None
+                if self.unwritten:
+                    append(path, "".join(self.unwritten))
+                    self.unwritten.clear()
         except UserError as error:
-            if not noted:
+            self.failed = True
+            if not failed:
                 self.notes.append(f"{error}; its lines are kept, and tried again with the next")
-        else:
-            self.unwritten = ""
 
     def claim(self):
         """Make the folder this run's own, right before the first thing is written there."""
         if not self.claimed:
-            claim_folder(self.folder, None if self.saved is None else self.saved[0] - self.saved[1])
+            claim_folder(self.folder, clear=self.saved is None)
             self.claimed = True
 
 

@@ -7,7 +7,6 @@ import os
 from minigpt.errors import UserError
 from minigpt.files import (
     LAST,
-    METRICS,
     READ_ONLY,
     RUN_FILES,
     marked_read_only,
@@ -100,23 +99,26 @@ def check_folder(folder, overwrite):
         )
 
 
-def claim_folder(folder, step):
-    """Make a folder that of a run, which is about to write there; remove what is not its own.
+def claim_folder(folder, clear):
+    """Make a folder that of a run, which is about to write there.
 
     Parameters
     ----------
     folder : Path
-    step : int or None
-        The last step that the metrics keep; None for a new run, which keeps no file of an old one.
+    clear : bool
+        Whether to remove the files of an old run.
+
+    Raises
+    ------
+    UserError
+        If that is not possible.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name in RUN_FILES:
             remove_leftovers(real_path(folder / name), 0.0)  # this run has the lock
-            if step is None:
+            if clear:
                 remove_file(folder / name)
-    if step is not None:
-        cut_metrics(folder / METRICS, step)
 
 
 def cut_metrics(path, step):

@@ -22,8 +22,9 @@ pytestmark = pytest.mark.usefixtures("no_picture")
 
 
 def interrupt(monkeypatch, step, times=1, owner=Trainer, number=signal.SIGINT):
-    """Let a signal come when `step` of the trainer or of its optimizer begins, 0 being the first."""
-    original = owner.step
+    """Let a signal come when a step, or its update, begins; 0 being the first."""
+    name = "prepare" if owner is AdamW else "step"
+    original = getattr(owner, name)
 
     def interrupted(self, *args):
         done = self.step_count if owner is AdamW else args[1]
@@ -31,7 +32,7 @@ def interrupt(monkeypatch, step, times=1, owner=Trainer, number=signal.SIGINT):
             os.kill(os.getpid(), number)
         return original(self, *args)
 
-    monkeypatch.setattr(owner, "step", interrupted)
+    monkeypatch.setattr(owner, name, interrupted)
 
 
 @pytest.mark.cupy
@@ -139,7 +140,7 @@ def test_an_interrupt_in_the_last_step_leaves_the_evaluation_to_resume(
 ):
     assert begin(tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
-        interrupt(patch, 11)
+        interrupt(patch, 11, owner=AdamW)
         assert begin(tmp_path / "run") == 130
     assert checkpoint.load(tmp_path / "run" / LAST).state["step"] == 12
     assert "--resume" in capsys.readouterr().out

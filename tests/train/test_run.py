@@ -1,6 +1,5 @@
 """The folder of a run: what is in it, and what becomes of it when something fails."""
 
-import errno
 import itertools
 import json
 import os
@@ -78,24 +77,6 @@ def test_two_runs_are_equal(tmp_path, backend):
 def test_the_handlers_of_signals_are_given_back(folder):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-
-
-@pytest.mark.parametrize("name", [LAST, BEST])
-def test_a_full_disk_keeps_the_old_checkpoint(folder, capsys, monkeypatch, name):
-    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != METRICS}
-    monkeypatch.setattr(Trainer, "evaluate", lambda self, *_: 9.0 if name == LAST else 0.1)
-
-    def full(file):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("minigpt.train.loop.cut_metrics", lambda *_: None)  # it writes a file, too
-        patch.setattr("minigpt.files.os.fsync", full)
-        error = refusal(capsys, resume, folder, "--max-iters=8")
-    assert f"{name}: cannot save the checkpoint" in error and "No space left on device" in error
-    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.name != METRICS} == before
-    assert resume(folder, "--max-iters=8") == 0
-    assert [line["step"] for line in metrics(folder)] == [2, 4, 6, 8]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
