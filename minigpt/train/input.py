@@ -8,25 +8,53 @@ from minigpt.data.sources import Source, find_sources, is_pipe
 from minigpt.errors import UserError
 from minigpt.files import write_atomically, writing
 from minigpt.sample.tasks import TASKS
+from minigpt.train.run_dir import ASIDE
+
+
+class Kept:
+    """A file of a run's folder that is written before the run has begun, and that can be undone.
+
+    What was there before is set aside until one or the other is decided.
+    """
+
+    def __init__(self, raw, path):
+        self.path, self.aside = path, path.with_name(path.name + ASIDE)
+        with writing(path):
+            if path.exists():
+                os.replace(path, self.aside)
+        try:
+            with writing(path):
+                write_atomically(path, [raw])
+        except BaseException:
+            self.undo()
+            raise
+
+    def undo(self):
+        """Put back what was there before."""
+        self.path.unlink(missing_ok=True)
+        if self.aside.exists():
+            os.replace(self.aside, self.path)
+
+    def confirm(self):
+        """Remove what was there before."""
+        self.aside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def kept(raw, path):
-    """Write bytes to the Path `path`; undo that where the run cannot begin."""
-    aside = path.with_name(f"{path.name}.before")
-    with writing(path):
-        if path.exists():
-            os.replace(path, aside)
+    """Write bytes to the Path `path`; undo that if what is done in this context fails.
+
+    Yields
+    ------
+    file : Kept
+        For the run to decide on, when it has begun or ends without.
+    """
+    file = Kept(raw, path)
     try:
-        with writing(path):
-            write_atomically(path, [raw])
-        yield
+        yield file
     except BaseException:
-        path.unlink(missing_ok=True)
-        if aside.exists():
-            os.replace(aside, path)
+        file.undo()
         raise
-    aside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -39,6 +67,7 @@ def kept_pipe(train_config):
     ------
     data : str or None
         The option of that name, with the file's name in place of the pipe's.
+    file : Kept or None
 
     Raises
     ------
@@ -48,14 +77,14 @@ def kept_pipe(train_config):
     names = [] if train_config.data is None else train_config.data.split("\n")
     pipes = [name for name in names if is_pipe(name)]
     if not pipes:
-        yield train_config.data
+        yield train_config.data, None
         return
     if len(pipes) > 1:
         raise UserError(f"--data names {len(pipes)} pipes, but one can be kept; join them by cat")
     raw = Source(pipes[0]).read()
     path = Path(train_config.out_dir) / TASKS[train_config.task].file_name(raw)
-    with kept(raw, path):
-        yield "\n".join(str(path) if name in pipes else name for name in names)
+    with kept(raw, path) as file:
+        yield "\n".join(str(path) if name in pipes else name for name in names), file
 
 
 def folder_given(data):

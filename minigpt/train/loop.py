@@ -82,17 +82,28 @@ def started(run):
     """Give a run what its steps need, for as long as this context lasts: threads, arithmetic,
     weights and optimizer.
 
-    BLAS has its own number of threads again at the end.
+    BLAS has its own number of threads again at the end, and the folder of a run that has written
+    nothing is as before.
     """
     train_config = run.train_config
     # One shard needs no thread of its own: BLAS then has all cores.
     with (
+        leaving(run),
         blas_threads(train_config.threads),
         Workers(train_config.shards()) as workers,
         tf32_products(PRECISIONS[train_config.dtype].tf32),
     ):
         run.start(workers)
         yield
+
+
+@contextlib.contextmanager
+def leaving(run):
+    """Let a run leave its folder in the end."""
+    try:
+        yield
+    finally:
+        run.leave()
 
 
 @contextlib.contextmanager

@@ -104,11 +104,12 @@ def resume_run(given):
     backend_of(train_config)
     trained_on, sha256 = state.data_name, state.data_sha256
     try:
-        with given_or_found(given, train_config, state) as (train_config, name):
+        with given_or_found(given, train_config, state) as (train_config, name, file):
             options = {**dataclasses.asdict(train_config), "data": name}
             task = TASKS[train_config.task]
             data = task.open_data(options, checkpoint.tokenizer, trained_on, state.split)
             run = Run(config, train_config, data, state, checkpoint, began)
+            run.kept = file
     except UserError as error:
         raise UserError(f"--resume: the run was trained on {trained_on}, but {error}") from None
     limits = ("max_iters", "max_seconds")
@@ -139,16 +140,18 @@ def given_or_found(given, train_config, state):
         With a file's name in place of a pipe's.
     name : str or None
         What to open.
+    file : Kept or None
     """
     if "data" not in given:
         yield (
             train_config,
             located(train_config.data, state.data_folder, train_config.out_dir),
+            None,
         )
         return
-    with kept_pipe(train_config) as name:
+    with kept_pipe(train_config) as (name, file):
         state.data_folder = folder_given(name)
-        yield dataclasses.replace(train_config, data=name), name
+        yield dataclasses.replace(train_config, data=name), name, file
 
 
 def compare_best(state, train_config, folder):

@@ -90,6 +90,10 @@ class Run:
         Steps that changed nothing, as far as they have been read.
     saved : (int, bool) or None
         Of the checkpoint that --resume goes on from: its step, and whether an evaluation is due.
+    kept : Kept or None
+        What has been written into the folder for the run to be trained on.
+    claimed : bool
+        Whether the folder is this run's own.
     cut : int or None
         The last step whose line the metrics of a resumed run keep, until they have been cut.
     unwritten : list of str
@@ -111,7 +115,7 @@ class Run:
         if checkpoint is not None:
             self.saved = state.step, bool(state.due)
             self.cut = state.step - bool(state.due)
-        self.claimed, self.unwritten, self.failed = False, [], False
+        self.kept, self.claimed, self.unwritten, self.failed = None, False, [], False
         self.clock = Clock(state.seconds, time.perf_counter() if began is None else began)
         size = self.task.eval_size(data.val, config)
         self.validation = Validation(*size, train_config, state.eval_targets)
@@ -387,6 +391,13 @@ class Run:
         if not self.claimed:
             claim_folder(self.folder, clear=self.saved is None)
             self.claimed = True
+            if self.kept is not None:
+                self.kept.confirm()
+
+    def leave(self):
+        """Leave a folder in which nothing has been written as it was before."""
+        if self.kept is not None and not self.claimed:
+            self.kept.undo()
 
 
 def taken_ahead(state, train_config):
@@ -436,7 +447,7 @@ def new_run(options, overwrite):
     train_config = train_config_of(options)  # reports what is wrong with them before any work
     backend_of(train_config)
     check_folder(Path(train_config.out_dir), overwrite)
-    with kept_pipe(train_config) as name:
+    with kept_pipe(train_config) as (name, file):
         options = {**options, "data": name}
         data = open_data(train_config, options)
         config, train_config = resolve(options, data.sizes)
@@ -445,4 +456,6 @@ def new_run(options, overwrite):
                 f"block_size is {config.block_size}, as the longest pair needs "
                 f"{data.sizes['block_size']} tokens"
             )
-        return Run(config, train_config, data, RunState.of(train_config, data), began=began)
+        run = Run(config, train_config, data, RunState.of(train_config, data), began=began)
+        run.kept = file
+        return run

@@ -18,6 +18,7 @@ from minigpt.files import (
 )
 from minigpt.locks import AlreadyLocked, acquire, release
 
+ASIDE = ".before"  # how the name of a file ends that a run will replace when it has begun
 LOCK = ".lock"  # exists while a run is going on; one that was killed leaves it, and locks nothing
 
 
@@ -58,7 +59,15 @@ def locked(folder, make):
                     f"{folder / LOCK}"
                 ) from None
         stack.callback(release, lock)
+        put_back(folder)
         yield
+
+
+def put_back(folder):
+    """Put back what a run that was killed before its first step had set aside."""
+    with contextlib.suppress(OSError):
+        for aside in folder.glob(f"*{ASIDE}"):
+            os.replace(aside, aside.with_name(aside.name.removesuffix(ASIDE)))
 
 
 def remove_empty(folders):

@@ -111,9 +111,8 @@ def test_an_error_is_reported_after_saving_and_the_run_goes_on(
     if ended.type is SystemExit:
         note, last = capsys.readouterr().err.splitlines()
         assert ended.value.code == 2 and last.startswith("error: ")
-        assert note == (
-            ff"note: step {step} is saved; resume with python -m minigpt.train --resume --out-dir {folder}"
-        )
+        command = f"python -m minigpt.train --resume --out-dir {folder}"
+        assert note == f"note: step {step} is saved; resume with {command}"
     assert state_of(folder)["step"] == step
     assert resume(folder) == 0
     check_same(folder, whole)
@@ -322,7 +321,8 @@ def test_an_evaluation_is_left_between_two_batches_and_made_up_for(
         assert begin(folder, *EXACT) == 143
     state = state_of(folder)
     assert state["step"] == step and state["due"]
-    assert f"stopped at step {step} of 12; step {step} is saved; resume with\n" in capsys.readouterr().out
+    told = f"stopped at step {step} of 12; step {step} is saved; resume with\n"
+    assert told in capsys.readouterr().out
     with monkeypatch.context() as patch:
         at_call(patch, Trainer, "evaluate", [1], signals)  # the one that is made up for, too
         before = contents(folder)

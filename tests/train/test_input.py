@@ -96,8 +96,13 @@ def test_a_run_that_cannot_begin_leaves_the_data_of_the_one_before(tmp_path):
         assert path.read_bytes() == b"after"
         raise UserError("no")
     assert path.read_text() == "before"
-    with kept(b"after", path):
+    with kept(b"after", path) as file:
         pass
+    file.undo()
+    assert path.read_text() == "before"
+    with kept(b"after", path) as file:
+        pass
+    file.confirm()
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("data.txt", "after")]
 
 
