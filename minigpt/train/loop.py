@@ -53,10 +53,7 @@ def train_steps(run, shown, stop):
 
 
 def record(run, numbers, rate, shown, stop):
-    """Write the metrics of a step; if it is due, evaluate, save and print a line.
-
-    The checkpoint of the last step is left to whoever ends the run.
-    """
+    """Write the metrics of a step; if it is due, evaluate, save and print a line."""
     state, measures, evaluated = run.state, {}, run.state.due is not None
     if evaluated:
         shown.evaluating(0, 1)
@@ -67,8 +64,7 @@ def record(run, numbers, rate, shown, stop):
     run.log({**line, "tokens_per_second": round(rate)})
     if evaluated:
         state.due = None
-        if not state.over:
-            run.try_to_save(LAST)
+        run.try_to_save(LAST)
         shown.notes()
         shown.line(
             f"step {state.step:>6,}   train {format_loss(run.losses.mean)}   validation "
@@ -146,13 +142,19 @@ def train_or_save(run, shown, stop):
         raise
     stop.hold()
     if unsaved(run):
-        run.read()
-        run.save_last()
+        save_now(run)
     run.write_lines()
     if run.unwritten:
         lines = len(run.unwritten)
         run.notes.append(f"{run.folder / METRICS} lacks {lines} lines that could not be written")
     shown.notes()
+
+
+def save_now(run):
+    """Write the checkpoint that --resume goes on from, whatever has been read of the last steps."""
+    if run.unread:
+        run.read()
+    run.save_last()
 
 
 def save_after(run, shown, stop):
@@ -161,8 +163,7 @@ def save_after(run, shown, stop):
     if not unsaved(run):
         return
     try:
-        run.read()
-        run.save_last()
+        save_now(run)
     except Exception as error:
         shown.note(f"step {run.state.step:,} is not saved: {cli.one_line(error)}")
 

@@ -9,30 +9,41 @@ MUTANTS = {
             "library/test_training.py::test_fit_resumes_a_run_of_the_command_and_the_command_one_of_fit",
         ),
         (
-            "there is nothing to resume before the first evaluation",
-            "run.save_last()",
-            "pass",
-            "library/test_training.py::test_an_interrupt_leaves_a_run_that_is_resumed_to_the_bit",
-        ),
-        (
-            "an interrupt is swallowed",
-            "raise KeyboardInterrupt",
-            "pass",
-            "library/test_training.py::test_an_interrupt_leaves_a_run_that_is_resumed_to_the_bit",
-        ),
-        (
             "another run's text is overwritten",
             'check_folder(folder, own["overwrite"])',
             "pass",
             "library/test_training.py::test_a_text_is_kept_in_its_out_dir_so_that_its_run_can_be_resumed",
         ),
     ],
-    "minigpt/train::train_or_save": [
+    "minigpt/train::unsaved": [
         (
             "half an update is saved",
-            "run.trainer.optimizer.step_count != state.step or state.over",
-            "False",
+            "run.trainer.optimizer.step_count == state.step > 0",
+            "state.step > 0",
             "library/test_training.py::test_an_interrupt_leaves_a_run_that_is_resumed_to_the_bit",
+        ),
+    ],
+    "minigpt/train::Kept.undo": [
+        (
+            "a text stays where no run has begun",
+            "self.path.unlink(missing_ok=True)",
+            "pass",
+            "library/test_training.py::test_a_run_that_cannot_begin_leaves_nothing_behind",
+        ),
+        (
+            "a run that cannot begin takes the text of the one before",
+            "os.replace(self.aside, self.path)",
+            "pass",
+            "library/test_training.py::"
+            "test_a_run_that_cannot_begin_leaves_the_text_of_the_one_before",
+        ),
+    ],
+    "minigpt/train::Run.leave": [
+        (
+            "a run that ends before its first step takes the text of the one before",
+            "self.kept.undo()",
+            "pass",
+            "library/test_training.py::test_before_its_first_step_is_done_a_run_touches_nothing",
         ),
     ],
     "minigpt/backend/blas.py::blas_threads": [

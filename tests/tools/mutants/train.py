@@ -221,6 +221,12 @@ MUTANTS = {
             "Skips(0)",
             "train/test_nonfinite.py::test_a_few_in_a_row_end_the_run_with_the_last_checkpoint",
         ),
+        (
+            "an evaluation that is made up for has two lines",
+            "state.step - bool(state.due)",
+            "state.step",
+            "train/test_resume.py::test_an_evaluation_that_was_interrupted_is_made_up_for",
+        ),
     ],
     "minigpt/train::train_steps": [
         (
@@ -230,20 +236,125 @@ MUTANTS = {
             "train/test_resume.py::test_an_evaluation_that_was_interrupted_is_made_up_for",
         ),
     ],
-    "minigpt/train::started": [
+    "minigpt/train::Run.write_lines": [
         (
-            "an evaluation that is made up for has two lines",
-            "state.step - bool(state.due)",
-            "state.step",
-            "train/test_resume.py::test_an_evaluation_that_was_interrupted_is_made_up_for",
+            "a line that could not be written is lost",
+            'append(path, "".join(self.unwritten))',
+            "append(path, self.unwritten[-1])",
+            "train/test_ends.py::test_what_cannot_be_written_amid_a_run_is_a_note",
+        ),
+        (
+            "each line that cannot be written is told",
+            "if not failed:",
+            "if True:",
+            "train/test_ends.py::test_what_cannot_be_written_amid_a_run_is_a_note",
+        ),
+    ],
+    "minigpt/train::Run.try_to_save": [
+        (
+            "a save that fails amid a run ends it",
+            "return False",
+            "raise",
+            "train/test_ends.py::test_what_cannot_be_written_amid_a_run_is_a_note",
+        ),
+        (
+            "a best checkpoint that could not be written is claimed",
+            "return False",
+            "return True",
+            "train/test_ends.py::test_a_best_checkpoint_that_is_not_there_is_not_claimed",
+        ),
+    ],
+    "minigpt/train::Run.claim": [
+        (
+            "a run that is resumed clears its folder",
+            "clear=self.saved is None",
+            "clear=True",
+            UNINTERRUPTED,
+        ),
+        (
+            "a new run adds to the lines of an old one",
+            "clear=self.saved is None",
+            "clear=False",
+            "train/test_run.py::test_a_folder_in_use_is_refused_and_overwritten_on_demand",
+        ),
+    ],
+    "minigpt/train::claim_folder": [
+        (
+            "what a killed run left half-written stays",
+            "remove_leftovers(real_path(folder / name), 0.0)",
+            "pass",
+            "train/test_ends.py::test_what_a_killed_run_left_half_written_is_removed",
+        ),
+    ],
+    "minigpt/train::unsaved": [
+        (
+            "an interrupt amid the update is saved",
+            "run.trainer.optimizer.step_count == state.step > 0",
+            "state.step > 0",
+            "train/test_resume.py::test_an_interrupt_amid_the_update_keeps_the_old_checkpoint",
+        ),
+        (
+            "an evaluation that was made up for is not saved",
+            "(state.step, bool(state.due))",
+            "(state.step, run.saved[1])",
+            "train/test_resume.py::"
+            "test_an_interrupt_in_the_last_step_leaves_the_evaluation_to_resume",
+        ),
+        (
+            "a run that ends before its first step takes the folder",
+            "== state.step > 0",
+            "== state.step",
+            "train/test_ends.py::test_what_ends_before_its_first_step_leaves_the_folder_as_it_was",
         ),
     ],
     "minigpt/train::train_or_save": [
         (
-            "an interrupt amid the update is saved",
-            "run.trainer.optimizer.step_count != state.step or state.over",
-            "state.over",
-            "train/test_resume.py::test_an_interrupt_amid_the_update_keeps_the_old_checkpoint",
+            "what an error leaves in memory is lost",
+            "save_after(run, shown, stop)",
+            "pass",
+            "train/test_ends.py::test_an_error_is_reported_after_saving_and_the_run_goes_on",
+        ),
+    ],
+    "minigpt/train::Interrupt.__enter__": [
+        (
+            "what the parent has set to be ignored is obeyed",
+            "handler is None or handler == signal.SIG_IGN",
+            "handler is None",
+            "train/test_ends.py::test_what_the_parent_has_set_to_be_ignored_stays_ignored",
+        ),
+    ],
+    "minigpt/train::Interrupt.note": [
+        (
+            "a second signal cuts an update",
+            "elif self.held:",
+            "elif False:",
+            "train/test_ends.py::test_a_second_signal_does_not_cut_a_save_or_an_update",
+        ),
+    ],
+    "minigpt/train::Lines.tell": [
+        (
+            "the intervals between lines do not grow",
+            "min(2 * self.pause_s, LONGEST_S)",
+            "self.pause_s",
+            "train/test_ends.py::"
+            "test_without_a_terminal_a_line_tells_how_far_it_is_at_growing_intervals",
+        ),
+    ],
+    "minigpt/train::check_writable": [
+        (
+            "what is marked read-only is found after the work",
+            "if marked_read_only(path):",
+            "if False:",
+            "train/test_run.py::test_what_is_marked_read_only_is_found_before_any_work",
+        ),
+    ],
+    "minigpt/train::Workers.__init__": [
+        (
+            "threads that were started stay where not all can be",
+            "self.close()",
+            "pass",
+            "train/test_threads.py::"
+            "test_threads_that_cannot_be_started_are_told_and_those_started_end",
         ),
     ],
     "minigpt/train::put_together": [
