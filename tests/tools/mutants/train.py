@@ -395,21 +395,6 @@ MUTANTS = {
             "train/test_resume.py::test_a_loss_scale_is_found_anew_where_the_precision_is_another",
         ),
     ],
-    "minigpt/train/input.py::kept": [
-        (
-            "a text stays where no run has begun",
-            "path.unlink(missing_ok=True)\n        if",
-            "if",
-            "library/test_training.py::test_a_run_that_cannot_begin_leaves_nothing_behind",
-        ),
-        (
-            "a run that cannot begin takes the text of the one before",
-            "if aside.exists():",
-            "if False:",
-            "library/test_training.py::"
-            "test_a_run_that_cannot_begin_leaves_the_text_of_the_one_before",
-        ),
-    ],
     "minigpt/train/input.py::kept_pipe": [
         (
             "a run on standard input cannot be resumed",
