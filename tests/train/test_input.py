@@ -2,6 +2,7 @@
 
 import io
 import os
+import subprocess
 import sys
 import threading
 import types
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import minigpt
+from minigpt.data.datasets import TextData
 from minigpt.errors import UserError
 from minigpt.files import LAST
 from minigpt.model import checkpoint
@@ -154,3 +156,76 @@ def test_a_text_of_another_folder_is_not_taken_for_that_of_the_run(tmp_path, mon
     (tmp_path / "given" / "text.txt").unlink()
     error = refusal(capsys, resume, tmp_path / "run", "--max-iters=9")
     assert "but the text is now another (text.txt)" in error
+
+
+@pytest.mark.report("4")
+def test_a_quoted_home_is_expanded_and_no_folder_is_called_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "text.txt").write_text(TEXT)
+    monkeypatch.chdir(tmp_path)
+    Path("run.toml").write_text("data = ['~/text.txt']\nout_dir = '~/run'\n")
+    assert train.main(["--config", "run.toml", *FLAGS, "--max-iters=4"]) == 0
+    assert train.main(["--resume", "--out-dir=~/run", "--max-iters=8"]) == 0
+    assert train.main(["--data=~/text.txt", "--out-dir=~/run2", *FLAGS, "--max-iters=4"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "run.toml"]
+    assert minigpt.fit("~/text.txt", out_dir="~/run3", max_iters=2, warmup_iters=0, n_embd=8)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "run.toml"]
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # nobody knows of a home
+    error = refusal(capsys, train.main, ["--out-dir=~/run", *FLAGS])
+    assert "--out-dir is '~/run', but there is no home folder for ~; give the whole path" in error
+    assert not Path("~").exists()
+
+
+@pytest.mark.report("6")
+def test_a_config_may_begin_with_a_byte_order_mark(tmp_path, capsys):
+    path = tmp_path / "run.toml"
+    path.write_bytes(b"\xef\xbb\xbfmax_iters = 321\n")
+    assert train.main(["--config", str(path), "--dry-run"]) is None
+    assert "321 steps" in capsys.readouterr().out
+    path.write_bytes("max_iters = 321".encode("utf-16"))
+    assert refusal(capsys, train.main, ["--config", str(path), "--dry-run"]) == (
+        f"error: --config {path} is UTF-16; convert it: iconv -f UTF-16 -t UTF-8 old.txt > new.txt"
+    )
+
+
+@pytest.mark.report("6", "23")
+def test_files_of_other_systems_are_joined_and_what_is_odd_is_noted(tmp_path):
+    """Marks in front of each file are no text; those that cat left within are."""
+    for name, raw in (
+        ("a.txt", b"\xef\xbb\xbfLine 1\r\n"),
+        ("b.txt", b"\xef\xbb\xbfLine 2\rLine 3"),
+        ("c.txt", b"\xef\xbb\xbfLine 4\n\xef\xbb\xbfLine 5\n"),
+    ):
+        (tmp_path / name).write_bytes(raw * 20)
+    (tmp_path / "d.txt").write_bytes(b"")
+    data = TextData(str(tmp_path))
+    text = data.tokenizer.decode([*data.train.tolist(), *data.val.tolist()])
+    assert text.startswith("Line 1\r\n\ufeffLine 1\r\n") and "Line 3\nLine 4\n" in text
+    assert [note.split(";")[0] for note in data.notes] == [
+        f"1 of 4 files is empty: {tmp_path / 'd.txt'}",
+        "20 lines of the text end in CR LF, and each CR is a character to learn",
+        "the text has 20 CR without LF, the line ends of old Macs",
+        "the text has 77 byte order marks (U+FEFF) within it, as files that were joined have",
+    ]
+
+
+@pytest.mark.report("35")
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+def test_a_text_of_48_mb_needs_no_half_a_gigabyte(tmp_path):
+    import resource
+
+    limit = 500 * 10**6
+    (tmp_path / "asc.txt").write_text(TEXT * 24_000)
+    env = os.environ | {"OPENBLAS_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    for _ in range(2):  # the second time, it is in the cache
+        done = subprocess.run(
+            [sys.executable, "-m", "minigpt.train", "--data", tmp_path / "asc.txt", "--dry-run"],
+            env=env,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+            capture_output=True,
+            encoding="utf-8",
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+    assert "vocabulary 27" in done.stdout
