@@ -17,6 +17,7 @@ import json
 from pathlib import PurePath
 from typing import NamedTuple
 
+from minigpt.cli import plural
 from minigpt.data.sources import describe, find_sources, read_source
 from minigpt.errors import UserError
 
@@ -130,7 +131,7 @@ def left_out(files):
         "blank line": sum(file.blank for file in files),
         "header": sum(file.headers for file in files),
     }
-    return [f"left out: {n:,} {kind}{'s' * (n > 1)}" for kind, n in kinds.items() if n]
+    return [f"left out: {plural(n, kind)}" for kind, n in kinds.items() if n]
 
 
 def format_like(text):
@@ -178,7 +179,7 @@ def read_tsv(text, header):
 def tabs_needed(n, width):
     """Return what is wrong with a line of n columns."""
     needed = "exactly one: source TAB target" if width == 2 else f"{width - 1}, as the header"
-    return f"has {n - 1} TABs, but needs {needed}"
+    return f"has {plural(n - 1, 'TABs')}, but needs {needed}"
 
 
 def read_csv(text, header):
@@ -189,7 +190,7 @@ def read_csv(text, header):
 def columns_needed(n, width):
     """Return what is wrong with a row of n columns."""
     needed = "two: source,target" if width == 2 else f"{width}, as the header"
-    return f"has {n} column{'s' * (n != 1)}, but needs {needed}"
+    return f"has {plural(n, 'columns')}, but needs {needed}"
 
 
 def csv_rows(text):

@@ -45,7 +45,7 @@ def print_score(score):
     wrong = score.get("wrong")
     if wrong:
         which = "" if len(wrong) == score["wrong_answers"] else ", spread evenly over all"
-        print(f"\n{len(wrong):,} wrong answers{which}:\n" + "\t".join(wrong[0]))
+        print(f"\n{cli.plural(len(wrong), 'wrong answers')}{which}:\n" + "\t".join(wrong[0]))
     for answer in wrong or ():
         print("\t".join(map(cell, answer.values())))
     sys.stdout.flush()
@@ -67,7 +67,8 @@ def cell(text):
 def print_faults(faults):
     """Print on standard error what could not be scored."""
     more = len(faults) - NAMED
-    for line in [*faults[:NAMED], *[f"{more:,} more lines could not be scored"] * (more > 0)]:
+    rest = [f"{cli.plural(more, 'more lines')} could not be scored"] if more > 0 else []
+    for line in [*faults[:NAMED], *rest]:
         say(f"error: {cli.one_line(line)}")
 
 

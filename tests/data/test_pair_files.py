@@ -140,7 +140,7 @@ def test_blank_lines_are_left_out_and_counted(name, text):
         ("p.tsv", "a\tb\nc\td\te\n", "line 2 has 2 TABs"),
         ("p.tsv", "a\tb\n\n\td\n", "line 3 has an empty source"),
         ("p.tsv", "a\t\r\n", "line 1 has an empty target"),
-        ("p.tsv", "source\ttarget\tn\na\tb\n", "line 2 has 1 TABs, but needs 2, as the header"),
+        ("p.tsv", "source\ttarget\tn\na\tb\n", "line 2 has 1 TAB, but needs 2, as the header"),
         ("p.csv", "a\n", "line 1 has 1 column, but needs two: source,target"),
         ("p.csv", "a,b\na,b,c\n", "line 2 has 3 columns"),
         ("p.csv", "target,n,source\na,b\n", "line 2 has 2 columns, but needs 3, as the header"),

@@ -157,7 +157,7 @@ def test_flags_that_cannot_be(begin, tmp_path, capsys, flags, told):
     "text, told",
     [
         ("a b\n", "pairs.tsv, line 1 has 0 TABs"),
-        ("a\tb\n" * 9, "--data holds 1 different sources"),
+        ("a\tb\n" * 9, "--data holds 1 different source;"),
         ("a\t\n" * 10, "pairs.tsv, line 1 has an empty target"),
         ("", "pairs.tsv is empty"),
     ],
