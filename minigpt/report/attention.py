@@ -38,7 +38,9 @@ class AttentionConfig(CheckpointConfig):
     kind: str = cli.option("cross", "which attention of an encoder-decoder", MAP_KINDS)
     layer: int | None = cli.option(None, "show this layer only, counted from 0")
     head: int | None = cli.option(None, "show this head only, counted from 0")
-    picture: str = cli.option("attention.png", "file for the picture", metavar="FILE", path=True)
+    picture: str = cli.option(
+        "attention.png", "file for the picture: .png, .svg or .pdf", metavar="FILE", path=True
+    )
 
 
 def as_text(weights, rows, columns, title, width):
@@ -177,8 +179,8 @@ def note_end(written, unit):
 def main(argv=None, prog="minigpt attention"):
     """Show the attention weights of a trained model on a prompt.
 
-    Rows are queries and columns are keys. The signs stand for weights from 0 to 1, as the blank to
-    the @ of " .:-=+*#%@" do. A ? above a column is a token whose name needs more room.
+    Rows are queries and columns are keys. The signs " .:-=+*#%@" stand for weights from 0 to 1, the
+    last for the largest. A ? above a column is a token whose name needs more room.
     """
     parser = cli.parser(prog, main.__doc__)
     cli.add_flags(parser, AttentionConfig)

@@ -21,6 +21,9 @@ def main(argv=None, prog="python -m minigpt.sample"):
     An encoder-decoder answers each line by a line. One that it cannot answer has an empty answer,
     is named on standard error, and makes the exit code 2 at the end; an answer that was cut off
     is named there, too.
+
+    Text is UTF-8. A terminal is shown control characters as escapes, such as \\x1b; a file or a pipe
+    gets them as they are.
     """
     parser = cli.parser(prog, main.__doc__, aliases.SAMPLE)
     cli.add_flags(parser, SampleConfig, *(task.options for task in TASKS.values()))
