@@ -38,7 +38,7 @@ def begin(tmp_path, capsys):
         where = f"--data={tmp_path / name}", f"--out-dir={tmp_path / 'run'}"
         assert train.main([*where, *FLAGS, "--overwrite", *flags]) == 0
         resumed = resume_run({"out_dir": str(tmp_path / "run"), "max_iters": 10**6})
-        return capsys.readouterr().out, resumed.data
+        return "".join(capsys.readouterr()), resumed.data
 
     return run
 
@@ -52,7 +52,7 @@ def test_what_is_validated_on_is_never_trained_on_however_often_it_comes(begin):
     train_part = data.pairs[: len(data.train)]
     assert not {source for source, _ in train_part} & {source for source, _ in data.val_pairs}
     assert "360 pairs, 40 more for validation" in out
-    assert data.notes == ["380 of 400 pairs repeat another pair"]
+    assert "note: 380 of 400 pairs repeat another pair\n" in out
 
 
 @pytest.mark.report("10")
@@ -92,7 +92,9 @@ def test_symbols_that_only_the_validation_part_has_are_named(begin):
     rows.append(next((name, "1") for i in range(999) if is_held(rows, name := f"{i}q")))
     held = dict(split_by_source(rows)[1])
     rows = [(source, target + "z" * (source in held)) for source, target in rows]
-    assert begin(rows)[1].notes == [
+    out, data = begin(rows)
+    assert all(f"note: {note}\n" in out for note in data.notes)
+    assert data.notes == [
         "1 of 11 different characters occur in sources of the validation part only, so training "
         "never sees them: q",
         "1 of 11 different characters occur in targets of the validation part only, so training "
@@ -113,7 +115,7 @@ def test_a_blank_line_ends_no_training(begin):
     rows = [(f"{i:03d}", f"{i}") for i in range(40)]
     out, data = begin([*rows[:20], ("",), ("  ",), *rows[20:], ("",)])
     assert "36 pairs, 4 more for validation" in out
-    assert data.notes == ["left out: 3 blank lines"]
+    assert "note: left out: 3 blank lines\n" in out and len(data.notes) == 1
 
 
 @pytest.mark.report("11")
