@@ -53,6 +53,31 @@ def standard_streams():
         yield
 
 
+class Output:
+    """Standard output, or what stands for it, whose errors say so."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        """Write as the stream does."""
+        return self.named(self.stream.write, text)
+
+    def flush(self):
+        """Flush the stream."""
+        self.named(self.stream.flush)
+
+    def named(self, act, *args):
+        """Call a function; add the stream's name to an OSError, which keeps its class."""
+        try:
+            return act(*args)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, "standard output") from None
+
+
 def open_descriptors():
     """Open the null device in the place of standard streams that are closed.
 
@@ -78,7 +103,8 @@ def run(main):
     open_descriptors()
     with standard_streams():
         use_utf8(sys.stdout, sys.stderr)
-        status = status_of(main)
+        with contextlib.redirect_stdout(Output(sys.stdout)):
+            status = status_of(main)
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
@@ -96,28 +122,15 @@ def status_of(main):
             status = main()
         except SystemExit as leaving:  # from --help and the parser's errors
             status = leaving.code
-        if (
-            not isinstance(status, int) or status <= 128
-        ):  # a signal may mean a terminal that is gone
-            sys.stdout.flush()  # here, where a failure can still be reported
+        # Here, where a failure can be reported; but after a signal the terminal may be gone.
+        if not isinstance(status, int) or status <= 128:
+            sys.stdout.flush()
         return status
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         return 141
     except (UserError, MemoryError, OSError, *device_failures()) as error:
-        text = one_line(error)
-        if isinstance(error, OSError) and not error.filename and fails(sys.stdout):
-            text = f"standard output: {text}"
         with contextlib.suppress(OSError):
-            print(f"error: {text}", file=sys.stderr)
+            print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-
-
-def fails(stream):
-    """Tell whether a stream cannot be written."""
-    try:
-        stream.flush()
-    except OSError:
-        return True
-    return False

@@ -112,30 +112,26 @@ def train(own, options, stop):
         except Exception as error:
             if run.state.step and not isinstance(error, Diverged):  # which says so itself
                 with contextlib.suppress(OSError):
-                    print(f"note: {saved(run, ' ')}", file=sys.stderr)
+                    print(f"note: {stopped(run, ' ')}", file=sys.stderr)
             raise
     if run.state.over and not run.state.due:
         with contextlib.suppress(KeyboardInterrupt):  # it is complete
             finish(run)
         return 0
     with contextlib.suppress(OSError):  # a signal may mean that the terminal is gone
-        end, what = length(run.train_config), saved(run, "\n  ")
-        print(f"stopped at step {run.state.step:,} of {end}; {what}", flush=True)
+        print(stopped(run, "\n  "), flush=True)
     return 128 + stop.signal
 
 
-def length(train_config):
-    """Return how long a run is to be, as text."""
-    seconds = train_config.max_seconds
-    return f"a run of {seconds:g} seconds" if seconds else f"{train_config.max_iters:,}"
-
-
-def saved(run, space):
-    """Return what is saved of a run, as text, and how to go on, after a space or a new line."""
+def stopped(run, space):
+    """Return where a run has stopped, what is saved of it, and how to go on after a space."""
+    seconds, step = run.train_config.max_seconds, run.state.step
+    end = f"a run of {seconds:g} seconds" if seconds else f"{run.train_config.max_iters:,}"
+    told = f"stopped at step {step:,} of {end}"
     if run.saved is None:
-        return "nothing is saved"
-    command = cli.command(PROG, resume=True, out_dir=run.folder)
-    return f"step {run.saved[0]:,} is saved; resume with{space}{command}"
+        return f"{told}, nothing is saved"
+    what = "saved" if run.saved[0] == step else f"step {run.saved[0]:,} is saved"
+    return f"{told}, {what}; resume with{space}{cli.command(PROG, resume=True, out_dir=run.folder)}"
 
 
 def main(argv=None, prog=PROG):

@@ -118,9 +118,10 @@ def test_a_character_that_the_terminal_cannot_show_is_escaped():
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_a_full_disk_is_one_line():
     for body in ("print('text')", "print('text', flush=True)"):
-        done = shell('"$@" > /dev/full', *program(body))
-        told = "error: standard output: No space left on device\n"
-        assert (done.returncode, done.stderr) == (2, told)
+        for buffering in ("", "PYTHONUNBUFFERED=1 "):
+            done = shell(f'{buffering}"$@" > /dev/full', *program(body))
+            told = "error: standard output: No space left on device\n"
+            assert (done.returncode, done.stderr) == (2, told)
     full = "with open('/dev/full', 'w') as file: file.write('text')"
     done = shell('"$@"', *program(full))
     assert (done.returncode, done.stderr) == (2, "error: No space left on device\n")

@@ -112,7 +112,7 @@ def test_an_error_is_reported_after_saving_and_the_run_goes_on(
         note, last = capsys.readouterr().err.splitlines()
         assert ended.value.code == 2 and last.startswith("error: ")
         command = f"python -m minigpt.train --resume --out-dir {folder}"
-        assert note == f"note: step {step} is saved; resume with {command}"
+        assert note == f"note: stopped at step {step} of 12, saved; resume with {command}"
     assert state_of(folder)["step"] == step
     assert resume(folder) == 0
     check_same(folder, whole)
@@ -123,7 +123,8 @@ def test_weights_amid_an_update_are_not_saved(tmp_path, monkeypatch, capsys):
     with pytest.raises(OSError):
         begin(tmp_path / "run")
     assert state_of(tmp_path / "run")["step"] == 4
-    assert "note: step 4 is saved; resume with python" in capsys.readouterr().err
+    told = "note: stopped at step 6 of 12, step 4 is saved; resume with python"
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.report("13")
@@ -205,7 +206,7 @@ def test_a_disk_that_stays_full_is_an_error_at_the_end(folder, monkeypatch, caps
         "what was there before is unchanged",
         last,
     )
-    assert notes[-1].startswith("note: step 4 is saved; resume with python")
+    assert notes[-1].startswith("note: stopped at step 8 of 8, step 4 is saved; resume with python")
     assert contents(folder) == before
     assert resume(folder, "--max-iters=8") == 0
     assert [line["step"] for line in metrics(folder)] == [2, 4, 6, 8]
@@ -321,7 +322,7 @@ def test_an_evaluation_is_left_between_two_batches_and_made_up_for(
         assert begin(folder, *EXACT) == 143
     state = state_of(folder)
     assert state["step"] == step and state["due"]
-    told = f"stopped at step {step} of 12; step {step} is saved; resume with\n"
+    told = f"stopped at step {step} of 12, saved; resume with\n"
     assert told in capsys.readouterr().out
     with monkeypatch.context() as patch:
         at_call(patch, Trainer, "evaluate", [1], signals)  # the one that is made up for, too
