@@ -108,8 +108,12 @@ def expand(name, endings):
 
 def folder_files(folder, endings):
     """Return the paths of the files in a folder, at any depth, that end in one of `endings`."""
+
+    def unreadable(error):
+        raise UserError(f"--data {error.filename} cannot be read: {error.strerror}")
+
     found, others = [], 0
-    for path, folders, files in os.walk(folder):
+    for path, folders, files in os.walk(folder, onerror=unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         if METRICS in files and path != folder:
             folders.clear()  # a run's folder

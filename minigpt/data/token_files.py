@@ -17,13 +17,13 @@ import numpy as np
 from minigpt.data.corpus import WAIT, cache_folder, made
 from minigpt.data.sources import read_parts
 from minigpt.errors import UserError
-from minigpt.files import TEMPORARY
+from minigpt.files import LEFT_S, TEMPORARY
 from minigpt.locks import AlreadyLocked, acquire, release
 
 LARGE = 16 << 20  # bytes of text from which on its ids are kept in a file
 HEADER = 4096  # bytes before the ids
 BLOCK = 1 << 20  # bytes read at a time to check a file
-UNUSED = 30 * 24 * 3600  # seconds after which a file that nobody has used is deleted
+UNUSED = 30 * 24 * 3600.0  # seconds after which a file that nobody has used is deleted
 SUFFIX = ".tokens"
 
 
@@ -150,8 +150,9 @@ def write_tokens(path, key, parts, dtype):
             temporary.unlink()
         raise
     for old in path.parent.glob(f"*{SUFFIX}*"):
+        limit = LEFT_S if old.suffix == TEMPORARY else UNUSED
         with contextlib.suppress(OSError):
-            if time.time() - old.stat().st_mtime > UNUSED:
+            if time.time() - old.stat().st_mtime > limit:
                 old.unlink()
 
 
@@ -169,7 +170,10 @@ def read_tokens(path, key):
         dtype = np.dtype(fields["dtype"])
         if begin != header(key, dtype, fields["count"], crc32):
             return None
-        os.utime(path)
+        with contextlib.suppress(
+            OSError
+        ):  # it is another user's, perhaps
+            os.utime(path)
         return np.asarray(np.memmap(path, dtype, "r", HEADER, (fields["count"],)))
     except (OSError, ValueError, TypeError, KeyError):
         return None

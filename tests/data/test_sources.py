@@ -84,6 +84,16 @@ def test_a_name_that_stands_for_nothing_is_an_error_in_one_line(tree, data, mess
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
+@pytest.mark.skipif(getattr(os, "geteuid", lambda: 0)() == 0, reason="may read any folder")
+def test_a_folder_that_cannot_be_read_is_named(tree):
+    (tree / "sub" / "deep").chmod(0)
+    try:
+        with pytest.raises(UserError, match="deep cannot be read: Permission denied"):
+            find_sources("sub")
+    finally:
+        (tree / "sub" / "deep").chmod(0o755)
+
+
 def test_standard_input_is_read_to_its_end(monkeypatch):
     stdin = types.SimpleNamespace(buffer=io.BytesIO(b"\xef\xbb\xbfa\r\nb"))
     monkeypatch.setattr(sys, "stdin", stdin)

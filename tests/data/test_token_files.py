@@ -160,6 +160,17 @@ def test_without_room_or_right_to_write_ids_are_held_in_memory(cache, own, monke
     np.testing.assert_array_equal(ids_of(data), ids_of(TextData(str(own))))
 
 
+def test_a_file_that_cannot_be_touched_is_of_use(cache, own, monkeypatch):
+    def refused(path):
+        raise PermissionError
+
+    expected = ids_of(TextData(str(own)))
+    monkeypatch.setattr(token_files.os, "utime", refused)
+    data = TextData(str(own))
+    np.testing.assert_array_equal(ids_of(data), expected)
+    assert data.notes == []
+
+
 def test_a_text_that_changes_while_it_is_read_is_refused(cache, own, monkeypatch):
     def survey(sources):
         found = real(sources)
@@ -180,9 +191,14 @@ def test_files_that_nobody_uses_go_in_time(cache, own, tmp_path):
     TextData(str(own))
     (path,) = cache.iterdir()
     long_ago = time.time() - token_files.UNUSED - 60
-    for name in ("old.tokens", "old.tokens.12.tmp", "tinyshakespeare.txt"):
+    hours_ago = time.time() - token_files.LEFT_S - 60
+    for name, then in (
+        ("old.tokens", long_ago),
+        ("killed.tokens.12.tmp", hours_ago),
+        ("tinyshakespeare.txt", long_ago),
+    ):
         (cache / name).touch()
-        os.utime(cache / name, (long_ago, long_ago))
+        os.utime(cache / name, (then, then))
     os.utime(path, (long_ago, long_ago))
     TextData(str(own))  # used
     (tmp_path / "other.txt").write_text(TEXT)

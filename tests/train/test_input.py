@@ -210,6 +210,26 @@ def test_files_of_other_systems_are_joined_and_what_is_odd_is_noted(tmp_path):
     ]
 
 
+@pytest.mark.report("23", "33")
+def test_training_says_what_is_odd_about_a_text(tmp_path, capsys):
+    (tmp_path / "cr.txt").write_bytes(TEXT.replace("\n", "\r").encode())
+    (tmp_path / "crlf.txt").write_bytes(TEXT.replace("\n", "\r\n").encode())
+    (tmp_path / "tail.txt").write_text(TEXT + "ЖЗИЙ" * 30, "utf-8")
+    said = []
+    for name in ("cr", "crlf", "tail"):
+        flags = [f"--data={tmp_path / name}.txt", f"--out-dir={tmp_path / name}", *FLAGS]
+        assert train.main([*flags, "--max-iters=4"]) == 0
+        notes = capsys.readouterr().err.splitlines()
+        said += [note.split(";")[0] for note in notes if note.startswith("note: ")]
+    lines = TEXT.count("\n")
+    assert said == [
+        f"note: the text has {lines} CR without LF, the line ends of old Macs",
+        f"note: {lines} lines of the text end in CR LF, and each CR is a character to learn",
+        "note: 4 of 31 different characters occur in the validation part only (the last tenth), "
+        "so training never sees them: Ж З И Й",
+    ]
+
+
 @pytest.mark.report("35")
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
