@@ -22,8 +22,8 @@ def main(argv=None, prog="python -m minigpt.sample"):
     is named on standard error, and makes the exit code 2 at the end; an answer that was cut off
     is named there, too.
 
-    Text is UTF-8. A terminal is shown control characters as escapes, such as \\x1b; a file or a pipe
-    gets them as they are.
+    Text is UTF-8. A terminal is shown control characters as escapes, such as \\x1b; a file or a
+    pipe gets them as they are.
     """
     parser = cli.parser(prog, main.__doc__, aliases.SAMPLE)
     cli.add_flags(parser, SampleConfig, *(task.options for task in TASKS.values()))
