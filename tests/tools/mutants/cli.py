@@ -1,7 +1,7 @@
 """Bugs in command lines and configs."""
 
 FLAGS, OLD = "cli/test_flags.py::", "train/test_old_runs.py::"
-TERMINAL = "cli/test_terminal.py::"
+TERMINAL, VALUES = "cli/test_terminal.py::", "cli/test_values.py::"
 IN_PYTHON = FLAGS + "test_a_config_made_in_python_is_checked_like_a_command_line"
 
 MUTANTS = {
@@ -70,7 +70,7 @@ MUTANTS = {
             "a flag of several values takes one",
             "while words and",
             "while not words and",
-            FLAGS + "test_a_flag_of_several_values_takes_all_up_to_the_next",
+            VALUES + "test_a_flag_of_several_values_takes_all_up_to_the_next",
         ),
     ],
     "minigpt/cli::Parser._get_values": [
@@ -78,7 +78,7 @@ MUTANTS = {
             "the value -- is lost",
             "if isinstance(action, Value):",
             "if False:",
-            FLAGS + "test_a_value_may_begin_with_a_dash",
+            VALUES + "test_a_value_may_begin_with_a_dash",
         ),
     ],
     "minigpt/cli::command": [
