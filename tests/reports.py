@@ -6,6 +6,7 @@ holds. The command runs them all and prints a line per test, or with --table the
 tests/README.md. With --options SECONDS it tries combinations of the options of training instead.
 """
 
+import argparse
 import collections
 import sys
 
@@ -54,17 +55,19 @@ CASES = {
 
 
 class Results:
-    """A plugin of pytest: the outcome of every test, by case."""
+    """A plugin of pytest that runs the tests of some cases: the outcome of each, by case."""
 
-    def __init__(self):
+    def __init__(self, wanted):
+        self.wanted = wanted
         self.outcomes = collections.defaultdict(dict)
         self.cases = {}
 
     def pytest_collection_modifyitems(self, items):
-        """Note the cases of each test."""
+        """Note the cases of each test, and leave out those of other cases."""
         for item in items:
-            marks = item.iter_markers("report")
-            self.cases[item.nodeid] = [str(case) for mark in marks for case in mark.args]
+            cases = [case for mark in item.iter_markers("report") for case in mark.args]
+            self.cases[item.nodeid] = [case for case in cases if case in self.wanted]
+        items[:] = [item for item in items if self.cases[item.nodeid]]
 
     def pytest_runtest_logreport(self, report):
         """Note how a test, its set-up or its end came out; the worst counts."""
@@ -80,34 +83,44 @@ def sentence(nodeid):
     return nodeid.rpartition("::")[2].removeprefix("test_").replace("_", " ")
 
 
-def untested(outcomes):
-    """Return the cases without a test."""
-    return [case for case in CASES if case not in outcomes]
+def parse(argv):
+    """Return the arguments of the command."""
+    parser = argparse.ArgumentParser("python -m tests.reports", description=__doc__)
+    parser.add_argument("--table", action="store_true", help="print a table in Markdown")
+    parser.add_argument("--options", type=float, metavar="SECONDS", help="try options of training")
+    parser.add_argument("cases", nargs="*", help="of CASES (default: all)", metavar="CASE")
+    args = parser.parse_args(argv)
+    for case in args.cases:
+        if case not in CASES:
+            parser.error(f"{case} is no case; choose from {', '.join(CASES)}")
+    return args
 
 
 def main(argv):
-    """Run the tests of all cases; return the exit code."""
-    if argv[:1] == ["--options"]:
+    """Run the tests of the cases; return the exit code."""
+    args = parse(argv)
+    if args.options:
         from tests.train.test_together import try_options
 
-        trained, refused = try_options(float(argv[1]))
+        trained, refused = try_options(args.options)
         print(f"{trained} runs did what was asked, {refused} were refused in one line")
         return 0
-    table, results = "--table" in argv, Results()
+    wanted = {case: CASES[case] for case in args.cases or CASES}
+    results = Results(wanted)
     quiet = ["--slow", "-m", "report", "-p", "no:terminal"]
     status = pytest.main(quiet, plugins=[results])
-    for case, title in CASES.items():
+    for case, title in wanted.items():
         outcomes = results.outcomes.get(case, {})
-        if table:
+        if args.table:
             held = "; ".join(map(sentence, outcomes))
             print(f"| {case} | {title} | {held} |")
             continue
         print(f"{case:>3}  {title}{'' if outcomes else ': NO TEST'}")
         for name, outcome in outcomes.items():
             print(f"       {outcome:<8} {sentence(name)}")
-    missing = untested(results.outcomes)
+    missing = wanted.keys() - results.outcomes.keys()
     failed = [c for c, tests in results.outcomes.items() if "failed" in tests.values()]
-    print(f"{len(CASES) - len(missing)} of {len(CASES)} cases tried, {len(failed)} failed")
+    print(f"{len(wanted) - len(missing)} of {len(wanted)} cases tried, {len(failed)} failed")
     return int(status) or bool(missing)
 
 
