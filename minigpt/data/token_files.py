@@ -170,9 +170,7 @@ def read_tokens(path, key):
         dtype = np.dtype(fields["dtype"])
         if begin != header(key, dtype, fields["count"], crc32):
             return None
-        with contextlib.suppress(
-            OSError
-        ):  # it is another user's, perhaps
+        with contextlib.suppress(OSError):  # it is another user's, perhaps
             os.utime(path)
         return np.asarray(np.memmap(path, dtype, "r", HEADER, (fields["count"],)))
     except (OSError, ValueError, TypeError, KeyError):

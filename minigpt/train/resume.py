@@ -121,6 +121,7 @@ def resume_run(given):
                 f"--resume: the run was trained on {trained_on}, but the text is now another "
                 f"({data.name}); bring the old one back, or name the new one by --data"
             )
+        run.notes.append(f"trained on {trained_on} so far, and on {data.name} from here on")
         state.data_name, state.data_sha256 = data.name, data.sha256
         state.val_loss, state.measures = None, {}
     if train_config.eval_tokens != state.train["eval_tokens"]:

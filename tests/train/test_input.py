@@ -43,7 +43,11 @@ def test_standard_input_is_kept_in_the_run_and_resumed(tmp_path, monkeypatch, ca
     Path("b").rename("c")  # data.txt moves with the run
     assert resume(tmp_path / "c", "--max-iters=8") == 0
     piped(monkeypatch, TEXT[::-1].encode())
+    capsys.readouterr()
     assert resume(tmp_path / "c", "--max-iters=9", "--data=-") == 0
+    kept_in = tmp_path / "c" / "data.txt"
+    told = f"note: trained on {Path('b', 'data.txt')} so far, and on {kept_in} from here on\n"
+    assert told in capsys.readouterr().err
     assert (tmp_path / "c" / "data.txt").read_text() == TEXT[::-1]
 
 
