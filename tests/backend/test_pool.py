@@ -37,6 +37,7 @@ def test_small_arrays_come_from_numpy():
     assert not pool._cache.sizes
 
 
+@pytest.mark.report("25")
 def test_a_buffer_without_references_is_reused():
     x = empty((SMALL,), "float32")
     where = address(x)
