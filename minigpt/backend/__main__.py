@@ -59,9 +59,8 @@ def own_rows():
         yield name, version(name) or f"not installed; for {purpose}: pip install {name}"
     for text in blas_texts():
         yield "BLAS", text
-    limit, cores = core_limit(), os.cpu_count() or 1
-    by = f", by {limit.name}" if limit.cores < cores else ""
-    yield "cores", f"{limit.cores} usable of {cores}{by}"
+    limit = core_limit()
+    yield "cores", f"{limit.cores} usable of {os.cpu_count() or 1}{limit.by}"
     for name in OPENBLAS:
         if name in os.environ:
             yield name, f"{os.environ[name]}: overrides OpenBLAS's own choice, which may be faster"

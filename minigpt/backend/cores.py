@@ -22,10 +22,15 @@ VARIABLES = (
 
 
 class Limit(NamedTuple):
-    """A number of cores, and what sets it."""
+    """A number of cores, and what sets it; "" is the machine."""
 
     cores: int
     name: str
+
+    @property
+    def by(self):
+        """What follows the number in a message: ", by OMP_NUM_THREADS=2"."""
+        return f", by {self.name}" if self.name else ""
 
 
 def usable_cores():
@@ -45,7 +50,7 @@ def lowest(limits):
 
 def cores_there_are():
     """Yield the Limits of the machine, the process and its container."""
-    yield Limit(os.cpu_count() or 1, "the machine")
+    yield Limit(os.cpu_count() or 1, "")
     if hasattr(os, "sched_getaffinity"):
         yield Limit(len(os.sched_getaffinity(0)), "the CPU affinity of the process")
     quota = cpu_quota()
@@ -104,4 +109,4 @@ def note_on_threads(threads):
     if threads <= limit.cores:
         return []
     cores = cli.plural(limit.cores, "core")
-    return [f"{threads} threads on {cores}, by {limit.name}: more threads than cores are slower"]
+    return [f"{threads} threads on {cores}{limit.by}: more threads than cores are slower"]

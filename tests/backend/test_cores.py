@@ -113,7 +113,7 @@ def test_the_lowest_limit_decides_and_doctor_says_which(monkeypatch):
 
 def test_a_system_without_affinity(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert core_limit() == (8, "the machine")
+    assert core_limit() == (8, "")
     assert dict(own_rows())["cores"] == "8 usable of 8"
 
 
@@ -133,7 +133,7 @@ def test_a_run_says_how_many_threads_it_has(tmp_path, capsys, monkeypatch):
 def test_more_threads_than_cores_are_noted(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # --threads is a wish of its own
     write(tmp_path, {"proc/self/cgroup": "0::/", f"{V2}/cpu.max": "150000 100000"})
-    assert note_on_threads(2) == []
+    assert note_on_threads(2) == [] and note_on_threads(3) != []
     training.begin(tmp_path / "a", "--dry-run", "--threads=3")
     out, err = capsys.readouterr()
     assert " on 3 threads\n" in out
@@ -148,3 +148,7 @@ def test_blas_is_not_lifted_above_what_the_environment_allows(monkeypatch):
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
     with blas_threads(TrainConfig().threads):
         assert set(sizes_of_blas()) <= {1}
+
+
+def test_a_note_names_what_is_not_the_machine():
+    assert note_on_threads(9) == ["9 threads on 8 cores: more threads than cores are slower"]
