@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from minigpt.ops import layernorm
+from tests import reports
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -90,3 +91,14 @@ def test_figures_of_attention_and_sampling_are_those_of_the_records():
         for record in json.loads((ROOT / "bench/results" / file).read_text())["records"]:
             if file == "sample.json" or record["model"] == "nanogpt-baby":
                 assert f" {record['tokens_per_s']:,.0f} " in text
+
+
+def test_the_table_of_what_people_reported_is_that_of_the_command():
+    text = (ROOT / "tests" / "README.md").read_text("utf-8")
+    assert "\n".join(reports.table()) in text
+
+
+def test_everything_that_people_reported_is_tried():
+    marks = [mark for path in SOURCES for mark in re.findall(r"report\((.+)\)", path.read_text())]
+    tried = {case for mark in marks for case in re.findall(r'"(\w+)"', mark)}
+    assert reports.CASES.keys() <= tried
