@@ -9,6 +9,7 @@ from minigpt.backend import array_module, to_device
 from minigpt.errors import UserError
 
 PART = 1 << 16  # tokens looked at together
+LARGEST = 1 << 32  # tokens that `weyl` can tell apart
 
 
 def split(ids):
@@ -34,8 +35,13 @@ def check_length(train, val, block_size):
     Raises
     ------
     UserError
-        If not, or if block_size is below 1.
+        If not; if block_size is below 1; or if there are more tokens than a sampler can tell apart.
     """
+    if len(train) > LARGEST:
+        raise UserError(
+            f"the text is too long: its train part has {len(train):,} tokens, but at most "
+            f"{LARGEST:,} can be drawn from; give --data with less"
+        )
     if block_size < 1:
         raise UserError(f"--block-size is {block_size}, but must be at least 1")
     name, part = ("train", train) if len(train) < len(val) else ("validation", val)

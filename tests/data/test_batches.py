@@ -161,6 +161,12 @@ def test_length_error_says_what_came_and_what_to_do():
         data.check_length(*data.split(range(100)), 0)
 
 
+def test_a_text_with_more_tokens_than_can_be_told_apart_is_refused():
+    data.check_length(range(2**32), range(2**29), 8)
+    with pytest.raises(UserError, match="train part has 4,294,967,297 tokens, but at most"):
+        data.check_length(range(2**32 + 1), range(2**29), 8)
+
+
 @given(st.lists(st.integers(0, 9)), st.lists(st.integers(0, 9)))
 def test_tokens_of_one_part_only(ids, others):
     with pytest.MonkeyPatch.context() as patch:
