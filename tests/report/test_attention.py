@@ -278,6 +278,18 @@ def test_what_no_font_has_is_an_escape_in_the_picture(monkeypatch):
 
 
 @pytest.mark.report("2")
+def test_characters_that_no_font_has_are_told(gpt, capsys, monkeypatch):
+    for missing, told in (
+        ({"天", "地"}, "地 天: esc"),
+        ({*map(chr, range(0x4E00, 0x4E20))}, "others: "),
+    ):
+        monkeypatch.setattr("minigpt.report.attention.draw_maps", lambda *_, found=missing: found)
+        main(["--checkpoint", str(gpt), "--prompt", "a"])
+        err = capsys.readouterr().err
+        assert err.startswith("note: no font here has ") and told in err and err.count("\n") == 1
+
+
+@pytest.mark.report("2")
 @pytest.mark.filterwarnings("error")
 def test_a_font_that_has_a_character_is_found(monkeypatch, tmp_path):
     font_manager = pytest.importorskip("matplotlib.font_manager")
