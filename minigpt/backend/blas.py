@@ -2,8 +2,11 @@
 
 import contextlib
 import functools
+import math
 import threading
+import time
 
+import numpy
 from threadpoolctl import ThreadpoolController
 
 _lock = threading.Lock()
@@ -49,3 +52,17 @@ def blas_threads(n):
         with _lock:
             _limits.remove(n)
             _apply()
+
+
+def product_rate(threads, seconds=0.3, n=1024):
+    """Measure float32 products (n, n) @ (n, n) with that many threads; return FLOP/s.
+
+    It is the highest rate seen in some `seconds`.
+    """
+    a, b = (numpy.full((n, n), 0.5, numpy.float32) for _ in range(2))
+    out, best, start = numpy.empty_like(a), math.inf, time.perf_counter()
+    with blas_threads(threads):
+        while (now := time.perf_counter()) < start + seconds or best == math.inf:
+            numpy.matmul(a, b, out=out)
+            best = min(best, time.perf_counter() - now)
+    return 2 * n**3 / best

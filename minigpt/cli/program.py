@@ -26,7 +26,9 @@ def device_failures():
 def one_line(error):
     """Return the text of an exception, or a text, without line breaks and control characters."""
     text = str(error)
-    if isinstance(error, MemoryError):
+    if isinstance(error, UserError):
+        pass  # it says it all
+    elif isinstance(error, MemoryError):
         why = f" ({' '.join(text.split())})" if text else ""
         text = f"out of memory{why}; use a smaller batch, context or model"
     elif isinstance(error, OSError) and error.strerror:

@@ -11,7 +11,7 @@ from minigpt import cli
 from minigpt.cli.characters import display_width, quoted, token_table, visible, wrap
 from minigpt.data.datasets import TextData
 from minigpt.data.sources import read_parts
-from minigpt.errors import UserError
+from minigpt.errors import SMALLER_DATA, UserError, memory_for
 
 WIDTH = 76  # columns of a section
 HEAD = 1 << 22  # characters of a text that are cut into words
@@ -39,6 +39,7 @@ class WalkConfig(cli.Config):
     )
 
 
+@memory_for("while the text was read", SMALLER_DATA)
 def main(argv=None, prog="python -m minigpt.data"):
     """Walk from a text to the examples that a GPT learns from, and print each step."""
     parser = cli.parser(prog, main.__doc__)

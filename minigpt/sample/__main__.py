@@ -10,7 +10,7 @@ empty, too long, not UTF-8, or holds an unknown character spoils no other.
 
 from minigpt import backend, cli
 from minigpt.cli import aliases
-from minigpt.errors import UserError
+from minigpt.errors import memory_for
 from minigpt.sample.command import SampleConfig, sample
 from minigpt.sample.tasks import TASKS
 
@@ -32,14 +32,9 @@ def main(argv=None, prog="python -m minigpt.sample"):
     plain = given.pop("plain")
     parser.allow_one(given, "checkpoint", "out_dir")
     parser.allow_one(given, "prompt", "prompt_file")
-    try:
-        with backend.plain(plain):
-            return sample(given)
-    except MemoryError as error:
-        raise UserError(
-            f"out of memory ({cli.one_line(str(error)) or 'no more to be had'}); take fewer "
-            "--num-samples, a smaller --beam or model, or another --backend"
-        ) from None
+    less = "take fewer --num-samples, a smaller --beam or model, or another --backend"
+    with memory_for("while sampling", less), backend.plain(plain):
+        return sample(given)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from minigpt.model.gpt import logits
 from minigpt.sample.generate import check_finite
 from minigpt.sample.kv_cache import KVCache
 
+READ_TOKENS = 4096  # of sources that the encoder reads at a time
 SHORT = 1024  # scores of a line that are sorted at once; of more, only the largest
 
 
@@ -104,6 +105,17 @@ def largest(scores, n):
     return found
 
 
+def read_sources(source, p, config):
+    """Return memory (B, Ts, C) and seen (B, Ts), the encoder's for sources (B, Ts).
+
+    Some rows at a time: a forward pass keeps what a backward pass would need.
+    """
+    xp, rows = array_module(source), max(1, READ_TOKENS // source.shape[1])
+    parts = range(0, len(source), rows)
+    read = [encoder_forward(source[i : i + rows], p, config)[:2] for i in parts]
+    return read[0] if len(read) == 1 else tuple(map(xp.concatenate, zip(*read, strict=True)))
+
+
 def search(source, p, config, beam=1, show=None):
     """Find the targets with the highest log-probability per token.
 
@@ -125,7 +137,7 @@ def search(source, p, config, beam=1, show=None):
     hypotheses : list of B lists of Hypothesis, at most `beam`, the best first
     """
     end, B, xp = config.vocab_size - 1, len(source), array_module(p["wte"])
-    memory, seen = encoder_forward(to_device(source, xp), p, config)[:2]
+    memory, seen = read_sources(to_device(source, xp), p, config)
     kv, seen = DecoderCache(memory, p, config, beam), xp.repeat(seen, beam, axis=0)
     first = np.arange(B)[:, None]
     ids = np.zeros((B, beam, config.block_size), np.int32)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from minigpt import backend, cli
 from minigpt.cli import aliases
-from minigpt.errors import UserError
+from minigpt.errors import SMALLER_DATA, UserError, memory_for
 from minigpt.sample.command import CheckpointConfig, build_of, check_flags
 from minigpt.sample.progress import Progress, say
 from minigpt.sample.tasks import TASKS, task_of
@@ -108,5 +108,5 @@ def main(argv=None, prog="python -m minigpt score"):
     given = vars(parser.parse_args(argv))
     plain = given.pop("plain")
     parser.allow_one(given, "checkpoint", "out_dir")
-    with backend.plain(plain):
+    with memory_for("while scoring", SMALLER_DATA), backend.plain(plain):
         return score(given)

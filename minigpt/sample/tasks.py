@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from minigpt.data import batches, pair_files, pairs
 from minigpt.data.datasets import PairData, TextData
+from minigpt.errors import SMALLER_DATA, memory_for
 from minigpt.model import encoder_decoder, gpt
 from minigpt.sample import answers, scoring, text
 from minigpt.sample.evaluation import some_of
@@ -125,6 +126,7 @@ def seq2seq_hidden(ids, targets, p, config, rng, on_layer):
     return encoder_decoder.seq2seq_forward(ids, targets, p, config, rng, on_layer)[0]
 
 
+@memory_for("while the text was read", SMALLER_DATA)
 def open_text(options, tokenizer=None, name=None, split=None):
     """Return the TextData of a dict of options; there is one way to split a text."""
     return TextData(options.get("data"), tokenizer, name)
@@ -153,6 +155,7 @@ def count_windows(ids, config):
     return batches.count_windows(ids, config.block_size)
 
 
+@memory_for("while the pairs were read", SMALLER_DATA)
 def open_pairs(options, tokenizer=None, name=None, split=None):
     """Return the PairData of a dict of options; the name of a run's pairs says nothing more."""
     shared = options.get("share_embedding", False)

@@ -9,6 +9,7 @@ import math
 import sys
 
 from minigpt import backend, cli
+from minigpt.backend.blas import product_rate
 from minigpt.backend.cores import note_on_threads
 from minigpt.model import count_parameters
 from minigpt.optim.schedule import describe as describe_schedule
@@ -20,6 +21,7 @@ from minigpt.train.config import resolve, train_config_of
 from minigpt.train.cost import describe, describe_model
 from minigpt.train.interrupt import Interrupt
 from minigpt.train.loop import reported, started, train_run
+from minigpt.train.memory import longest, resident
 from minigpt.train.nonfinite import Diverged
 from minigpt.train.options import PROG, options, parse
 from minigpt.train.progress import format_measures
@@ -30,14 +32,19 @@ from minigpt.train.run_dir import locked
 
 def dry_run(own, options):
     """Print the cost of a run."""
+    data, rate = None, None
     if own["resume"]:
-        *_, config, train_config = stored_run(options)
+        config, train_config = stored_run(options)[2:]
     else:
         train_config = train_config_of(options)
         sizes = TASKS[train_config.task].builtin_sizes if train_config.data is None else None
-        sizes = sizes or open_data(train_config, options).sizes
+        if sizes is None:
+            data = open_data(train_config, options)
+            sizes = data.sizes
         config, train_config = resolve(options, sizes)
-    print("\n".join(describe(config, train_config)))
+    if train_config.backend == "numpy":
+        rate = product_rate(train_config.threads)
+    print("\n".join(describe(config, train_config, *resident(), longest(data), rate)))
     for note in note_on_threads(train_config.shards()):
         print(f"note: {cli.one_line(note)}", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""What a run costs, known before it starts: parameters, memory, floating-point operations."""
+"""What a run costs, known before it starts: parameters, floating-point operations, time, memory."""
 
 import math
 
@@ -6,16 +6,7 @@ from minigpt.cli import plural
 from minigpt.model import count_parameters
 from minigpt.params import leaves
 from minigpt.sample.tasks import task_of
-
-SCRATCH = 2**20  # numbers in a thread's buffers of a fixed size, and in its chunk's unused part
-
-
-def count_layers(config):
-    """Return the numbers of (blocks, encoder blocks, cross attentions) of a model."""
-    names = [name for name, _ in leaves(config.shapes())]
-    blocks = [name for name in names if name.endswith(".attn.c_attn.w")]
-    encoder = [name for name in blocks if name.startswith("encoder.")]
-    return len(blocks), len(encoder), sum(name.endswith(".c_kv.w") for name in names)
+from minigpt.train.memory import count_layers, memory, whole
 
 
 def flops_per_step(config, train_config):
@@ -36,30 +27,21 @@ def flops_per_step(config, train_config):
     return 6 * (weights + seen) * tokens
 
 
-def memory(config, train_config):
-    """Return {part: bytes} of a training step.
+def step_seconds(config, flops, rate):
+    """Return how long a step takes on a CPU, about.
 
-    The threads share the weights, but each makes the gradients of its own shard. What the passes
-    see and make may be in float16; all else is float32. The coefficients of the activations were
-    fitted to the peaks of real steps on NumPy, hence "about".
+    The products of a step run at some three quarters of the rate of large ones, and the narrower a
+    model is, the more of the time goes into all else. The two numbers are fitted to the steps of
+    bench/README.md, which they meet within a third.
+
+    Parameters
+    ----------
+    flops : int
+        Of the step.
+    rate : float
+        Of large products, in floating-point operations per second.
     """
-    n, threads = count_parameters(config), train_config.shards()
-    itemsize = 2 if train_config.dtype == "float16" else 4
-    T, C = config.block_size, config.n_embd
-    # Kept per token and layer: the inputs of the two layernorms and what they return, q k v, what
-    # attention returns, the MLP's activation and its slope; weights of attention if T is short.
-    weights = config.n_head * T if T <= 64 and train_config.backend == "numpy" else 0
-    block = (2 + 2 + 3 + 1 + 8) * C + weights
-    cross = (2 + 1 + 2 + 1) * C + weights  # layernorm, q, k v, output
-    blocks, _, crosses = count_layers(config)
-    in_flight = 24 * C  # of one layer or outside of all, in both passes
-    kept = train_config.batch_size * T * (blocks * block + crosses * cross + in_flight)
-    return {
-        "weights": 4 * n + (2 * n if itemsize == 2 else 0),
-        "gradients": 4 * n + threads * itemsize * n,
-        "optimizer (two moments)": 8 * n,
-        "activations (about)": itemsize * (kept + threads * SCRATCH),
-    }
+    return flops / rate * (1.25 + 150 / config.n_embd)
 
 
 def human(number, unit=""):
@@ -79,27 +61,60 @@ def describe_model(config):
     )
 
 
-def describe(config, train_config):
-    """Return the lines that --dry-run prints."""
+def duration(seconds):
+    """Return a length of time in the unit that it is usually given in."""
+    units = {"years": 31557600, "days": 86400, "hours": 3600, "minutes": 60, "s": 1}
+    unit, size = next((u for u in units.items() if seconds >= 1.5 * u[1]), ("ms", 1e-3))
+    number = seconds / size
+    return f"{number:,.0f} {unit}" if number >= 10 else f"{number:.2g} {unit}"
+
+
+def describe_memory(parts, train_config, held, most):
+    """Return {name: text} of the memory of a run."""
+    if train_config.backend != "numpy":
+        rows = {"memory of the GPU": f"about {human(sum(parts.values()), 'B')}"}
+    else:
+        total, threads = whole(parts, held, most), plural(train_config.shards(), "thread")
+        rows = {"memory": f"about {human(total, 'B')} in all, on {threads}"}
+        rows["  libraries and data"] = human(held, "B")
+    return rows | {f"  {part}": human(value, "B") for part, value in parts.items()}
+
+
+def describe(config, train_config, held, most=0, lengths=None, rate=None):
+    """Return the lines that --dry-run prints.
+
+    Parameters
+    ----------
+    held, most : int
+        As of memory.whole.
+    lengths : optional
+        As of memory.memory.
+    rate : float, optional
+        Of products on this machine, in FLOP/s: where it is given, the time is told.
+    """
     n, per_step = count_parameters(config), flops_per_step(config, train_config)
     sequences = train_config.batch_size * train_config.gradient_accumulation_steps
-    tokens, parts = sequences * config.block_size, memory(config, train_config)
+    tokens, steps = sequences * config.block_size, train_config.max_iters
     named = leaves(config.shapes())
     positions = sum(math.prod(shape) for name, shape in named if name.endswith("wpe"))
     bracket = f" ({n - positions:,} without positions)" if positions else ""
-    where = f"on {plural(train_config.shards(), 'thread')}"
-    if train_config.backend != "numpy":
-        where = "on the GPU"
-    steps, seconds = train_config.max_iters, train_config.max_seconds
+    budget = train_config.max_seconds
+    step_s = rate and step_seconds(config, per_step, rate)
     rows = {
         "model": f"{describe_model(config)}, vocabulary {config.vocab_size}",
         "parameters": f"{n:,}{bracket}",
         "a step": f"{sequences} x {config.block_size} = {tokens:,} tokens{task_of(config).sides}, "
         f"{human(per_step, 'FLOP')}",
         "the run": f"{steps:,} steps, {steps * tokens:,} tokens, {human(steps * per_step, 'FLOP')}"
-        if seconds is None
-        else f"{seconds:g} seconds, as many steps as they allow",
-        "memory": f"about {human(sum(parts.values()), 'B')} {where}",
+        if budget is None
+        else f"{budget:g} seconds, as many steps as they allow",
     }
-    rows |= {f"  {part}": human(value, "B") for part, value in parts.items()}
+    if step_s:
+        fit = (
+            f"{duration(steps * step_s)} of training"
+            if budget is None
+            else (f"some {budget / step_s:,.0f} steps in all")
+        )
+        rows["time on this machine"] = f"about {duration(step_s)} a step, {fit}"
+    rows |= describe_memory(memory(config, train_config, lengths), train_config, held, most)
     return [f"{name:<27}{value}" for name, value in rows.items()]

@@ -9,7 +9,7 @@ import numpy
 from minigpt import cli
 from minigpt.backend.blas import blas_threads
 from minigpt.backend.devices import PRECISIONS, tf32_products
-from minigpt.errors import UserError
+from minigpt.errors import SMALLER_MODEL, memory_for
 from minigpt.files import LAST, METRICS
 from minigpt.train.interrupt import Stopped
 from minigpt.train.nonfinite import Diverged
@@ -105,16 +105,10 @@ def leaving(run):
 @contextlib.contextmanager
 def reported():
     """Leave NumPy's warnings out, in this thread; make a UserError of a lack of memory."""
-    try:
-        # Numbers that overflow are reported as what they mean: that training has diverged.
-        with numpy.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            yield
-    except MemoryError as error:
-        raise UserError(
-            f"out of memory ({cli.one_line(str(error)) or 'no more is free'}); use a smaller "
-            "--batch-size (with --gradient-accumulation-steps), --block-size or model; "
-            "--dry-run shows what is needed"
-        ) from None
+    # Numbers that overflow are reported as what they mean: that training has diverged.
+    unseen = numpy.errstate(over="ignore", invalid="ignore", divide="ignore")
+    with memory_for("around the training", SMALLER_MODEL), unseen:
+        yield
 
 
 def unsaved(run):

@@ -9,7 +9,7 @@ from pathlib import Path
 from minigpt.backend import to_device, to_host
 from minigpt.backend.cores import note_on_threads
 from minigpt.backend.devices import check_precision, load_backend
-from minigpt.errors import UserError
+from minigpt.errors import SMALLER_MODEL, UserError, memory_for
 from minigpt.files import BEST, LAST, METRICS, append, writing
 from minigpt.model.checkpoint import save
 from minigpt.model.init import init_params
@@ -21,6 +21,7 @@ from minigpt.train.clock import Clock
 from minigpt.train.config import resolve, train_config_of
 from minigpt.train.input import kept_pipe
 from minigpt.train.interrupt import NEVER, interruptible
+from minigpt.train.memory import smaller_step
 from minigpt.train.nonfinite import Diverged, Skips, first_in_evaluation, first_in_step
 from minigpt.train.run_dir import check_folder, claim_folder, cut_metrics
 from minigpt.train.state import RunState
@@ -124,6 +125,7 @@ class Run:
         self.reserve_s, self.save_s, self.unread, self.whole_loss = 0.0, 0.0, 0, None
         self.notes = [*getattr(data, "notes", ()), *note_on_threads(train_config.shards())]
 
+    @memory_for("while the model was made", SMALLER_MODEL)
     def start(self, workers):
         """Make the weights and the optimizer, or take them over from the checkpoint."""
         xp, (checkpoint, self.checkpoint) = backend_of(self.train_config), (self.checkpoint, None)
@@ -163,9 +165,9 @@ class Run:
         if state.step % train_config.log_interval == 0:
             self.losses.clear()
         by_clock = self.progress if train_config.max_seconds else None
-        loss, self.grad_norm, self.lr = self.trainer.step(
-            self.data.train, state.step, by_clock, stop
-        )
+        with memory_for("in a training step", lambda: smaller_step(train_config)):
+            step = self.trainer.step(self.data.train, state.step, by_clock, stop)
+        loss, self.grad_norm, self.lr = step
         self.losses.add(loss)
         state.step, state.tokens = state.step + 1, state.tokens + self.trainer.count
         self.unread += 1
@@ -264,6 +266,7 @@ class Run:
         part_s, rest_s = self.validation.seconds(self.train_rate)
         return OVERHEAD_S + (self.clock.step_s or 0.0) + part_s + rest_s + self.save_s
 
+    @memory_for("in an evaluation", f"use fewer --threads; or {SMALLER_MODEL}")
     def evaluate(self, stop, show=None):
         """Take validation loss and measures, and write the best checkpoint if this is it.
 
@@ -297,6 +300,7 @@ class Run:
             if not self.try_to_save(BEST):
                 state.best_loss, state.best_step = before
 
+    @memory_for("in an evaluation", f"use fewer --threads; or {SMALLER_MODEL}")
     def evaluate_rest(self, stop, show=None):
         """Take the loss of the whole split, at the end of a run whose evaluations take a part.
 
@@ -332,6 +336,7 @@ class Run:
         self.validation.rate = (total - done) / max(self.clock.seconds - start, 1e-9)
         return loss
 
+    @memory_for("while a checkpoint was saved", SMALLER_MODEL)
     def save(self, name, optimizer=None):
         """Write a checkpoint of this moment, which must have been read, into the run's folder."""
         self.claim()

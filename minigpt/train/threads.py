@@ -74,11 +74,13 @@ class Workers:
     def map(self, fn, items):
         """Return [fn(item) for item in items], item i on thread i mod n, at the same time.
 
-        Each item is a piece of work: see backend.cpu.pool.
+        Each item is a piece of work, of a kind with those that the same function does: see
+        backend.cpu.pool.
         """
+        kind = getattr(fn, "__code__", None)  # a nested function is another object every time
 
         def work(item):
-            pool.begin_work()
+            pool.begin_work(kind)
             return fn(item)
 
         return self._map(work, items)

@@ -1,17 +1,10 @@
-import tracemalloc
-from concurrent.futures import ThreadPoolExecutor
-
-import numpy as np
 import pytest
 
-from minigpt.backend.cpu import pool
 from minigpt.model import count_parameters
-from minigpt.model.init import init_params
 from minigpt.train.config import resolve
-from minigpt.train.cost import describe, flops_per_step, human, memory
-from minigpt.train.presets import NANOGPT, PRESETS
-from minigpt.train.step import Trainer
-from minigpt.train.threads import Workers
+from minigpt.train.cost import describe, duration, flops_per_step, human, step_seconds
+from minigpt.train.memory import memory
+from minigpt.train.presets import PRESETS
 
 
 def test_flops_by_hand():
@@ -39,53 +32,9 @@ def test_human(number, text):
     assert human(number, "B") == text
 
 
-def measure(config, train):
-    """Bytes taken by a Trainer, and at the peak of a step of it."""
-    ids = np.resize(np.arange(65, dtype=np.int32), 2000)
-    tracemalloc.start()
-    try:
-        with Workers(train.shards()) as workers:
-            trainer = Trainer(init_params(config, 0, np), config, train, np, workers)
-            taken = tracemalloc.get_traced_memory()[0]
-            trainer.step(ids, 0)
-            tracemalloc.reset_peak()
-            trainer.step(ids, 1)
-            return taken, tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "values",
-    [
-        PRESETS["nanogpt-cpu"] | {"threads": 1},
-        PRESETS["nanogpt-cpu"] | {"threads": 2},
-        PRESETS["nanogpt-baby"] | {"threads": 2, "batch_size": 2, "n_layer": 2},
-        PRESETS["lecture"] | {"threads": 2, "batch_size": 8, "n_layer": 1, "n_embd": 96},
-        NANOGPT | {"threads": 2, "n_embd": 64, "n_head": 8, "batch_size": 16},
-        PRESETS["nanogpt-cpu"] | {"threads": 2, "rotary": True, "bigram": True},
-    ],
-    ids=["one thread", "two threads", "wide", "thin", "many heads", "rotary with bigrams"],
-)
-def test_memory_is_that_of_a_real_step(monkeypatch, values):
-    # What is left of a chunk takes no memory, but is counted as if it did.
-    monkeypatch.setattr(pool, "CHUNK", 2**18)
-    config, train = resolve(values, {"vocab_size": 65})
-    parts, threads, n = memory(config, train), values["threads"], 4 * count_parameters(config)
-    # In a thread of its own: what earlier tests left in this thread's pool would not be counted.
-    with ThreadPoolExecutor(1) as fresh:
-        taken, peak = fresh.submit(measure, config, train).result()
-    assert taken == pytest.approx(4 * n, rel=0.1)  # weights, two moments, the sum of gradients
-    assert sum(parts.values()) == pytest.approx(peak, rel=0.25)
-    assert parts["activations (about)"] == pytest.approx(peak - (4 + threads) * n, rel=0.25)
-    assert parts["gradients"] == (1 + threads) * n
-    assert parts["weights"] == n == parts["optimizer (two moments)"] / 2
-
-
 def test_describe_says_what_a_run_costs():
     config, train = resolve({**PRESETS["lecture"], "threads": 2}, {"vocab_size": 65})
-    text = "\n".join(describe(config, train))
+    text = "\n".join(describe(config, train, 40_000_000))
     for part in (
         "6 layers, 6 heads, 384 channels, context 256, vocabulary 65",
         "10,788,929 (10,690,625 without positions)",
@@ -93,8 +42,10 @@ def test_describe_says_what_a_run_costs():
         "5,000 steps, 81,920,000 tokens, 5.52 PFLOP",
         "weights                  43.2 MB",
         "gradients                129 MB",
-        "optimizer (two moments)  86.3 MB",
-        "activations (about)",
+        "optimizer                86.3 MB",
+        "activations  ",
+        "in all, on 2 threads",
+        "libraries and data       40 MB",
     ):
         assert part in text
 
@@ -112,18 +63,53 @@ def test_rotary_positions_have_no_parameters_and_pairs_have_a_table():
         ({"bigram": True}, (n + 65 * 66 * 128, n + 65 * 66 * 128 - 64 * 128)),
     ):
         config, train = resolve(values | options, {"vocab_size": 65})
-        text = "\n".join(describe(config, train))
+        text = "\n".join(describe(config, train, 40_000_000))
         assert expected_parameters(*expected) in text
         assert memory(config, train)["weights"] == 4 * expected[0]
 
 
-def test_a_device_has_one_shard_and_half_precision_halves_what_the_passes_make():
-    values = PRESETS["nanogpt-cpu"] | {"backend": "cupy"}
+@pytest.mark.parametrize(
+    "seconds, text",
+    [
+        (0.0523, "52 ms"),
+        (0.52, "520 ms"),
+        (1.6, "1.6 s"),
+        (75, "75 s"),
+        (760, "13 minutes"),
+        (7200, "2 hours"),
+        (400_000, "4.6 days"),
+        (1e8, "3.2 years"),
+        (1e12, "31,688 years"),
+    ],
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_the_time_of_a_step_is_near_those_of_the_benches():
+    # bench/README.md: preset, batch, context, width, seconds, rate of large products in FLOP/s
+    for name, batch, context, seconds, rate in (
+        ("nanogpt-cpu", 12, 64, 0.0263, 440e9),
+        ("nanogpt-baby", 16, 256, 1.038, 440e9),
+        ("nanogpt-cpu", 12, 64, 0.0646, 160e9),
+        ("nanogpt-baby", 16, 256, 2.288, 160e9),
+        ("gpt2", 4, 64, 2.261, 160e9),
+        ("gpt2", 4, 64, 0.899, 440e9),
+    ):
+        values = PRESETS[name] | {"batch_size": batch, "block_size": context}
+        values["gradient_accumulation_steps"] = 1
+        config, train = resolve(values, {"vocab_size": values.get("vocab_size", 65)})
+        found = step_seconds(config, flops_per_step(config, train), rate)
+        assert found == pytest.approx(seconds, rel=1 / 3)
+
+
+def test_the_time_is_of_the_whole_run_or_the_steps_that_fit_it():
+    values = PRESETS["nanogpt-cpu"] | {"threads": 2}
     config, train = resolve(values, {"vocab_size": 65})
-    _, half = resolve(values | {"dtype": "float16"}, {"vocab_size": 65})
-    one, other, n = memory(config, train), memory(config, half), count_parameters(config)
-    assert one["gradients"] == 8 * n and other["gradients"] == 6 * n
-    assert one["weights"] == 4 * n and other["weights"] == 6 * n
-    assert one["optimizer (two moments)"] == other["optimizer (two moments)"] == 8 * n
-    assert one["activations (about)"] == 2 * other["activations (about)"]
-    assert "on the GPU" in "\n".join(describe(config, half))
+    rate = flops_per_step(config, train) * (1.25 + 150 / 128) / 0.05  # 50 ms a step
+    text = "\n".join(describe(config, train, 0, rate=rate))
+    assert "about 50 ms a step, 100 s of training" in text.replace("1.7 minutes", "100 s")
+    config, train = resolve(values | {"max_seconds": 60.0}, {"vocab_size": 65})
+    text = "\n".join(describe(config, train, 0, rate=rate))
+    assert "about 50 ms a step, some 1,200 steps in all" in text
+    assert "time on" not in "\n".join(describe(config, train, 0))

@@ -116,7 +116,7 @@ def test_what_numpy_cannot_do_is_reported_before_any_work(tmp_path, capsys, monk
 
 def test_too_little_memory(tmp_path, capsys, monkeypatch):
     error = refusal(capsys, begin, tmp_path / "run", f"--batch-size={2**48 - 1}")
-    assert error.startswith("error: out of memory (Unable to allocate ")
+    assert error.startswith("error: out of memory in a training step (Unable to allocate ")
     assert "--batch-size" in error and "--dry-run" in error
 
     def fail(self, *_):
@@ -124,7 +124,9 @@ def test_too_little_memory(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(Trainer, "step", fail)
     error = refusal(capsys, begin, tmp_path / "run", "--overwrite")
-    assert error.startswith("error: out of memory (no more is free); use a smaller --batch-size")
+    assert error.startswith(
+        "error: out of memory in a training step (no more is free); use --batch-size 2 with --"
+    )
 
 
 FOREIGN = [

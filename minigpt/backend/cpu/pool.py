@@ -34,22 +34,33 @@ class ThreadCache(threading.local):
         What has not been cut off the chunks in `cut`.
     begun : bool
         Whether no buffer has been cut since a piece of work began.
+    late : bool
+        Whether buffers were cut anew in the middle of a piece of work, when some were in use.
+    kind : object
+        Of the work that has begun.
     """
 
     def __init__(self):
-        self.sizes, self.cut, self.whole, self.rests, self.begun = {}, [], [], [], False
+        self.sizes, self.cut, self.whole, self.rests = {}, [], [], []
+        self.begun, self.late, self.kind = False, False, None
 
 
 _cache = ThreadCache()
 
 
-def begin_work():
+def begin_work(kind=None):
     """Say that a piece of work begins in this thread, such as the passes of a batch.
 
     If it needs a buffer of which there is none, all are cut anew: work on arrays of many shapes
-    takes no more memory than on the largest of them.
+    takes no more memory than on the largest of them. Where that comes late, after buffers that
+    happen to fit, they are all cut once more at the next beginning: then they are the right ones.
+    So they are if it is work of another `kind`.
     """
-    _cache.begun = True
+    if _cache.late or kind != _cache.kind:
+        recycle()
+        _cache.kind = kind
+    else:
+        _cache.begun = True
 
 
 def give_back():
@@ -91,6 +102,7 @@ def new_buffer(n, dtype):
     sizes = _cache.sizes
     if _cache.begun or (len(sizes) == MAX_SIZES and (n, dtype) not in sizes):
         recycle()
+        _cache.late = bool(_cache.cut)
     buffer = numpy.frombuffer(cut(n * dtype.itemsize), dtype)
     sizes.setdefault((n, dtype), []).append(buffer)
     return buffer
@@ -101,7 +113,7 @@ def recycle():
     cache = _cache
     cache.sizes.clear()
     cache.rests.clear()
-    cache.begun = False
+    cache.begun = cache.late = False
     while (chunk := with_references(IDLE, cache.cut)) is not None:
         remove(cache.cut, chunk)
         cache.whole.append(chunk)

@@ -49,7 +49,7 @@ MUTANTS = {
             "chunks that are too small are kept beside the new one",
             "while whole and released < size:",
             "while False:",
-            "backend/test_pool.py::test_memory_follows_shapes_that_grow_and_what_is_too_small",
+            "backend/test_pool.py::test_memory_follows_shapes_that_grow",
         ),
     ],
     "minigpt/backend/cpu/pool.py::recycle": [

@@ -1,0 +1,235 @@
+"""The memory of a run, known before it starts: what its process holds at its peak.
+
+Nearly all of it follows from the code. The arrays of a step come from the pool of the thread that
+makes them (`backend/cpu/pool.py`), by size: at its peak a pool holds, of each size, as many as are
+in use at one time. Those are counted here from `model/blocks.py` and the overrides in
+`backend/cpu`.
+"""
+
+import contextlib
+import importlib.util
+import math
+import re
+import sys
+
+from minigpt.backend.cpu import attention_tiles as tiles
+from minigpt.backend.cpu import blocking, cross_entropy
+from minigpt.model import count_parameters
+from minigpt.params import leaves
+from minigpt.sample import answers
+from minigpt.train.step import EVAL_TOKENS
+from minigpt.train.threads import shard_slices
+
+FLOAT = 4  # bytes of float32
+PICTURE = 35 * 10**6  # bytes of matplotlib, at the end of a run: measured
+DEVICE_SCRATCH = 2**20  # numbers in buffers of a fixed size on a GPU, about
+
+
+def resident():
+    """Return (bytes of memory that this process holds, the most that it has held).
+
+    Where the system does not tell the first, it is the second.
+    """
+    with contextlib.suppress(OSError), open("/proc/self/status") as file:
+        text = file.read()
+        found = (re.search(rf"{name}:\s+(\d+) kB", text) for name in ("VmRSS", "VmHWM"))
+        return tuple(1024 * int(kilobytes[1]) for kilobytes in found)
+    import resource  # not on every system
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    most *= 1 if sys.platform == "darwin" else 1024
+    return most, most
+
+
+def count_layers(config):
+    """Return the numbers of (blocks, encoder blocks, cross attentions) of a model."""
+    names = [name for name, _ in leaves(config.shapes())]
+    blocks = [name for name in names if name.endswith(".attn.c_attn.w")]
+    encoder = [name for name in blocks if name.startswith("encoder.")]
+    return len(blocks), len(encoder), sum(name.endswith(".c_kv.w") for name in names)
+
+
+def attention_weights(config, B, Tq, Tk):
+    """Return the weights that an attention layer keeps: those of short sequences alone."""
+    return B * config.n_head * Tq * Tk if Tq * Tk <= tiles.KEPT else 0
+
+
+def kept(config, B, Tq, Tk=0):
+    """Return the numbers that a block keeps for its backward pass, of B rows of Tq tokens.
+
+    With C = n_embd, of each token: 5 C are the sums that the two layernorms see, what they return,
+    and what attention returns; 3 C are q, k and v; 8 C the MLP's activation and its slope. Cross
+    attention adds a layernorm, q and its result (4 C), and 2 C for each of Tk tokens of memory.
+    """
+    C = config.n_embd
+    numbers = 16 * B * Tq * C + attention_weights(config, B, Tq, Tq)
+    if Tk:
+        numbers += 4 * B * Tq * C + 2 * B * Tk * C + attention_weights(config, B, Tq, Tk)
+    return numbers
+
+
+def in_flight(config, T, training):
+    """Return the numbers per token that are in use for a moment, in one block or at the ends.
+
+    Outside of the blocks: the final layernorm and its input, and the sums of the embeddings, which
+    do not come from the pool. Forward: the MLP's product before its activation, and q, k and v
+    before their rotation. Backward: gradients of 4 C numbers twice, of q, k and v once, or twice
+    with rotation; of C numbers the head's, the stream's before and after a layernorm (each twice
+    with dropout, which keeps the sublayer's apart), those into and out of a sublayer, and k and v
+    turned around.
+    """
+    C = config.n_embd
+    turned = 1 if T * T <= tiles.KEPT else 2
+    ends = 2 + 3 + config.bigram
+    if not training:
+        return (ends + 4 + 3 * config.rotary + turned + 2) * C
+    stream = 2 + 2 * bool(config.dropout)
+    return (ends + 8 + 3 + 3 * config.rotary + 1 + stream + 2 + turned) * C
+
+
+def scratch(config, T):
+    """Return the numbers in a thread's buffers of a fixed size: tiles of attention and blocks."""
+    rows, columns = (T, T) if T * T <= tiles.KEPT else (tiles.query_rows(T), min(T, tiles.KEYS))
+    heads = min(config.n_head, max(1, tiles.TILE // (rows * columns)))
+    tile = heads * max(rows * columns, max(rows, columns) * config.n_embd // config.n_head)
+    drops = 4 * tile if config.dropout else 0  # random words and what becomes of them
+    return 3 * tile + drops + 6 * blocking.BLOCK
+
+
+def logits(config, n, training):
+    """Return the numbers of the head that exist at one time, for n tokens of a thread."""
+    V = config.vocab_size
+    if not training:
+        return min(n * V, cross_entropy.LOGITS)
+    rows = min(n, max(1, cross_entropy.KEPT // V))  # all rows are as many, but for the last ones
+    return (rows + n % rows) * V + rows * config.n_embd
+
+
+def passes(config, B, T, Ts, training):
+    """Return the numbers that a thread makes for B rows of T tokens, beside gradients of weights.
+
+    Of an encoder-decoder Ts is that of the sources, else 0.
+    """
+    numbers = scratch(config, max(T, Ts)) + logits(config, B * T, training)
+    numbers += B * T * in_flight(config, T, training)
+    numbers += config.n_layer * kept(config, B, T, Ts)
+    if Ts:  # the encoder; its ends, memory and the two gradients that are summed up to that of it
+        numbers += config.n_layer * kept(config, B, Ts) + B * Ts * (5 + 3) * config.n_embd
+    return numbers
+
+
+def activations(config, train_config, T, Ts):
+    """Return the numbers that all threads make in the passes: of a step or, if more, evaluation."""
+    total, rows = 0, max(1, EVAL_TOKENS // config.block_size)
+    for shard in shard_slices(train_config.batch_size, train_config.shards()):
+        step = passes(config, shard.stop - shard.start, T, Ts, training=True)
+        total += max(step, passes(config, rows, T, Ts, training=False))
+    return total
+
+
+def moments(config, optimizer):
+    """Return the numbers of the optimizer that are ever written.
+
+    The second moment of Muon's matrices stays 0 and takes no memory: the system hands zeros out
+    without keeping them.
+    """
+    n = count_parameters(config)
+    if optimizer != "muon":
+        return 2 * n
+    named = leaves(config.shapes())
+    matrices = (shape for name, shape in named if re.search(r"\bh\.\d+\..*\.w$", name))
+    return 2 * n - sum(math.prod(shape) for shape in matrices if len(shape) > 1)
+
+
+def answering(config, T, Ts):
+    """Return the numbers that a thread keeps while it answers pairs, to measure exact match.
+
+    They are the keys and values of as many answers as go side by side, and, twice for a moment, of
+    their sources.
+    """
+    rows = answers.BATCH if Ts else 0
+    return 2 * config.n_layer * rows * config.n_embd * (config.block_size + 2 * Ts)
+
+
+def memory(config, train_config, lengths=None):
+    """Return {part: bytes} of training: on a CPU at its peak, on a GPU of the GPU's memory.
+
+    The threads share the weights, but each makes the gradients of its own shard.
+
+    Parameters
+    ----------
+    lengths : (int, int), optional
+        The most tokens of a text or a target, and of a source or 0; block_size by default.
+    """
+    if train_config.backend != "numpy":
+        return device_memory(config, train_config)
+    n, threads = count_parameters(config), train_config.shards()
+    T = config.block_size
+    T, Ts = lengths or (T, T if train_config.task == "seq2seq" else 0)
+    numbers = {
+        "weights": n,
+        "gradients": n * (1 + threads),
+        "optimizer": moments(config, train_config.optimizer),
+        "activations": activations(config, train_config, T, Ts),
+        "answers at evaluations": threads * answering(config, T, Ts),
+    }
+    return {part: FLOAT * count for part, count in numbers.items() if count}
+
+
+def device_memory(config, train_config):
+    """Return {part: bytes} of training on a GPU.
+
+    What the passes see and make may be in float16; all else is float32.
+    """
+    n, (blocks, _, crosses) = count_parameters(config), count_layers(config)
+    itemsize = 2 if train_config.dtype == "float16" else 4
+    C, tokens = config.n_embd, train_config.batch_size * config.block_size
+    made = tokens * C * (16 * blocks + 6 * crosses + 24)  # 24: of one layer, fitted
+    return {
+        "weights": 4 * n + (2 * n if itemsize == 2 else 0),
+        "gradients": 4 * n + itemsize * n,
+        "optimizer": 8 * n,
+        "activations": itemsize * (made + DEVICE_SCRATCH),
+    }
+
+
+def whole(parts, held, most):
+    """Return the peak of the process of a run on a CPU, in bytes.
+
+    Parameters
+    ----------
+    parts : dict
+        As of `memory`.
+    held, most : int
+        Bytes of libraries and data, and the most while they were read.
+    """
+    end = parts["weights"] * 2 + parts["optimizer"]  # of the sample, beside those of the run
+    if importlib.util.find_spec("matplotlib"):
+        end += PICTURE
+    return max(most, held + max(sum(parts.values()), end))
+
+
+def longest(data):
+    """Return the lengths that `memory` takes of a PairData; None for a text, whose are equal."""
+    if not hasattr(data, "val_pairs"):
+        return None
+    targets, sources = data.train.target.lengths, data.train.source.lengths
+    i = (targets + sources).argmax()
+    return int(targets[i]), int(sources[i])
+
+
+def smaller_step(train_config):
+    """Return what takes less memory in a training step of a run, for its user."""
+    rows, batches = train_config.batch_size, train_config.gradient_accumulation_steps
+    ways = []
+    if rows > 1:
+        same = ""
+        if rows % 2 == 0 and train_config.sampler == "weyl":
+            same = " (a step then has the same tokens)"
+        ways.append(
+            f"--batch-size {-(-rows // 2)} with --gradient-accumulation-steps {2 * batches}{same}"
+        )
+    if train_config.shards() > 1:
+        ways.append("fewer --threads")
+    ways.append("a smaller --block-size or model")
+    return f"use {', or '.join(ways)}; --dry-run shows what is needed"
