@@ -112,7 +112,7 @@ def test_an_error_is_reported_after_saving_and_the_run_goes_on(
         note, last = capsys.readouterr().err.splitlines()
         assert ended.value.code == 2 and last.startswith("error: ")
         command = f"python -m minigpt.train --resume --out-dir {folder}"
-        assert note == f"note: stopped at step {step} of 12, saved; resume with {command}"
+        assert note.endswith(f" step {step} of 12, saved; resume with {command}")
     assert state_of(folder)["step"] == step
     assert resume(folder) == 0
     check_same(folder, whole)
@@ -322,7 +322,7 @@ def test_an_evaluation_is_left_between_two_batches_and_made_up_for(
         assert begin(folder, *EXACT) == 143
     state = state_of(folder)
     assert state["step"] == step and state["due"]
-    told = f"stopped at step {step} of 12, saved; resume with\n"
+    told = f"stopped in the evaluation of step {step} of 12, saved; resume with\n"
     assert told in capsys.readouterr().out
     with monkeypatch.context() as patch:
         at_call(patch, Trainer, "evaluate", [1], signals)  # the one that is made up for, too

@@ -38,7 +38,8 @@ def small_disk(folder, size):
 
 def wrong(code, err):
     """Say what is wrong with how a command ended that could not write; None if nothing is."""
-    lines = [line for line in err.splitlines() if "stopping after" not in line]
+    signs = "note: ", "step "  # of what failed before, and of life
+    lines = [line for line in err.splitlines() if not line.startswith(signs)]
     told = "cannot be written" in err or "cannot save" in err or "No space" in err
     if code == 2 and len(lines) == 1 and told:
         return None

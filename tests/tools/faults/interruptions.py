@@ -90,6 +90,6 @@ def two_runs(trials, base, expected, seed):
             failures.append(f"trial {i}: it does not end as a run alone does")
         elif {path.name for path in (base / out).iterdir()} - {*FILES}:
             failures.append(f"trial {i}: something is left behind")
-        refused += sum("another run" in err for _, err in results)
+        refused += sum("another running" in err for _, err in results)
     must = "one continues and ends as if alone, the others are refused in one line"
     return Row("two runs in one folder", trials, must, failures, f"{refused} refused")
