@@ -176,9 +176,13 @@ def started(folder, *flags):
     return process, time.perf_counter() - start
 
 
+@pytest.mark.report("20")
 @pytest.mark.parametrize(
     "number, code",
-    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+    [
+        (signal.SIGINT, 130),
+        *(pytest.param(n, 128 + n, marks=pytest.mark.slow) for n in (signal.SIGTERM, 1)),
+    ],
 )
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, capsys, number, code):
     folder = tmp_path / "my run"
@@ -188,7 +192,8 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, capsys, number, code):
     assert process.returncode == code
     told = "finishing this batch and saving; press Ctrl-C again to quit now"
     if number != signal.SIGINT:
-        told = "SIGTERM: finishing this batch and saving; a second signal quits now"
+        name = signal.Signals(number).name
+        told = f"{name}: finishing this batch and saving; a second signal quits now"
     assert err == f"\n{told}\n"
     step, command = re.search(r"stopped at step ([\d,]+) of .*\n  (.*)\n", out).groups()
     step = int(step.replace(",", ""))
@@ -196,6 +201,58 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, capsys, number, code):
     assert words == ["python", "-m", "minigpt.train", "--resume", "--out-dir", str(folder)]
     assert train.main([*words[3:], f"--max-iters={step + 2}"]) == 0
     assert metrics(folder)[-1]["step"] == step + 2
+
+
+def shell(line, folder, *flags, code=0):
+    """Run a line of sh in which "$@" is a short run into `folder`; return what it printed."""
+    (folder.parent / "text.txt").write_text(TEXT)
+    data, out = f"--data={folder.parent / 'text.txt'}", f"--out-dir={folder}"
+    done = subprocess.run(
+        ["sh", "-c", line, "sh", *COMMAND, data, out, *FLAGS, *flags],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == code and "Traceback" not in done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.report("3")
+@pytest.mark.parametrize(
+    "closed", ["<&- >&- 2>&-", *(pytest.param(s, marks=pytest.mark.slow) for s in (">&-", "2>&-"))]
+)
+def test_closed_streams_disturb_no_run(tmp_path, closed):
+    shell(f'"$@" {closed}', tmp_path / "run")
+    assert metrics(tmp_path / "run")[-1]["step"] == 12
+
+
+@pytest.mark.slow
+@pytest.mark.report("20")
+def test_a_run_in_the_background_of_a_script_outlives_ctrl_c_and_one_under_nohup_a_hangup(tmp_path):
+    line = """
+        "$@" >"$0.out" 2>&1 & p=$!
+        until grep -q 'random guessing' "$0.out"; do sleep 0.1; done
+        kill -{0} $p; sleep 0.5; kill -0 $p && echo alive
+        kill $p; wait $p; exit $?
+    """
+    flags = "--max-iters=1000000", "--eval-interval=1000000"
+    for name, prefix in (("INT", ""), ("HUP", "trap '' HUP\n")):
+        script = prefix + line.format(name).replace("$0", str(tmp_path / name))
+        assert shell(script, tmp_path / f"run-{name}", *flags, code=143) == "alive\n"
+        assert (tmp_path / f"run-{name}" / "last.safetensors").exists()
+
+
+@pytest.mark.report("2")
+@pytest.mark.slow
+def test_a_matplotlib_that_is_broken_or_set_up_for_a_notebook_ends_no_run(tmp_path):
+    pytest.importorskip("matplotlib")
+    shell('MPLBACKEND=nonsense "$@"', tmp_path / "run")
+    assert (tmp_path / "run" / "loss.png").exists()
+    (tmp_path / "matplotlib").mkdir()
+    (tmp_path / "matplotlib" / "__init__.py").write_text("raise AttributeError('_ARRAY_API')")
+    out = shell(f'PYTHONPATH={tmp_path}:"$PYTHONPATH" "$@" 2>&1', tmp_path / "other")
+    assert "note: no picture: AttributeError: _ARRAY_API" in out and "more: python" in out
 
 
 @pytest.mark.slow
