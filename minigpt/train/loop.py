@@ -39,14 +39,15 @@ def train_steps(run, shown, stop):
     while not state.over and stop.signal is None:
         start, tokens = time.perf_counter(), state.tokens
         numbers = run.advance(stop)
-        stop.release()
         throughput.add(state.tokens - tokens, time.perf_counter() - start)
+        rate = throughput.rate
+        if run.logged:
+            record(run, numbers, rate, shown, stop)
+            throughput.clear()
+        stop.release()  # not before its line is written, or kept in state.due
         if numbers is not None and run.skips.fault:
             shown.note(run.skips.fault)
-        shown.step(None if numbers is None else throughput.rate)
-        if run.logged:
-            record(run, numbers, throughput.rate, shown, stop)
-            throughput.clear()
+        shown.step(None if numbers is None else rate)
         shown.notes()
     if state.over and not state.due:
         run.evaluate_rest(stop, shown.evaluating)
@@ -56,6 +57,7 @@ def record(run, numbers, rate, shown, stop):
     """Write the metrics of a step; if it is due, evaluate, save and print a line."""
     state, measures, evaluated = run.state, {}, run.state.due is not None
     if evaluated:
+        stop.release()
         shown.evaluating(0, 1)
         run.evaluate(stop, shown.evaluating)
         measures = {"val_loss": state.val_loss, **state.measures}

@@ -19,6 +19,7 @@ from minigpt.model import checkpoint
 from minigpt.optim.adamw import AdamW
 from minigpt.train import __main__ as train
 from minigpt.train import interrupt
+from minigpt.train.progress import Lines
 from minigpt.train.run import Run
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
@@ -98,6 +99,7 @@ def check_same(folder, whole):
         (Trainer, "evaluate", 2, 8),
         (Run, "save", 3, 8),
         (Run, "log", 4, 8),
+        (Lines, "step", 6, 6),
     ],
 )
 @pytest.mark.parametrize("error", [MemoryError("no more"), RuntimeError("odd"), OSError(5, "I/O")])
