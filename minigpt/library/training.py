@@ -126,7 +126,7 @@ def fit_in(stack, own, options, text, progress):
     with keeping as file:
         options = options_of(own, check_options(options))
         run = resume_run(options) if own["resume"] else new_run(options, own["overwrite"])
-        run.kept = file or run.kept
+        run.files.kept = file or run.files.kept
     with started(run), progress_in(run, progress) as shown:
         train_or_save(run, shown, NEVER)
     return load(folder, run.train_config.backend)

@@ -12,8 +12,9 @@ from minigpt.backend.devices import PRECISIONS, tf32_products
 from minigpt.errors import SMALLER_MODEL, memory_for
 from minigpt.files import LAST, METRICS
 from minigpt.train.interrupt import Stopped
+from minigpt.train.means import Throughput
 from minigpt.train.nonfinite import Diverged
-from minigpt.train.progress import Throughput, format_loss, format_measures, progress_of
+from minigpt.train.progress import format_loss, format_measures, progress_of
 from minigpt.train.threads import Workers
 
 
@@ -63,7 +64,7 @@ def record(run, numbers, rate, shown, stop):
         measures = {"val_loss": state.val_loss, **state.measures}
     line = {"step": state.step, "tokens": state.tokens, "seconds": round(state.seconds, 3)}
     line |= {"train_loss": run.losses.mean, **measures, **numbers}
-    run.log({**line, "tokens_per_second": round(rate)})
+    run.files.log({**line, "tokens_per_second": round(rate)})
     if evaluated:
         state.due = None
         run.try_to_save(LAST)
@@ -101,7 +102,7 @@ def leaving(run):
     try:
         yield
     finally:
-        run.leave()
+        run.files.leave()
 
 
 @contextlib.contextmanager
@@ -139,9 +140,9 @@ def train_or_save(run, shown, stop):
     stop.hold()
     if unsaved(run):
         save_now(run)
-    run.write_lines()
-    if run.unwritten:
-        lines = len(run.unwritten)
+    run.files.write_lines()
+    if run.files.unwritten:
+        lines = len(run.files.unwritten)
         run.notes.append(f"{run.folder / METRICS} lacks {lines} lines that could not be written")
     shown.notes()
 

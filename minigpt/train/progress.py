@@ -9,26 +9,6 @@ REFRESH_S = 0.1  # seconds between two pictures of the bar during an evaluation
 FIRST_S, LONGEST_S = 10.0, 300.0  # seconds before the first line, and at most between two of them
 
 
-class Throughput:
-    """Tokens per second of training alone, since the last line of the metrics."""
-
-    def __init__(self):
-        self.clear()
-
-    def clear(self):
-        """Start over."""
-        self.tokens, self.seconds = 0, 0.0
-
-    def add(self, tokens, seconds):
-        """Count a step."""
-        self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
-
-    @property
-    def rate(self):
-        """Tokens per second."""
-        return self.tokens / self.seconds if self.seconds else 0.0
-
-
 def format_loss(loss):
     """Return a loss as text."""
     return "-" if loss is None else f"{loss:.4f}"

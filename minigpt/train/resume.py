@@ -109,7 +109,7 @@ def resume_run(given):
             task = TASKS[train_config.task]
             data = task.open_data(options, checkpoint.tokenizer, trained_on, state.split)
             run = Run(config, train_config, data, state, checkpoint, began)
-            run.kept = file
+            run.files.kept = file
     except UserError as error:
         raise UserError(f"--resume: the run was trained on {trained_on}, but {error}") from None
     limits = ("max_iters", "max_seconds")

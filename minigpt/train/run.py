@@ -1,7 +1,6 @@
 """A training run in its folder: what it consists of, how it advances, evaluates and is saved."""
 
 import dataclasses
-import json
 import math
 import time
 from pathlib import Path
@@ -10,10 +9,10 @@ from minigpt.backend import to_device, to_host
 from minigpt.backend.cores import note_on_threads
 from minigpt.backend.devices import check_precision, load_backend
 from minigpt.errors import SMALLER_MODEL, UserError, memory_for
-from minigpt.files import BEST, LAST, METRICS, append, writing
+from minigpt.files import BEST, LAST
 from minigpt.model.checkpoint import save
 from minigpt.model.init import init_params
-from minigpt.optim.clipping import GRAD_SCALE, SKIPPED, STEPS
+from minigpt.optim.clipping import GRAD_SCALE
 from minigpt.optim.schedule import budget_used
 from minigpt.params import Params
 from minigpt.sample.tasks import TASKS, task_of
@@ -21,47 +20,17 @@ from minigpt.train.clock import Clock
 from minigpt.train.config import resolve, train_config_of
 from minigpt.train.input import kept_pipe
 from minigpt.train.interrupt import NEVER, interruptible
+from minigpt.train.means import LossMean
 from minigpt.train.memory import smaller_step
 from minigpt.train.nonfinite import Diverged, Skips, first_in_evaluation, first_in_step
-from minigpt.train.run_dir import check_folder, claim_folder, cut_metrics
-from minigpt.train.state import RunState
+from minigpt.train.run_dir import check_folder
+from minigpt.train.run_files import RunFiles
+from minigpt.train.state import RunState, optimizer_numbers, taken_ahead
 from minigpt.train.step import Trainer
 from minigpt.train.validation import Validation
 
 CUT_SHORT = 0.3  # of the way down: where a learning rate ends that has missed its decay
 OVERHEAD_S = 1.5  # of a command before it reads its data and after its last checkpoint, about
-
-
-class LossMean:
-    """The mean of the training losses since the last multiple of log_interval.
-
-    On a GPU the sum stays there until it is read. Losses that are not finite are left out; on a GPU
-    with all others since the last reading, since they come as a sum.
-    """
-
-    def __init__(self, total=0.0, count=0):
-        self.total, self.count = self.finite = total, count
-
-    def clear(self):
-        """Start over."""
-        self.total, self.count = self.finite = 0.0, 0
-
-    def add(self, loss):
-        """Add the loss of a step."""
-        self.total, self.count = self.total + loss, self.count + 1
-
-    def read(self):
-        """Wait for the sum and return it, finite or not; what stays is finite."""
-        total = float(self.total)
-        if math.isfinite(total):
-            self.finite = total, self.count
-        self.total, self.count = self.finite
-        return total
-
-    @property
-    def mean(self):
-        """Nats per token, or None if no loss was finite."""
-        return self.total / self.count if self.count else None
 
 
 class Run:
@@ -91,14 +60,7 @@ class Run:
         Steps that changed nothing, as far as they have been read.
     saved : (int, bool) or None
         Of the checkpoint that --resume goes on from: its step, and whether an evaluation is due.
-    kept : Kept or None
-        What has been written into the folder for the run to be trained on.
-    claimed : bool
-        Whether the folder is this run's own.
-    cut : int or None
-        The last step whose line the metrics of a resumed run keep, until they have been cut.
-    unwritten : list of str
-        Lines of the metrics that could not be written yet.
+    files : RunFiles
     whole_loss : float or None
         At the end of a run: the loss over the whole validation split, if evaluations take a part.
     notes : list of str
@@ -112,11 +74,8 @@ class Run:
         self.checkpoint, self.trainer = checkpoint, None
         self.losses = LossMean(state.loss_sum, state.loss_count)
         self.grad_norm, self.lr, self.evaluated, self.logged = 0.0, 0.0, False, False
-        self.skips, self.saved, self.cut = Skips(state.skips_in_a_row), None, None
-        if checkpoint is not None:
-            self.saved = state.step, bool(state.due)
-            self.cut = state.step - bool(state.due)
-        self.kept, self.claimed, self.unwritten, self.failed = None, False, [], False
+        self.skips = Skips(state.skips_in_a_row)
+        self.saved = None if checkpoint is None else (state.step, bool(state.due))
         self.clock = Clock(state.seconds, time.perf_counter() if began is None else began)
         size = self.task.eval_size(data.val, config)
         self.validation = Validation(*size, train_config, state.eval_targets)
@@ -124,6 +83,8 @@ class Run:
             self.validation.measure_s = self.validation.share_s or 0.0
         self.reserve_s, self.save_s, self.unread, self.whole_loss = 0.0, 0.0, 0, None
         self.notes = [*getattr(data, "notes", ()), *note_on_threads(train_config.shards())]
+        cut = None if checkpoint is None else state.step - bool(state.due)
+        self.files = RunFiles(self.folder, cut, self.notes)
 
     @memory_for("while the model was made", SMALLER_MODEL)
     def start(self, workers):
@@ -321,7 +282,7 @@ class Run:
         map = interruptible(self.trainer.workers.map, stop)
         loss = self.loss_of(validation.rest, part, total, map, show)
         self.whole_loss = (part * part_loss + (total - part) * loss) / total
-        self.log({"step": self.state.step, "whole_val_loss": self.whole_loss})
+        self.files.log({"step": self.state.step, "whole_val_loss": self.whole_loss})
 
     def loss_of(self, which, done, total, map, show):
         """Return the loss of items of the validation split; `done` of `total` targets before it."""
@@ -339,7 +300,7 @@ class Run:
     @memory_for("while a checkpoint was saved", SMALLER_MODEL)
     def save(self, name, optimizer=None):
         """Write a checkpoint of this moment, which must have been read, into the run's folder."""
-        self.claim()
+        self.files.claim()
         self.count_seconds(self.clock.lap())
         start = self.clock.seconds
         self.state.optimizer = to_host(self.trainer.optimizer.state).tolist()[:GRAD_SCALE]
@@ -356,7 +317,7 @@ class Run:
 
     def save_last(self):
         """Write the checkpoint that --resume goes on from."""
-        self.write_lines()
+        self.files.write_lines()
         self.save(LAST, self.trainer.optimizer)
         self.saved = self.state.step, bool(self.state.due)
 
@@ -369,69 +330,12 @@ class Run:
             return False
         return True
 
-    def log(self, line):
-        """Add a line to the metrics; where that is not possible, it is kept for the next time."""
-        self.unwritten.append(json.dumps(line, allow_nan=False) + "\n")
-        self.write_lines()
-
-    def write_lines(self):
-        """Bring the metrics up to date; the first failure of several is noted."""
-        failed, self.failed = self.failed, False
-        try:
-            self.claim()
-            with writing(self.folder / METRICS) as path:
-                if self.cut is not None:
-                    cut_metrics(path, self.cut)
-                    self.cut = None
-                if self.unwritten:
-                    append(path, "".join(self.unwritten))
-                    self.unwritten.clear()
-        except UserError as error:
-            self.failed = True
-            if not failed:
-                self.notes.append(f"{error}; its lines are kept, and tried again with the next")
-
-    def claim(self):
-        """Make the folder this run's own, right before the first thing is written there."""
-        if not self.claimed:
-            claim_folder(self.folder, clear=self.saved is None)
-            self.claimed = True
-            if self.kept is not None:
-                self.kept.confirm()
-
-    def leave(self):
-        """Leave a folder in which nothing has been written as it was before."""
-        if self.kept is not None and not self.claimed:
-            self.kept.undo()
-
-
-def taken_ahead(state, train_config):
-    """Return RunState.ahead for a run that goes on as `train_config` says: its data go on, too."""
-    batches, rows = state.ahead
-    before = state.train["gradient_accumulation_steps"], state.train["batch_size"]
-    after = train_config.gradient_accumulation_steps, train_config.batch_size
-    batches += state.step * (before[0] - after[0])
-    rows += state.step * (math.prod(before) - math.prod(after))
-    return [batches, rows]
-
 
 def backend_of(train_config):
     """Return the array module of a run, or raise a UserError if it cannot train as is asked."""
     xp = load_backend(train_config.backend)
     check_precision(train_config.dtype, xp)
     return xp
-
-
-def optimizer_numbers(state, train_config):
-    """Return what AdamW.restore takes, from the state of a run.
-
-    A loss scale is of use to the precision that it was found in: state.train has it, until
-    `Run.start` is over.
-    """
-    numbers = dict(enumerate(state.optimizer)) or {STEPS: state.step, SKIPPED: 0}
-    if state.train.get("dtype") == train_config.dtype:
-        return numbers
-    return {place: numbers[place] for place in (STEPS, SKIPPED)}
 
 
 def open_data(train_config, options):
@@ -462,5 +366,5 @@ def new_run(options, overwrite):
                 f"{data.sizes['block_size']} tokens"
             )
         run = Run(config, train_config, data, RunState.of(train_config, data), began=began)
-        run.kept = file
+        run.files.kept = file
         return run

@@ -1,12 +1,20 @@
 """The state of a run: what --resume needs beside the weights and the optimizer's moments."""
 
 import dataclasses
+import math
 
 from minigpt import cli
 from minigpt.cli import aliases
 from minigpt.data.pairs import SPLITS
 from minigpt.errors import UserError
-from minigpt.optim.clipping import GRAD_NORM, GRAD_SCALE, LOSS_SCALE, MAX_LOSS_SCALE
+from minigpt.optim.clipping import (
+    GRAD_NORM,
+    GRAD_SCALE,
+    LOSS_SCALE,
+    MAX_LOSS_SCALE,
+    SKIPPED,
+    STEPS,
+)
 from minigpt.train.config import TrainConfig
 from minigpt.train.input import folder_given
 
@@ -142,3 +150,25 @@ def is_optimizer(x):
         and all(number is not None and is_number(number) and number >= 0 for number in first)
         and 1 <= x[LOSS_SCALE] <= MAX_LOSS_SCALE
     )
+
+
+def taken_ahead(state, train_config):
+    """Return RunState.ahead for a run that goes on as `train_config` says: its data go on, too."""
+    batches, rows = state.ahead
+    before = state.train["gradient_accumulation_steps"], state.train["batch_size"]
+    after = train_config.gradient_accumulation_steps, train_config.batch_size
+    batches += state.step * (before[0] - after[0])
+    rows += state.step * (math.prod(before) - math.prod(after))
+    return [batches, rows]
+
+
+def optimizer_numbers(state, train_config):
+    """Return what AdamW.restore takes, from the state of a run.
+
+    A loss scale is of use to the precision that it was found in: state.train has it, until
+    `Run.start` is over.
+    """
+    numbers = dict(enumerate(state.optimizer)) or {STEPS: state.step, SKIPPED: 0}
+    if state.train.get("dtype") == train_config.dtype:
+        return numbers
+    return {place: numbers[place] for place in (STEPS, SKIPPED)}

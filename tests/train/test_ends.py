@@ -21,6 +21,7 @@ from minigpt.train import __main__ as train
 from minigpt.train import interrupt
 from minigpt.train.progress import Lines
 from minigpt.train.run import Run
+from minigpt.train.run_files import RunFiles
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
 from tests.tools.training import EXACT, begin, metrics, resume, same
@@ -98,7 +99,7 @@ def check_same(folder, whole):
         (Trainer, "gradients", 14, 6),  # amid a step: two batches each
         (Trainer, "evaluate", 2, 8),
         (Run, "save", 3, 8),
-        (Run, "log", 4, 8),
+        (RunFiles, "log", 4, 8),
         (Lines, "step", 6, 6),
     ],
 )
@@ -166,7 +167,7 @@ def failing(monkeypatch, name, most):
         append(path, text)
 
     monkeypatch.setattr("minigpt.files.os.replace", failing_replace)
-    monkeypatch.setattr("minigpt.train.run.append", failing_append)
+    monkeypatch.setattr("minigpt.train.run_files.append", failing_append)
 
 
 @pytest.mark.report("13")
@@ -355,7 +356,7 @@ def test_a_run_that_is_complete_is_no_failure(tmp_path, monkeypatch, capsys, who
     if when == "before its picture":
         at_call(monkeypatch, train, "draw_losses", [1], sending(signal.SIGTERM))
     else:
-        at_call(monkeypatch, Run, "log", [6], sending(signal.SIGTERM))
+        at_call(monkeypatch, RunFiles, "log", [6], sending(signal.SIGTERM))
     assert begin(tmp_path / "run", *EXACT) == 0
     assert "stopped" not in capsys.readouterr().out
     check_same(tmp_path / "run", whole)

@@ -13,7 +13,7 @@ from minigpt.optim.adamw import AdamW
 from minigpt.optim.clipping import LOSS_SCALE
 from minigpt.train import __main__ as train
 from minigpt.train.resume import resume_run
-from minigpt.train.run import Run
+from minigpt.train.run_files import RunFiles
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
 from tests.tools.training import EXACT, TEXT, begin, metrics, refusal, resume, same
@@ -96,7 +96,7 @@ def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path, monkey
     same(tmp_path / "parts", tmp_path / "whole", LAST)
 
 
-@pytest.mark.parametrize("owner, name, call", [(Trainer, "evaluate", 2), (Run, "log", 4)])
+@pytest.mark.parametrize("owner, name, call", [(Trainer, "evaluate", 2), (RunFiles, "log", 4)])
 def test_an_evaluation_that_was_interrupted_is_made_up_for(
     tmp_path, monkeypatch, owner, name, call
 ):

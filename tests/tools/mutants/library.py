@@ -38,7 +38,7 @@ MUTANTS = {
             "test_a_run_that_cannot_begin_leaves_the_text_of_the_one_before",
         ),
     ],
-    "minigpt/train::Run.leave": [
+    "minigpt/train::RunFiles.leave": [
         (
             "a run that ends before its first step takes the text of the one before",
             "self.kept.undo()",

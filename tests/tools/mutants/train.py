@@ -236,7 +236,7 @@ MUTANTS = {
             "train/test_resume.py::test_an_evaluation_that_was_interrupted_is_made_up_for",
         ),
     ],
-    "minigpt/train::Run.write_lines": [
+    "minigpt/train::RunFiles.write_lines": [
         (
             "a line that could not be written is lost",
             'append(path, "".join(self.unwritten))',
@@ -264,16 +264,16 @@ MUTANTS = {
             "train/test_ends.py::test_a_best_checkpoint_that_is_not_there_is_not_claimed",
         ),
     ],
-    "minigpt/train::Run.claim": [
+    "minigpt/train::RunFiles.claim": [
         (
             "a run that is resumed clears its folder",
-            "clear=self.saved is None",
+            "clear=self.new",
             "clear=True",
             UNINTERRUPTED,
         ),
         (
             "a new run adds to the lines of an old one",
-            "clear=self.saved is None",
+            "clear=self.new",
             "clear=False",
             "train/test_run.py::test_a_folder_in_use_is_refused_and_overwritten_on_demand",
         ),
