@@ -310,6 +310,15 @@ def test_same_bits_tells_a_checkout_from_one_with_another_learning_rate(tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.report("24")
+def test_memory_is_what_dry_run_says(tmp_path):
+    command = ("memory.py", "--preset", "nanogpt-cpu", "--short", *ONE_THREAD, "--flags")
+    [found] = records(tmp_path, *command, "--batch-size 24", before=NO_TORCH)
+    assert found["preset"] == "nanogpt-cpu" and found["peak"] > 100e6
+    assert found["estimate"] == pytest.approx(found["peak"], rel=0.15)
+
+
+@pytest.mark.slow
 @pytest.mark.torch
 def test_follow(tmp_path):
     pytest.importorskip("torch")

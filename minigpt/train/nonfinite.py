@@ -8,6 +8,7 @@ from minigpt.model.gpt import logits
 from minigpt.ops.dropout import Rng
 from minigpt.optim.gradients import sum_of_squares
 from minigpt.sample.tasks import task_of
+from minigpt.train.threads import shard_slices
 
 LIMIT = 5  # steps in a row that may be skipped
 
@@ -115,10 +116,12 @@ def first_forward(trainer, keyed, tree):
         if not finite(weights):
             return f"the weights {name}"
     for batch, rng in keyed:
-        x, targets = (to_device(array, trainer.xp) for array in batch)
-        layer = first_layer(x, targets, tree, trainer.config, rng)
-        if layer:
-            return f"the output of {layer}"
+        for rows in shard_slices(len(batch[0]), trainer.workers.n):  # as much memory as a step
+            x, targets = (to_device(array[rows], trainer.xp) for array in batch)
+            key = rng and rng._replace(row=rows.start)
+            layer = first_layer(x, targets, tree, trainer.config, key)
+            if layer:
+                return f"the output of {layer}"
     return None
 
 

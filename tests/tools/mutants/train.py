@@ -93,6 +93,38 @@ MUTANTS = {
             "train/test_step.py::test_each_batch_of_a_step_has_its_own_dropout_and_so_has_each_step",
         ),
     ],
+    "minigpt/train/memory.py::memory": [
+        (
+            "the threads' gradients are counted once",
+            "n * (1 + threads)",
+            "2 * n",
+            "train/test_memory.py::test_muon_and_threads_and_pairs_are_counted",
+        ),
+    ],
+    "minigpt/train/memory.py::moments": [
+        (
+            "moments that Muon never writes are counted",
+            "- sum(math.prod(shape) for shape in matrices if len(shape) > 1)",
+            "",
+            "train/test_memory.py::test_muon_and_threads_and_pairs_are_counted",
+        ),
+    ],
+    "minigpt/train/memory.py::smaller_step": [
+        (
+            "the advice for a step leaves the batch out",
+            "if rows > 1:",
+            "if rows > 2**40:",
+            "train/test_memory.py::test_the_advice_for_a_step_is_a_command_line",
+        ),
+    ],
+    "minigpt/errors.py::memory_for": [
+        (
+            "an outer place takes the blame",
+            "except OutOfMemory:",
+            "except ZeroDivisionError:",
+            "train/test_memory.py::test_memory_for_names_the_innermost_place_and_keeps_other_errors",
+        ),
+    ],
     "minigpt/train::Workers._map": [
         (
             "what goes wrong in a shard is passed over",
