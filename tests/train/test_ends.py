@@ -15,81 +15,19 @@ import minigpt
 from minigpt import cli
 from minigpt.files import BEST, LAST, METRICS
 from minigpt.files import RUN_FILES as FILES
-from minigpt.model import checkpoint
 from minigpt.optim.adamw import AdamW
 from minigpt.train import __main__ as train
-from minigpt.train import interrupt
 from minigpt.train.progress import Lines
 from minigpt.train.run import Run
 from minigpt.train.run_files import RunFiles
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
-from tests.tools.training import EXACT, begin, metrics, resume, same
+from tests.tools.ending import at_call, check_same, contents, raising, sending, state_of
+from tests.tools.training import EXACT, begin, metrics, resume
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 
 FULL = OSError(28, "No space left on device")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The folder of a run that nothing has disturbed."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "matplotlib.figure", None)
-        assert begin(folder, *EXACT) == 0
-    return folder
-
-
-def at_call(monkeypatch, owner, name, calls, act):
-    """Let act() happen before some calls of a method, 1 being the first."""
-    right, count = getattr(owner, name), itertools.count(1)
-
-    def call(*args, **kwargs):
-        if next(count) in calls:
-            act()
-        return right(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, call)
-
-
-def raising(error):
-    """Return a function that raises an exception."""
-
-    def act():
-        raise error
-
-    return act
-
-
-def sending(*numbers):
-    """Return a function that sends signals to this process."""
-
-    def act():
-        for number in numbers:
-            os.kill(os.getpid(), number)
-
-    return act
-
-
-def contents(folder):
-    """Return the files of a folder, by name."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def state_of(folder, name=LAST):
-    """Return the state in a checkpoint."""
-    return checkpoint.load(folder / name).state
-
-
-def check_same(folder, whole):
-    """Assert that a run has ended as the undisturbed one has."""
-    assert metrics(folder) == metrics(whole)
-    for name in (BEST, LAST):
-        same(folder, whole, name)
-
-
-# Errors
 
 
 @pytest.mark.report("13")
@@ -216,6 +154,20 @@ def test_a_disk_that_stays_full_is_an_error_at_the_end(folder, monkeypatch, caps
 
 
 @pytest.mark.report("13")
+def test_an_evaluation_that_was_made_up_for_is_saved_at_the_second_try(
+    tmp_path, monkeypatch, capsys, whole
+):
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        at_call(patch, Trainer, "evaluate", [3], raising(KeyboardInterrupt))
+        begin(folder, *EXACT)
+    failing(monkeypatch, LAST, 1)
+    assert resume(folder) == 0
+    assert "training goes on" in capsys.readouterr().err
+    check_same(folder, whole)
+
+
+@pytest.mark.report("13")
 def test_lines_that_were_never_written_are_told(folder, monkeypatch, capsys):
     failing(monkeypatch, METRICS, 100)
     assert resume(folder, "--max-iters=8") == 0
@@ -263,117 +215,6 @@ def test_output_that_breaks_ends_a_run_that_is_saved(
     if step < 12:
         assert resume(folder) == 0
     check_same(folder, whole)
-
-
-# Signals
-
-
-SIGNALS = [getattr(signal, name) for name in interrupt.ENDS if hasattr(signal, name)]
-
-
-@pytest.fixture(autouse=True)
-def handlers():
-    """A shell may have set signals to be ignored; and the tests' process must survive a failure."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number in SIGNALS:
-        signal.signal(number, signal.default_int_handler)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.report("20")
-@pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("times", [1, 2])
-def test_any_signal_that_asks_for_an_end_saves(tmp_path, monkeypatch, whole, number, times):
-    with monkeypatch.context() as patch:
-        at_call(patch, Trainer, "gradients", [12], sending(*[number] * times))
-        assert begin(tmp_path / "run", *EXACT) == 128 + number
-    # Once: the step is whole. Twice: it is left at once, and the one before is whole.
-    assert state_of(tmp_path / "run")["step"] == (6 if times == 1 else 5)
-    assert resume(tmp_path / "run") == 0
-    check_same(tmp_path / "run", whole)
-
-
-@pytest.mark.report("20")
-@pytest.mark.parametrize("number", SIGNALS)
-def test_what_the_parent_has_set_to_be_ignored_stays_ignored(tmp_path, monkeypatch, whole, number):
-    signal.signal(number, signal.SIG_IGN)
-    at_call(monkeypatch, Trainer, "gradients", [12, 13], sending(number))
-    assert begin(tmp_path / "run", *EXACT) == 0
-    assert signal.getsignal(number) == signal.SIG_IGN
-    check_same(tmp_path / "run", whole)
-
-
-@pytest.mark.report("8")
-def test_a_step_is_left_between_two_batches(tmp_path, monkeypatch):
-    at_call(monkeypatch, Trainer, "gradients", [11], sending(signal.SIGTERM))
-    assert begin(tmp_path / "run", *EXACT) == 143
-    assert state_of(tmp_path / "run")["step"] == 5
-
-
-@pytest.mark.report("8")
-@pytest.mark.parametrize("times", [1, 2])
-@pytest.mark.parametrize("call, step", [(1, 4), (2, 8), (3, 12)])
-def test_an_evaluation_is_left_between_two_batches_and_made_up_for(
-    tmp_path, monkeypatch, capsys, whole, times, call, step
-):
-    folder = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        signals = sending(*[signal.SIGTERM] * times)
-        at_call(patch, Trainer, "evaluate", [call], signals)
-        assert begin(folder, *EXACT) == 143
-    state = state_of(folder)
-    assert state["step"] == step and state["due"]
-    told = f"stopped in the evaluation of step {step} of 12, saved; resume with\n"
-    assert told in capsys.readouterr().out
-    with monkeypatch.context() as patch:
-        at_call(patch, Trainer, "evaluate", [1], signals)  # the one that is made up for, too
-        before = contents(folder)
-        assert resume(folder) == 143
-        assert contents(folder) == before
-    assert resume(folder) == 0
-    check_same(folder, whole)
-
-
-@pytest.mark.report("8")
-def test_a_second_signal_does_not_cut_a_save_or_an_update(tmp_path, monkeypatch, whole):
-    for owner, name, call in ((AdamW, "update", 6), (checkpoint, "header", 3)):
-        folder = tmp_path / name
-        with monkeypatch.context() as patch:
-            at_call(patch, owner, name, [call], sending(*[signal.SIGINT] * 3))
-            if owner is checkpoint:
-                at_call(patch, Trainer, "gradients", [12], sending(signal.SIGINT))
-            assert begin(folder, *EXACT) == 130
-        assert state_of(folder)["step"] == (3 if owner is AdamW else 6)
-        assert resume(folder) == 0
-        check_same(folder, whole)
-
-
-@pytest.mark.report("8")
-@pytest.mark.parametrize("when", ["before its picture", "as its last line is printed"])
-def test_a_run_that_is_complete_is_no_failure(tmp_path, monkeypatch, capsys, whole, when):
-    if when == "before its picture":
-        at_call(monkeypatch, train, "draw_losses", [1], sending(signal.SIGTERM))
-    else:
-        at_call(monkeypatch, RunFiles, "log", [6], sending(signal.SIGTERM))
-    assert begin(tmp_path / "run", *EXACT) == 0
-    assert "stopped" not in capsys.readouterr().out
-    check_same(tmp_path / "run", whole)
-
-
-def test_what_is_told_fits_the_signal(tmp_path, monkeypatch, capfd):
-    for number, told in (
-        (signal.SIGINT, "finishing this batch and saving; press Ctrl-C again to quit now"),
-        (signal.SIGTERM, "SIGTERM: finishing this batch and saving; a second signal quits now"),
-    ):
-        with monkeypatch.context() as patch:
-            at_call(patch, Trainer, "gradients", [3], sending(number))
-            begin(tmp_path / str(number), "--threads=1")
-        assert capfd.readouterr().err == f"\n{told}\n"
-
-
-# What is not begun
 
 
 @pytest.mark.report("16", "17")
@@ -443,15 +284,6 @@ def test_what_a_killed_run_left_half_written_is_removed(folder):
     assert {path.name for path in folder.iterdir()} <= {*FILES}
 
 
-@pytest.mark.report("16")
-def test_no_thread_of_the_bar_is_started(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    at_call(monkeypatch, Trainer, "evaluate", [1], lambda: names.extend(threading.enumerate()))
-    names = []
-    assert begin(tmp_path / "run", "--threads=1") == 0
-    assert {thread.name for thread in names} <= {"MainThread", "lock"}
-
-
 @pytest.mark.report("2")
 @pytest.mark.parametrize("error", [AttributeError("no _ARRAY_API"), ValueError(), KeyError(1)])
 def test_whatever_the_last_sample_raises_the_run_is_done(tmp_path, capsys, monkeypatch, error):
@@ -460,36 +292,3 @@ def test_whatever_the_last_sample_raises_the_run_is_done(tmp_path, capsys, monke
     out = capsys.readouterr().out
     assert re.search(rf"^none: .*{re.escape(str(error) or 'ValueError')}", out, re.MULTILINE)
     assert "more: python" in out
-
-
-# A sign of life
-
-
-@pytest.mark.report("34")
-def test_without_a_terminal_a_line_tells_how_far_it_is_at_growing_intervals(
-    tmp_path, capsys, monkeypatch
-):
-    now = [0.0]
-    monkeypatch.setattr("minigpt.train.progress.time.monotonic", lambda: now[0])
-    step = Trainer.step
-
-    def slow(self, *args):
-        now[0] += 1.0
-        return step(self, *args)
-
-    monkeypatch.setattr(Trainer, "step", slow)
-    assert begin(tmp_path / "run", "--max-iters=100", "--eval-interval=1000") == 0
-    lines = capsys.readouterr().err.splitlines()
-    pattern = r"step (\d+) of 100, loss \d\.\d{4}, [\d,]+ tokens/s, (\d:\d\d) left"
-    found = [re.fullmatch(pattern, line).groups() for line in lines]
-    assert found == [("10", "1:30"), ("30", "1:10"), ("70", "0:30")]
-
-
-@pytest.mark.report("34")
-def test_an_evaluation_and_a_run_by_the_clock_tell_how_far_they_are(tmp_path, capsys, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("minigpt.train.progress.time.monotonic", lambda: now[0])
-    at_call(monkeypatch, Trainer, "evaluate", [1], lambda: now.__setitem__(0, 11.0))
-    assert begin(tmp_path / "run", "--max-seconds=4", "--eval-interval=3", "--threads=1") == 0
-    first = capsys.readouterr().err.splitlines()[0]
-    assert re.fullmatch(r"step 3, 0 of 4 s, evaluating: \d+%", first)

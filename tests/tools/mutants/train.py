@@ -323,14 +323,14 @@ MUTANTS = {
             "an interrupt amid the update is saved",
             "run.trainer.optimizer.step_count == state.step > 0",
             "state.step > 0",
-            "train/test_resume.py::test_an_interrupt_amid_the_update_keeps_the_old_checkpoint",
+            "train/test_ends.py::test_weights_amid_an_update_are_not_saved",
         ),
         (
             "an evaluation that was made up for is not saved",
             "(state.step, bool(state.due))",
             "(state.step, run.saved[1])",
-            "train/test_resume.py::"
-            "test_an_interrupt_in_the_last_step_leaves_the_evaluation_to_resume",
+            "train/test_ends.py::"
+            "test_an_evaluation_that_was_made_up_for_is_saved_at_the_second_try",
         ),
         (
             "a run that ends before its first step takes the folder",
@@ -352,7 +352,7 @@ MUTANTS = {
             "what the parent has set to be ignored is obeyed",
             "handler is None or handler == signal.SIG_IGN",
             "handler is None",
-            "train/test_ends.py::test_what_the_parent_has_set_to_be_ignored_stays_ignored",
+            "train/test_interrupt.py::test_what_the_parent_has_set_to_be_ignored_stays_ignored",
         ),
     ],
     "minigpt/train::Interrupt.note": [
@@ -360,7 +360,7 @@ MUTANTS = {
             "a second signal cuts an update",
             "elif self.held:",
             "elif False:",
-            "train/test_ends.py::test_a_second_signal_does_not_cut_a_save_or_an_update",
+            "train/test_interrupt.py::test_a_second_signal_does_not_cut_a_save_or_an_update",
         ),
     ],
     "minigpt/train::Lines.tell": [
@@ -368,7 +368,7 @@ MUTANTS = {
             "the intervals between lines do not grow",
             "min(2 * self.pause_s, LONGEST_S)",
             "self.pause_s",
-            "train/test_ends.py::"
+            "train/test_progress.py::"
             "test_without_a_terminal_a_line_tells_how_far_it_is_at_growing_intervals",
         ),
     ],
