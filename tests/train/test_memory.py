@@ -30,6 +30,7 @@ from minigpt.data.datasets import PairData
 from minigpt.model.init import init_params
 from minigpt.train.config import resolve
 from minigpt.train.memory import resident
+from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
 values, sizes = json.loads(sys.argv[1])
 config, train = resolve(values, sizes)
