@@ -63,7 +63,7 @@ def fit(
     resume : bool
         Resume the run in out_dir. Options given here win over its own.
     overwrite : bool
-        Delete the existing run in out_dir first.
+        Replace the run in out_dir. Its files stay until the first step of the new one is done.
     progress : bool
         Show a progress bar and a line per evaluation.
     **options

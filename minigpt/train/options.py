@@ -39,7 +39,9 @@ def parse(argv, prog=PROG):
         "--resume", action="store_true", help="resume from --out-dir/last.safetensors"
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="delete the existing run in --out-dir first"
+        "--overwrite",
+        action="store_true",
+        help="replace the run in --out-dir, from the first step on",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the cost of the run and exit")
     cli.add_plain(parser)
