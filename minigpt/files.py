@@ -58,18 +58,17 @@ def read_text(path, where, what="text file", empty=True):
 
 
 def read_metrics(folder):
-    """Return the metrics of a run, a dict per line, without what a killed run left half-written.
+    """Yield the metrics of a run, a dict per line, without what a killed run left half-written.
 
     Raises
     ------
     OSError
         If the folder has none.
     """
-    metrics = []
-    for line in (folder / METRICS).read_text("utf-8", errors="replace").splitlines():
-        with contextlib.suppress(ValueError):
-            metrics.append(json.loads(line))
-    return metrics
+    with open(folder / METRICS, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)
 
 
 @contextlib.contextmanager

@@ -395,6 +395,6 @@ def load(path, backend="numpy"):
 def read_history(folder):
     """Return the metrics of a run, a dict per line; none where there is no run."""
     try:
-        return read_metrics(folder)
+        return [*read_metrics(folder)]
     except OSError:
         return []

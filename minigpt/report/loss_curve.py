@@ -3,6 +3,7 @@
 from minigpt.files import PICTURE, read_metrics
 from minigpt.report.picture import drawing, save
 
+LABELS = {"train_loss": "training", "val_loss": "validation"}
 EARLY, MARGIN = 0.1, 0.05  # fraction of the steps left out of the y limit, and room above the rest
 
 
@@ -22,13 +23,17 @@ def draw_losses(folder):
 
 
 def plot_losses(figure, lines):
-    """Plot the losses of metrics, a list of dicts, into a figure."""
+    """Plot the losses of metrics, an iterable of dicts, into a figure."""
     axes = figure.subplots()
+    points = {key: [] for key in LABELS}
+    for line in lines:
+        for key, found in points.items():
+            if line.get(key) is not None:
+                found.append((line["step"], line[key]))
     later = []
-    for key, label in (("train_loss", "training"), ("val_loss", "validation")):
-        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-        axes.plot(*zip(*points, strict=True), label=label, marker="o" * (key == "val_loss"))
-        later += [loss for step, loss in points if step > EARLY * lines[-1]["step"]]
+    for key, label in LABELS.items():
+        axes.plot(*zip(*points[key], strict=True), label=label, marker="o" * (key == "val_loss"))
+        later += [loss for step, loss in points[key] if step > EARLY * points[key][-1][0]]
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.set_ylim(top=max(later) + MARGIN * (max(later) - min(later)))
     axes.grid(alpha=0.3)

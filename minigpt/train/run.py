@@ -145,10 +145,14 @@ class Run:
     def decide(self):
         """Decide whether the last step is the last of the run, evaluated, logged; return logged."""
         state, train_config = self.state, self.train_config
+        between = state.step % train_config.eval_interval == 0
         if train_config.max_seconds:
             self.reserve_s = self.seconds_to_come()
+            left_s = train_config.max_seconds - self.reserve_s - state.seconds
+            part_s, _ = self.validation.seconds(self.train_rate)
+            between = between and left_s > part_s  # else that at the end follows at once
         state.over = self.progress >= 1
-        self.evaluated = state.step % train_config.eval_interval == 0 or state.over
+        self.evaluated = between or state.over
         self.logged = self.evaluated or state.step % train_config.log_interval == 0
         return self.logged
 

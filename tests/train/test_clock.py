@@ -119,6 +119,15 @@ def test_evaluations_fit_the_budget(tmp_path, monkeypatch, clock, capsys, step_s
 
 
 @pytest.mark.report("8b")
+def test_no_evaluation_is_followed_by_that_at_the_end_at_once(tmp_path, monkeypatch, clock):
+    slow(monkeypatch, clock, "step", lambda i: 1.0)
+    slow(monkeypatch, clock, "evaluate", lambda i: 2.0)
+    assert begin(tmp_path / "run", *BY_CLOCK, "--max-seconds=30", "--eval-interval=1") == 0
+    steps = [line["step"] for line in metrics(tmp_path / "run") if "val_loss" in line]
+    assert steps[:3] == [1, 2, 3] and steps[-1] - steps[-2] == 2
+
+
+@pytest.mark.report("8b")
 def test_a_budget_for_a_few_steps_says_that_the_decay_is_missing(
     tmp_path, monkeypatch, clock, capsys
 ):
