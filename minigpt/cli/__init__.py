@@ -12,7 +12,15 @@ from minigpt.cli.fields import (
     option_of,
 )
 from minigpt.cli.flags import Parser, add_flags, add_plain, parser
-from minigpt.cli.program import FAILURES, device_failures, one_line, run, standard_streams
+from minigpt.cli.program import (
+    FAILURES,
+    device_failures,
+    note,
+    one_line,
+    run,
+    say,
+    standard_streams,
+)
 from minigpt.cli.terminal import command, plural, printable
 
 VERSION = "0.1.0"
@@ -32,6 +40,7 @@ __all__ = [
     "device_failures",
     "fields_of",
     "nearest",
+    "note",
     "one_line",
     "option",
     "option_of",
@@ -39,5 +48,6 @@ __all__ = [
     "plural",
     "printable",
     "run",
+    "say",
     "standard_streams",
 ]

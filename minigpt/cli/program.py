@@ -1,4 +1,4 @@
-"""A program's end: exit codes, and errors of one line."""
+"""What a program says on standard error, and how it ends: exit codes, errors of one line."""
 
 import contextlib
 import os
@@ -37,6 +37,18 @@ def one_line(error):
         line = next(filter(None, text.splitlines()), type(error).__name__)
         text = f"the GPU failed ({line}); check it with `minigpt doctor`"
     return escape(" ".join(text.splitlines()))
+
+
+def say(text, end="\n"):
+    """Print a text on standard error; a full disk or a reader that has gone stops no work."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(text, end=end, file=sys.stderr, flush=True)
+
+
+def note(text):
+    """Print a line for the user on standard error, as `say`: what is odd, but no error."""
+    say(f"note: {one_line(text)}")
 
 
 @contextlib.contextmanager
@@ -133,6 +145,5 @@ def status_of(main):
     except BrokenPipeError:
         return 141
     except (UserError, MemoryError, OSError, *device_failures()) as error:
-        with contextlib.suppress(OSError):
-            print(f"error: {one_line(error)}", file=sys.stderr)
+        say(f"error: {one_line(error)}")
         return 2

@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import math
 import re
-import sys
 import textwrap
 
 from minigpt import cli
@@ -56,7 +55,7 @@ def main(argv=None, prog="python -m minigpt.data"):
     )
     print(cli.printable("\n\n".join(sections)))
     for note in data.notes:
-        print(f"note: {cli.one_line(note)}", file=sys.stderr)
+        cli.note(note)
 
 
 def head(sources):

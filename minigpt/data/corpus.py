@@ -5,12 +5,11 @@ import hashlib
 import math
 import os
 import queue
-import sys
 import threading
 import time
 from pathlib import Path
 
-from minigpt.cli import one_line
+from minigpt.cli import note
 from minigpt.data.sources import Source
 from minigpt.errors import UserError
 from minigpt.files import MARK, read_bytes, write_atomically
@@ -154,26 +153,22 @@ def _download_to_cache():
     try:
         raw = _download()
     except ConnectionError as error:
-        _say(
+        note(
             f"cannot download tiny Shakespeare ({error}); using {REFERENCE} instead; "
             "give your own text by --data FILE"
         )
         return None
     path = cache_file()
     if path is None:
-        _say("downloaded tiny Shakespeare; it is not kept, as there is no home folder")
+        note("downloaded tiny Shakespeare; it is not kept, as there is no home folder")
         return raw
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, [raw])
-        _say(f"downloaded tiny Shakespeare to {path}")
+        note(f"downloaded tiny Shakespeare to {path}")
     except OSError as error:
-        _say(f"downloaded tiny Shakespeare, but cannot keep it in {path}: {error.strerror}")
+        note(f"downloaded tiny Shakespeare, but cannot keep it in {path}: {error.strerror}")
     return raw
-
-
-def _say(line):
-    print(one_line(line), file=sys.stderr, flush=True)
 
 
 def _download():

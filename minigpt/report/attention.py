@@ -11,7 +11,6 @@ encoder-decoder it is, by --kind,
 
 import math
 import shutil
-import sys
 from dataclasses import dataclass
 
 from minigpt import backend, cli
@@ -20,7 +19,6 @@ from minigpt.errors import UserError
 from minigpt.report.picture import NoPicture, check_picture, drawing, fonts_for, save
 from minigpt.sample.answers import END, MAP_KINDS
 from minigpt.sample.command import CheckpointConfig
-from minigpt.sample.progress import say
 from minigpt.sample.tasks import task_of
 
 SHADES = " .:-=+*#%@"  # by the square root of the weight: a blank is below 0.01, @ from 0.81
@@ -173,7 +171,7 @@ def select(number, count, name):
 def note_end(written, unit):
     """Say so if an answer, labels of its tokens, has no end."""
     if written[-1] != END:
-        say(f"note: the answer was cut off at {len(written)} {unit}")
+        cli.note(f"the answer was cut off at {len(written)} {unit}")
 
 
 def main(argv=None, prog="minigpt attention"):
@@ -210,13 +208,12 @@ def main(argv=None, prog="minigpt attention"):
     except NoPicture as why:
         if asked:
             raise UserError(f"--picture {options.picture}: {why}") from None
-        print(f"note: no picture: {why}", file=sys.stderr)
+        cli.note(f"no picture: {why}")
         return
     print(f"picture: {cli.printable(options.picture)}")
     if missing:
         chars = " ".join(sorted(missing)[:FEW])
-        print(
-            f"note: no font here has {chars}{' and others' * (len(missing) > FEW)}: escapes in the "
-            "picture; install one, such as Noto Sans CJK",
-            file=sys.stderr,
+        cli.note(
+            f"no font here has {chars}{' and others' * (len(missing) > FEW)}: escapes in the "
+            "picture; install one, such as Noto Sans CJK"
         )

@@ -14,7 +14,7 @@ from minigpt.model.blocks import block_weights
 from minigpt.model.encoder_decoder import seq2seq_forward
 from minigpt.sample.beam import search
 from minigpt.sample.memory import lines_that_fit
-from minigpt.sample.progress import Progress, say
+from minigpt.sample.progress import Progress
 from minigpt.sample.prompt import LINES, encode_line, in_parts, prompt_lines, read_line
 
 BATCH = 64  # validation pairs that are answered side by side
@@ -148,11 +148,11 @@ def print_answers(checkpoint, prompt, options):
             progress.clear()
             print_answer(line, ranked, options.verbose)
             if line.error:
-                say(f"error: {cli.one_line(line.error)}")
+                cli.say(f"error: {cli.one_line(line.error)}")
                 status = 2
             elif not ranked[0].ended:
                 full = f"{config.block_size} {tokenizer.target.unit}"
-                say(f"note: {cli.one_line(line.where)}: the answer was cut off at {full}")
+                cli.note(f"{line.where}: the answer was cut off at {full}")
         done += len(batch)
     return status
 

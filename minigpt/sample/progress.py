@@ -1,22 +1,13 @@
-"""What is said on standard error while work goes on: notes, and how far it is.
+"""How far a model's work is, on standard error."""
 
-None of it stops the work: not a full disk, nor a reader that has gone.
-"""
-
-import contextlib
 import shutil
 import sys
 import time
 
+from minigpt import cli
+
 LIVE, QUIET = 1.0, 10.0  # seconds of work before the first sign: on a terminal, elsewhere
 PAUSE = 0.2  # seconds between two signs on a terminal; elsewhere each takes twice as long
-
-
-def say(text, end="\n"):
-    """Print a text on standard error, if that is possible."""
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError):
-            print(text, end=end, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -43,14 +34,14 @@ class Progress:
         if self.live:
             self.due = self.seconds + PAUSE
             text = text[: shutil.get_terminal_size().columns - 1]
-            say(f"\r{text:{self.width}}", end="")
+            cli.say(f"\r{text:{self.width}}", end="")
             self.width = max(self.width, len(text))
         else:
             self.due = 2 * self.seconds
-            say(f"note: {text}, {self.seconds:.0f} s")
+            cli.note(f"{text}, {self.seconds:.0f} s")
 
     def clear(self):
         """Remove the line, before something else is printed."""
         if self.width:
-            say(f"\r{'':{self.width}}\r", end="")
+            cli.say(f"\r{'':{self.width}}\r", end="")
             self.width = 0

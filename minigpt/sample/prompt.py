@@ -9,10 +9,9 @@ import itertools
 import sys
 from typing import NamedTuple
 
-from minigpt.cli import plural
+from minigpt.cli import plural, say
 from minigpt.errors import UserError
 from minigpt.files import FOREIGN, decode_utf8, read_bytes
-from minigpt.sample.progress import say
 
 LINES = 64  # that an encoder-decoder answers side by side, at most
 MARK = "\ufeff"  # the byte order mark, of no meaning in UTF-8

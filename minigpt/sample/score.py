@@ -16,7 +16,7 @@ from minigpt import backend, cli
 from minigpt.cli import aliases
 from minigpt.errors import SMALLER_DATA, UserError, memory_for
 from minigpt.sample.command import CheckpointConfig, build_of, check_flags
-from minigpt.sample.progress import Progress, say
+from minigpt.sample.progress import Progress
 from minigpt.sample.tasks import TASKS, task_of
 
 NAMED = 20  # lines that could not be scored
@@ -69,7 +69,7 @@ def print_faults(faults):
     more = len(faults) - NAMED
     rest = [f"{cli.plural(more, 'more lines')} could not be scored"] if more > 0 else []
     for line in [*faults[:NAMED], *rest]:
-        say(f"error: {cli.one_line(line)}")
+        cli.say(f"error: {cli.one_line(line)}")
 
 
 def score(given):

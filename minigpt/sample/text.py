@@ -17,7 +17,7 @@ from minigpt.model.blocks import block_weights
 from minigpt.model.gpt import gpt_forward
 from minigpt.sample.generate import generate
 from minigpt.sample.memory import texts_that_fit
-from minigpt.sample.progress import Progress, say
+from minigpt.sample.progress import Progress
 from minigpt.sample.prompt import encode_line, encode_text, in_parts
 
 SEPARATOR = "-" * 15  # between texts, as in nanoGPT
@@ -189,12 +189,12 @@ def print_texts(checkpoint, prompt, options):
     name, text = (prompt.name, prompt.text(tokenizer)) if prompt else ("--prompt", "")
     ids = encode_prompt(text, tokenizer, name)
     if len(ids) > block_size:
-        say(f"note: of the prompt's {len(ids)} tokens, the model sees the last {block_size}")
+        cli.note(f"of the prompt's {len(ids)} tokens, the model sees the last {block_size}")
     n, stopped = options.num_samples, print_samples(checkpoint, options, text, ids)
     if options.stop and stopped < n:
         which = "the text" if n == 1 else f"{n - stopped:,} of {n:,} texts"
-        say(
-            f"note: --stop {quoted(options.stop)} did not come in {which}, which ended at "
+        cli.note(
+            f"--stop {quoted(options.stop)} did not come in {which}, which ended at "
             f"{options.max_new_tokens:,} tokens"
         )
     return 0

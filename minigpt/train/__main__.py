@@ -6,7 +6,6 @@ A run lives in its --out-dir: `metrics.jsonl`, a line per log or evaluation; `be
 
 import contextlib
 import math
-import sys
 
 from minigpt import backend, cli
 from minigpt.backend.blas import product_rate
@@ -46,7 +45,7 @@ def dry_run(own, options):
         rate = product_rate(train_config.threads)
     print("\n".join(describe(config, train_config, *resident(), longest(data), rate)))
     for note in note_on_threads(train_config.shards()):
-        print(f"note: {cli.one_line(note)}", file=sys.stderr)
+        cli.note(note)
 
 
 def finish(run):
@@ -66,7 +65,7 @@ def finish(run):
     except NotInstalled:
         pass  # a picture is an extra
     except NoPicture as why:
-        print(f"note: no picture: {cli.one_line(why)}", file=sys.stderr)
+        cli.note(f"no picture: {why}")
     print(f"\n{'-' * 15} a sample {'-' * 15}")
     shown = {"out_dir": str(run.folder), "backend": run.train_config.backend}
     shown |= run.task.show(run.data)
@@ -118,8 +117,7 @@ def train(own, options, stop):
                 raise
         except Exception as error:
             if run.state.step and not isinstance(error, Diverged):  # which says so itself
-                with contextlib.suppress(OSError):
-                    print(f"note: {stopped(run, ' ')}", file=sys.stderr)
+                cli.note(stopped(run, " "))
             raise
     if run.state.over and not run.state.due:
         with contextlib.suppress(KeyboardInterrupt):  # it is complete

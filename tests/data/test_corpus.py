@@ -55,7 +55,7 @@ def test_first_use_downloads_and_keeps_a_copy(cache, network, capsys):
     network += [RAW]
     assert source.builtin_source() == ("tiny Shakespeare", RAW)
     assert cache.read_bytes() == RAW
-    assert capsys.readouterr().err == f"downloaded tiny Shakespeare to {cache}\n"
+    assert capsys.readouterr().err == f"note: downloaded tiny Shakespeare to {cache}\n"
     assert source.builtin_source() == ("tiny Shakespeare", RAW)  # no answer is left: from the cache
     assert capsys.readouterr().err == ""
     assert list(cache.parent.iterdir()) == [cache]
@@ -91,8 +91,8 @@ def test_without_network_says_so_in_one_line(cache, network, capsys):
     text = raw.decode()
     assert name == REFERENCE
     assert capsys.readouterr().err == (
-        "cannot download tiny Shakespeare (no such host); using the Python language reference "
-        "instead; give your own text by --data FILE\n"
+        "note: cannot download tiny Shakespeare (no such host); using the Python language "
+        "reference instead; give your own text by --data FILE\n"
     )
     assert not network and not cache.exists()
     assert text.startswith('The "assert" statement\n') and len(text) > 300_000

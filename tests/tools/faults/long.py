@@ -83,7 +83,7 @@ def trained(folder, n=8):
     kept = cache / "minigpt" / "tinyshakespeare.txt"
     if came != ["/input.txt"]:
         return f"{len(came)} requests came: {came}"
-    if sorted(said) != [""] * (n - 1) + [f"downloaded tiny Shakespeare to {kept}\n"]:
+    if sorted(said) != [""] * (n - 1) + [f"note: downloaded tiny Shakespeare to {kept}\n"]:
         return f"they said {said}"
     if list(kept.parent.iterdir()) != [kept] or kept.read_bytes() != RAW:
         return f"the cache holds {sorted(kept.parent.iterdir())}"
