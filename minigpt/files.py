@@ -160,26 +160,47 @@ def real_path(path):
     return Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
 
 
-def replace(path, parts):
-    """Write the parts of a file to a temporary one, and give it the name of the file."""
+@contextlib.contextmanager
+def replacing(path):
+    """Open a temporary file that replaces the one at `path` at the end; an error removes it."""
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
         with open(temporary, "wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
+            yield file
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def replace(path, parts):
+    """Write the parts of a file to the disk, and only then give them the name of the file."""
+    with replacing(path) as file:
+        for part in parts:
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
     with contextlib.suppress(OSError):  # Windows and some network disks cannot sync a folder
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+@contextlib.contextmanager
+def make_folder(folder):
+    """Make a folder, if that is possible; what was made is removed at the end if it is empty."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # not empty
+            for path in missing:
+                path.rmdir()
 
 
 def marked_read_only(path):

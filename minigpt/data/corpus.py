@@ -12,7 +12,7 @@ from pathlib import Path
 from minigpt.cli import note
 from minigpt.data.sources import Source
 from minigpt.errors import UserError
-from minigpt.files import MARK, read_bytes, write_atomically
+from minigpt.files import MARK, make_folder, read_bytes, write_atomically
 from minigpt.locks import AlreadyLocked, acquire, release
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -93,20 +93,6 @@ def cache_file():
     return folder and folder / "tinyshakespeare.txt"
 
 
-@contextlib.contextmanager
-def made(folder):
-    """Make a folder, if that is possible; remove what was made if it is empty at the end."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield folder
-    finally:
-        with contextlib.suppress(OSError):  # not empty
-            for path in missing:
-                path.rmdir()
-
-
 def _read_cache():
     """Bytes of the user's copy, or None if there is none or it is damaged."""
     path = cache_file()
@@ -129,7 +115,7 @@ def _take_turn():
         yield
         return
     path = path.with_suffix(".lock")
-    with made(path.parent):
+    with make_folder(path.parent):
         with contextlib.suppress(OSError):
             try:
                 lock = acquire(path)

@@ -8,16 +8,15 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 import time
 import zlib
 
 import numpy as np
 
-from minigpt.data.corpus import WAIT, cache_folder, made
+from minigpt.data.corpus import WAIT, cache_folder
 from minigpt.data.sources import read_parts
 from minigpt.errors import UserError
-from minigpt.files import LEFT_S, TEMPORARY
+from minigpt.files import LEFT_S, TEMPORARY, make_folder, replacing
 from minigpt.locks import AlreadyLocked, acquire, release
 
 LARGE = 16 << 20  # bytes of text from which on its ids are kept in a file
@@ -64,7 +63,7 @@ def encode_text(sources, found, tokenizer):
     table = tokenizer.to_json().encode("utf-8")
     key = hashlib.sha256(found.sha256.encode("ascii") + table).hexdigest()
     path = folder / f"{key[:32]}{SUFFIX}"
-    with made(folder), turn(path):
+    with make_folder(folder), turn(path):
         ids = read_tokens(path, key)
         if ids is not None:
             return ids, []
@@ -134,21 +133,14 @@ def write_tokens(path, key, parts, dtype):
     OSError
         Then nothing is left of it.
     """
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
-    try:
-        with open(temporary, "wb") as file:
-            count = crc32 = 0
-            file.seek(HEADER)
-            for ids in parts:
-                count, crc32 = count + len(ids), zlib.crc32(ids, crc32)
-                file.write(ids.data)
-            file.seek(0)
-            file.write(header(key, dtype, count, crc32))
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    with replacing(path) as file:
+        count = crc32 = 0
+        file.seek(HEADER)
+        for ids in parts:
+            count, crc32 = count + len(ids), zlib.crc32(ids, crc32)
+            file.write(ids.data)
+        file.seek(0)
+        file.write(header(key, dtype, count, crc32))
     for old in path.parent.glob(f"*{SUFFIX}*"):
         limit = LEFT_S if old.suffix == TEMPORARY else UNUSED
         with contextlib.suppress(OSError):

@@ -13,14 +13,13 @@ from minigpt.errors import UserError
 from minigpt.library.model import load
 from minigpt.sample.tasks import TASKS
 from minigpt.train.config import TrainConfig, check_options
-from minigpt.train.input import kept
 from minigpt.train.interrupt import NEVER
 from minigpt.train.loop import reported, started, train_or_save
 from minigpt.train.options import options as options_of
 from minigpt.train.progress import Bar, Silent, progress_of
 from minigpt.train.resume import folder_of, resume_run
 from minigpt.train.run import new_run
-from minigpt.train.run_dir import check_folder, locked
+from minigpt.train.run_dir import check_folder, keep, locked
 
 
 def fit(
@@ -122,7 +121,7 @@ def fit_in(stack, own, options, text, progress):
         task = cli.choose(options.get("task", TrainConfig.task), TASKS, "task")
         raw = as_bytes(text)
         options["data"] = str(folder / task.file_name(raw))
-        keeping = kept(raw, Path(options["data"]))
+        keeping = keep(raw, Path(options["data"]))
     with keeping as file:
         options = options_of(own, check_options(options))
         run = resume_run(options) if own["resume"] else new_run(options, own["overwrite"])

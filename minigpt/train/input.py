@@ -6,59 +6,12 @@ from pathlib import Path
 
 from minigpt.data.sources import Source, find_sources, is_pipe
 from minigpt.errors import UserError
-from minigpt.files import write_atomically, writing
 from minigpt.sample.tasks import TASKS
-from minigpt.train.run_dir import ASIDE
-
-
-class Kept:
-    """A file of a run's folder that is written before the run has begun, and that can be undone.
-
-    What was there before is set aside until one or the other is decided.
-    """
-
-    def __init__(self, raw, path):
-        self.path, self.aside = path, path.with_name(path.name + ASIDE)
-        with writing(path):
-            if path.exists():
-                os.replace(path, self.aside)
-        try:
-            with writing(path):
-                write_atomically(path, [raw])
-        except BaseException:
-            self.undo()
-            raise
-
-    def undo(self):
-        """Put back what was there before."""
-        self.path.unlink(missing_ok=True)
-        if self.aside.exists():
-            os.replace(self.aside, self.path)
-
-    def confirm(self):
-        """Remove what was there before."""
-        self.aside.unlink(missing_ok=True)
+from minigpt.train.run_dir import keep
 
 
 @contextlib.contextmanager
-def kept(raw, path):
-    """Write bytes to the Path `path`; undo that if what is done in this context fails.
-
-    Yields
-    ------
-    file : Kept
-        For the run to decide on, when it has begun or ends without.
-    """
-    file = Kept(raw, path)
-    try:
-        yield file
-    except BaseException:
-        file.undo()
-        raise
-
-
-@contextlib.contextmanager
-def kept_pipe(train_config):
+def keep_pipe(train_config):
     """Keep in the run's folder what can be read but once: standard input, or another pipe.
 
     The run can be resumed then. What was kept is removed again where the run cannot begin.
@@ -67,7 +20,7 @@ def kept_pipe(train_config):
     ------
     data : str or None
         The option of that name, with the file's name in place of the pipe's.
-    file : Kept or None
+    file : KeptFile or None
 
     Raises
     ------
@@ -83,7 +36,7 @@ def kept_pipe(train_config):
         raise UserError(f"--data names {len(pipes)} pipes, but one can be kept; join them by cat")
     raw = Source(pipes[0]).read()
     path = Path(train_config.out_dir) / TASKS[train_config.task].file_name(raw)
-    with kept(raw, path) as file:
+    with keep(raw, path) as file:
         yield "\n".join(str(path) if name in pipes else name for name in names), file
 
 
@@ -93,7 +46,7 @@ def folder_given(data):
     return "" if all(map(os.path.isabs, names)) else os.getcwd()
 
 
-def located(data, folder, out_dir):
+def locate(data, folder, out_dir):
     """Return option data of a run that is resumed, perhaps in another folder than before.
 
     Each name is looked for in the folder where it was given, in the current one and, since there
@@ -117,7 +70,7 @@ def located(data, folder, out_dir):
 
 
 def find_again(name, folder, out_dir):
-    """Return where the file, folder or glob is that one name stands for, as `located`."""
+    """Return where the file, folder or glob is that one name stands for, as `locate`."""
     if folder and os.path.realpath(folder) == os.path.realpath(os.curdir):
         folder = ""  # the name as it was given
     for path in (os.path.join(folder, name), name, os.path.join(out_dir, os.path.basename(name))):

@@ -86,21 +86,14 @@ def started(run):
     """
     train_config = run.train_config
     # One shard needs no thread of its own: BLAS then has all cores.
-    with (
-        leaving(run),
-        blas_threads(train_config.threads),
-        Workers(train_config.shards()) as workers,
-        tf32_products(PRECISIONS[train_config.dtype].tf32),
-    ):
-        run.start(workers)
-        yield
-
-
-@contextlib.contextmanager
-def leaving(run):
-    """Let a run leave its folder in the end."""
     try:
-        yield
+        with (
+            blas_threads(train_config.threads),
+            Workers(train_config.shards()) as workers,
+            tf32_products(PRECISIONS[train_config.dtype].tf32),
+        ):
+            run.start(workers)
+            yield
     finally:
         run.files.leave()
 

@@ -12,7 +12,7 @@ from minigpt.model.checkpoint import ELSE, data_of, load, read_state
 from minigpt.optim.schedule import learning_rate
 from minigpt.sample.tasks import TASKS
 from minigpt.train.config import SCHEDULE, SIZES, TrainConfig, check_together, resolve
-from minigpt.train.input import folder_given, kept_pipe, located
+from minigpt.train.input import folder_given, keep_pipe, locate
 from minigpt.train.presets import put_together
 from minigpt.train.run import Run, backend_of
 from minigpt.train.state import RunState
@@ -141,16 +141,16 @@ def given_or_found(given, train_config, state):
         With a file's name in place of a pipe's.
     name : str or None
         What to open.
-    file : Kept or None
+    file : KeptFile or None
     """
     if "data" not in given:
         yield (
             train_config,
-            located(train_config.data, state.data_folder, train_config.out_dir),
+            locate(train_config.data, state.data_folder, train_config.out_dir),
             None,
         )
         return
-    with kept_pipe(train_config) as (name, file):
+    with keep_pipe(train_config) as (name, file):
         state.data_folder = folder_given(name)
         yield dataclasses.replace(train_config, data=name), name, file
 

@@ -18,13 +18,12 @@ from minigpt.params import Params
 from minigpt.sample.tasks import TASKS, task_of
 from minigpt.train.clock import Clock
 from minigpt.train.config import resolve, train_config_of
-from minigpt.train.input import kept_pipe
+from minigpt.train.input import keep_pipe
 from minigpt.train.interrupt import NEVER, interruptible
 from minigpt.train.means import LossMean
 from minigpt.train.memory import smaller_step
 from minigpt.train.nonfinite import Diverged, Skips, first_in_evaluation, first_in_step
-from minigpt.train.run_dir import check_folder
-from minigpt.train.run_files import RunFiles
+from minigpt.train.run_dir import RunFiles, check_folder
 from minigpt.train.state import RunState, optimizer_numbers, taken_ahead
 from minigpt.train.step import Trainer
 from minigpt.train.validation import Validation
@@ -360,7 +359,7 @@ def new_run(options, overwrite):
     train_config = train_config_of(options)  # reports what is wrong with them before any work
     backend_of(train_config)
     check_folder(Path(train_config.out_dir), overwrite)
-    with kept_pipe(train_config) as (name, file):
+    with keep_pipe(train_config) as (name, file):
         options = {**options, "data": name}
         data = open_data(train_config, options)
         config, train_config = resolve(options, data.sizes)

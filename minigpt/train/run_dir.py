@@ -1,4 +1,7 @@
-"""The folder of a run: its lock, and its files when a run is started or resumed."""
+"""The folder of a run: its lock, and what is written there beside the checkpoints.
+
+A run takes its folder at the first write, not before: until then all is as it was.
+"""
 
 import contextlib
 import json
@@ -7,8 +10,11 @@ import os
 from minigpt.errors import UserError
 from minigpt.files import (
     LAST,
+    METRICS,
     READ_ONLY,
     RUN_FILES,
+    append,
+    make_folder,
     marked_read_only,
     real_path,
     remove_file,
@@ -39,13 +45,12 @@ def locked(folder, make):
         written there cannot be.
     """
     check_path(folder)
-    missing = [path for path in (folder, *folder.parents) if make and not path.exists()]
     lock = None
     with contextlib.ExitStack() as stack:
-        stack.callback(remove_empty, missing)
-        with writing(folder):
-            for path in reversed(missing):
-                path.mkdir(exist_ok=True)
+        if make:
+            stack.enter_context(make_folder(folder))
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)  # reports why it could not be made
         if folder.is_dir():
             check_writable(folder)
             try:
@@ -63,18 +68,57 @@ def locked(folder, make):
         yield
 
 
+class KeptFile:
+    """A file of a run's folder that is written before the run has begun, and that can be undone.
+
+    What was there before is set aside until one or the other is decided.
+    """
+
+    def __init__(self, raw, path):
+        self.path, self.aside = path, path.with_name(path.name + ASIDE)
+        with writing(path):
+            if path.exists():
+                os.replace(path, self.aside)
+        try:
+            with writing(path):
+                write_atomically(path, [raw])
+        except BaseException:
+            self.undo()
+            raise
+
+    def undo(self):
+        """Put back what was there before."""
+        self.path.unlink(missing_ok=True)
+        if self.aside.exists():
+            os.replace(self.aside, self.path)
+
+    def confirm(self):
+        """Remove what was there before."""
+        self.aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def keep(raw, path):
+    """Write bytes to the Path `path`; undo that if what is done in this context fails.
+
+    Yields
+    ------
+    file : KeptFile
+        For the run to decide on, when it has begun or ends without.
+    """
+    file = KeptFile(raw, path)
+    try:
+        yield file
+    except BaseException:
+        file.undo()
+        raise
+
+
 def put_back(folder):
     """Put back what a run that was killed before its first step had set aside."""
     with contextlib.suppress(OSError):
         for aside in folder.glob(f"*{ASIDE}"):
             os.replace(aside, aside.with_name(aside.name.removesuffix(ASIDE)))
-
-
-def remove_empty(folders):
-    """Remove those of the folders that are empty, in this order."""
-    with contextlib.suppress(OSError):
-        for path in folders:
-            path.rmdir()
 
 
 def check_path(folder):
@@ -140,3 +184,65 @@ def cut_metrics(path, step):
                 kept.append(line)
     with writing(path):
         write_atomically(path, ["".join(kept).encode("utf-8")])
+
+
+class RunFiles:
+    """The files of a run, but for the checkpoints.
+
+    Parameters
+    ----------
+    folder : Path
+    cut : int or None
+        The last step whose line the metrics of a resumed run keep; None for a new run, which
+        clears the folder.
+    notes : list of str
+        Receives what could not be written.
+
+    Attributes
+    ----------
+    kept : KeptFile or None
+        What has been written into the folder for the run to be trained on.
+    claimed : bool
+        Whether the folder is this run's own.
+    unwritten : list of str
+        Lines of the metrics that could not be written yet.
+    """
+
+    def __init__(self, folder, cut, notes):
+        self.folder, self.cut, self.notes, self.new = folder, cut, notes, cut is None
+        self.kept, self.claimed, self.unwritten, self.failed = None, False, [], False
+
+    def log(self, line):
+        """Add a line to the metrics; where that is not possible, it is kept for the next time."""
+        self.unwritten.append(json.dumps(line, allow_nan=False) + "\n")
+        self.write_lines()
+
+    def write_lines(self):
+        """Bring the metrics up to date; the first failure of several is noted."""
+        failed, self.failed = self.failed, False
+        try:
+            self.claim()
+            with writing(self.folder / METRICS) as path:
+                if self.cut is not None:
+                    cut_metrics(path, self.cut)
+                    self.cut = None
+                if self.unwritten:
+                    append(path, "".join(self.unwritten))
+                    self.unwritten.clear()
+        except UserError as error:
+            self.failed = True
+            if not failed:
+                self.notes.append(f"{error}; its lines are kept, and tried again with the next")
+
+    def claim(self):
+        """Make the folder this run's own, right before the first thing is written there."""
+        if not self.claimed:
+            claim_folder(self.folder, clear=self.new)
+            self.claimed = True
+            if self.kept is not None:
+                self.kept.confirm()
+
+    def leave(self):
+        """Leave a folder in which nothing has been written as it was before."""
+        if self.kept is not None and not self.claimed:
+            self.kept.undo()

@@ -19,7 +19,7 @@ from minigpt.optim.adamw import AdamW
 from minigpt.train import __main__ as train
 from minigpt.train.progress import Lines
 from minigpt.train.run import Run
-from minigpt.train.run_files import RunFiles
+from minigpt.train.run_dir import RunFiles
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
 from tests.tools.ending import at_call, check_same, contents, raising, sending, state_of
@@ -105,7 +105,7 @@ def failing(monkeypatch, name, most):
         append(path, text)
 
     monkeypatch.setattr("minigpt.files.os.replace", failing_replace)
-    monkeypatch.setattr("minigpt.train.run_files.append", failing_append)
+    monkeypatch.setattr("minigpt.train.run_dir.append", failing_append)
 
 
 @pytest.mark.report("13")

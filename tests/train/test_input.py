@@ -16,7 +16,7 @@ from minigpt.errors import UserError
 from minigpt.files import LAST
 from minigpt.model import checkpoint
 from minigpt.train import __main__ as train
-from minigpt.train.input import kept
+from minigpt.train.run_dir import keep
 from tests.tools.training import FLAGS, TEXT, refusal, resume
 
 pytestmark = pytest.mark.usefixtures("no_picture")
@@ -98,15 +98,15 @@ def test_what_cannot_be_trained_on_is_not_kept(tmp_path, monkeypatch, capsys, da
 def test_a_run_that_cannot_begin_leaves_the_data_of_the_one_before(tmp_path):
     path = tmp_path / "data.txt"
     path.write_text("before")
-    with pytest.raises(UserError), kept(b"after", path):
+    with pytest.raises(UserError), keep(b"after", path):
         assert path.read_bytes() == b"after"
         raise UserError("no")
     assert path.read_text() == "before"
-    with kept(b"after", path) as file:
+    with keep(b"after", path) as file:
         pass
     file.undo()
     assert path.read_text() == "before"
-    with kept(b"after", path) as file:
+    with keep(b"after", path) as file:
         pass
     file.confirm()
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("data.txt", "after")]

@@ -8,7 +8,7 @@ from minigpt.model import checkpoint
 from minigpt.optim.adamw import AdamW
 from minigpt.train import __main__ as train
 from minigpt.train import interrupt
-from minigpt.train.run_files import RunFiles
+from minigpt.train.run_dir import RunFiles
 from minigpt.train.step import Trainer
 from tests.tools.ending import at_call, check_same, contents, sending, state_of
 from tests.tools.training import EXACT, begin, resume

@@ -13,7 +13,7 @@ from minigpt.optim.adamw import AdamW
 from minigpt.optim.clipping import LOSS_SCALE
 from minigpt.train import __main__ as train
 from minigpt.train.resume import resume_run
-from minigpt.train.run_files import RunFiles
+from minigpt.train.run_dir import RunFiles
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
 from tests.tools.training import EXACT, TEXT, begin, metrics, refusal, resume, same

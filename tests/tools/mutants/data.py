@@ -315,14 +315,6 @@ MUTANTS = {
             "data/test_corpus.py::test_without_a_home_nothing_is_kept",
         ),
     ],
-    "minigpt/data::made": [
-        (
-            "a folder stays where nothing is kept",
-            "path.rmdir()",
-            "pass",
-            "data/test_corpus.py::test_a_failed_download_leaves_no_folder",
-        ),
-    ],
     "minigpt/data/__main__.py::cut_text": [
         (
             "a giant word is printed whole",

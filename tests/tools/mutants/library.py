@@ -23,7 +23,7 @@ MUTANTS = {
             "library/test_training.py::test_an_interrupt_leaves_a_run_that_is_resumed_to_the_bit",
         ),
     ],
-    "minigpt/train::Kept.undo": [
+    "minigpt/train::KeptFile.undo": [
         (
             "a text stays where no run has begun",
             "self.path.unlink(missing_ok=True)",

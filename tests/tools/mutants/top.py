@@ -53,6 +53,14 @@ MUTANTS = {
             "test_files.py::test_lines_are_added_whole_or_not_at_all",
         ),
     ],
+    "minigpt::make_folder": [
+        (
+            "a folder stays where nothing is kept",
+            "path.rmdir()",
+            "pass",
+            "data/test_corpus.py::test_a_failed_download_leaves_no_folder",
+        ),
+    ],
     "minigpt::read_text": [
         (
             "a byte order mark is part of the text",
@@ -68,6 +76,8 @@ MUTANTS = {
             "",
             "model/test_checkpoint.py::test_a_failed_save_leaves_the_old_file_and_nothing_else",
         ),
+    ],
+    "minigpt::replacing": [
         (
             "the old checkpoint is written over",
             'temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")',

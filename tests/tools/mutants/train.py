@@ -427,7 +427,7 @@ MUTANTS = {
             "train/test_resume.py::test_a_loss_scale_is_found_anew_where_the_precision_is_another",
         ),
     ],
-    "minigpt/train/input.py::kept_pipe": [
+    "minigpt/train/input.py::keep_pipe": [
         (
             "a run on standard input cannot be resumed",
             "str(path) if name in pipes else name",
