@@ -129,7 +129,6 @@ def cell(difference, step):
 def runs(args, data):
     """Return {name: flags} of the runs that are asked for."""
     common = ["--max-iters", str(args.steps), "--eval-interval", str(args.steps)]
-    common += ["--warmup-iters", str(args.steps // 10)]
     common += ["--log-interval", "1", "--warmup-iters", "10", "--threads", str(args.threads)]
     found = {
         run + clipping: [*own, *flags, *common]
