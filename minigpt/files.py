@@ -51,7 +51,7 @@ def read_text(path, where, what="text file", empty=True):
     UserError
         If the file is missing, a folder, unreadable or not UTF-8, or empty where it may not be.
     """
-    text = decode_utf8(read_bytes(path, where, what), f"{where} {path}").removeprefix("\ufeff")
+    text = decode_utf8(read_bytes(path, where, what), f"{where} {path}")
     if not (text or empty):
         raise UserError(f"{where} {path} is empty; name a file with text in it")
     return text
@@ -93,9 +93,15 @@ def read_bytes(path, where, what="text file"):
 
 
 def decode_utf8(raw, where):
-    """Decode bytes; a UserError that begins with `where` names the first that does not fit."""
+    """Return bytes as text, without a byte order mark in front.
+
+    Raises
+    ------
+    UserError
+        It begins with `where` and names the first byte that does not fit.
+    """
     try:
-        return raw.decode("utf-8")
+        return raw.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise not_utf8(where, raw, raw[error.start], error.start) from None
 
@@ -112,9 +118,9 @@ def not_utf8(where, begin, byte, offset):
     byte, offset : int
         The first that does not fit, and where it is.
     """
-    for mark, told in FOREIGN.items():
+    for mark, kind in FOREIGN.items():
         if begin.startswith(mark):
-            return UserError(f"{where} is {told}")
+            return UserError(f"{where} is {kind}")
     return UserError(
         f"{where} is not UTF-8: byte 0x{byte:02x} at offset {offset} (counted from 0) does not "
         "fit; convert it first, for example by `iconv -f GBK -t UTF-8 old.txt > new.txt`"

@@ -21,7 +21,7 @@ from minigpt.cli.program import (
     say,
     standard_streams,
 )
-from minigpt.cli.terminal import command, plural, printable
+from minigpt.cli.terminal import command, first_of, plural, printable
 
 VERSION = "0.1.0"
 
@@ -39,6 +39,7 @@ __all__ = [
     "command",
     "device_failures",
     "fields_of",
+    "first_of",
     "nearest",
     "note",
     "one_line",

@@ -64,6 +64,12 @@ def plural(n, noun):
     return f"{n} {noun.removesuffix('s')}{'s' * (n != 1)}"
 
 
+def first_of(items, n, separator=", "):
+    """Return the first n of some texts, and how many there are beside: "a, b and 3 more"."""
+    more = f" and {len(items) - n:,} more" if len(items) > n else ""
+    return separator.join(items[:n]) + more
+
+
 def printable(text, stream=None):
     r"""Return a text as a terminal may see it: control characters as escapes, such as \x1b.
 

@@ -13,6 +13,7 @@ Both have the same attributes:
 """
 
 from minigpt.backend import to_device
+from minigpt.cli import first_of
 from minigpt.cli.characters import visible
 from minigpt.data.batches import check_length, only_in, split
 from minigpt.data.corpus import builtin_source
@@ -95,11 +96,10 @@ def unseen_note(train, val, tokenizer, where):
     unseen = only_in(val, train, tokenizer.vocab_size + 1)
     if not len(unseen):
         return []
-    shown = " ".join(visible(tokenizer.label(i)) for i in unseen[:MAX_SHOWN].tolist())
-    more = f" and {len(unseen) - MAX_SHOWN} more" if len(unseen) > MAX_SHOWN else ""
+    shown = first_of([visible(tokenizer.label(i)) for i in unseen.tolist()], MAX_SHOWN, " ")
     return [
         f"{len(unseen)} of {tokenizer.vocab_size} different {tokenizer.unit} occur in {where}, so "
-        f"training never sees them: {shown}{more}"
+        f"training never sees them: {shown}"
     ]
 
 
@@ -133,7 +133,7 @@ class PairData:
         if path is None:
             (train, val), self.name = date_pairs(seed), f"dates, seed {seed}"
         else:
-            header = split != "position"  # runs of that split took it for a pair
+            header = split != "position"  # with that split, a header counts as a pair
             pairs, self.notes, self.name = read_pairs(path, header)
             train, val = SPLITS[split](pairs)
             self.notes += notes_on(train, val)

@@ -157,7 +157,9 @@ def split_by_source(pairs):
 
 
 def split_by_position(pairs):
-    """Return (train, val): every tenth pair is for validation, as in runs of before `split`.
+    """Return (train, val): every tenth pair is for validation.
+
+    So it is in older runs, whose checkpoints name no split.
 
     Raises
     ------
@@ -204,8 +206,8 @@ def needed_length(*parts):
     ----------
     *parts : Pairs
     """
-    longest, most = longest_of(parts)
-    return longest if longest <= max(LONG, min(4 * most, TOO_LONG)) else 0
+    longest, usual = longest_of(parts)
+    return longest if longest <= max(LONG, min(4 * usual, TOO_LONG)) else 0
 
 
 def longest_of(parts):
@@ -234,10 +236,10 @@ def check_lengths(block_size, *parts, unit="tokens", fixed=False):
     needed = np.concatenate([part.lengths for part in parts])
     longer = int((needed > block_size).sum())
     if longer:
-        longest, most = longest_of(parts)
+        longest, usual = longest_of(parts)
         start = "begin a new run with " if fixed else "set "
         raise UserError(
             f"{longer} of {len(needed)} pairs are longer than --block-size {block_size}: the "
             f"longest needs {longest} ({unit} of a source, or of a target and its end), 99 % of "
-            f"all at most {most}; {start}--block-size {longest}, or leave them out"
+            f"all at most {usual}; {start}--block-size {longest}, or leave them out"
         )

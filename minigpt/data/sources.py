@@ -7,6 +7,7 @@ import os
 import sys
 from typing import NamedTuple
 
+from minigpt.cli import first_of
 from minigpt.errors import UserError
 from minigpt.files import MARK, METRICS, decode_utf8, not_utf8, opened
 
@@ -151,7 +152,7 @@ def read_source(source):
     UserError
         As files.read_text; or if standard input is closed.
     """
-    return decode_utf8(source.read().removeprefix(MARK), source.where)
+    return decode_utf8(source.read(), source.where)
 
 
 def read_parts(sources):
@@ -206,7 +207,8 @@ def empty_note(sources):
     if not empty:
         return []
     verb = "is" if len(empty) == 1 else "are"
-    return [f"{len(empty)} of {len(sources)} files {verb} empty: {some([s.name for s in empty])}"]
+    names = first_of([source.name for source in empty], SHOWN)
+    return [f"{len(empty)} of {len(sources)} files {verb} empty: {names}"]
 
 
 def read_stdin():
@@ -221,10 +223,4 @@ def describe(sources):
     names = [source.name for source in sources]
     if len(names) == 1:
         return names[0]
-    return f"{len(names)} files: {some(names)}"
-
-
-def some(names):
-    """Return names with commas between them; of many the first ones."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return f"{len(names)} files: {first_of(names, SHOWN)}"

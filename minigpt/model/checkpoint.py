@@ -178,7 +178,7 @@ def read_state(path):
 
 def data_of(state):
     """Return the SHA-256 of the data that a state is of, None where it does not say."""
-    return state.get("data_sha256", state.get("text_sha256"))  # its name of old
+    return state.get("data_sha256", state.get("text_sha256"))  # its name in older runs
 
 
 def read(file, xp, with_optimizer):

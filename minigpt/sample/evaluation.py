@@ -18,9 +18,9 @@ def spread(n, k):
     return np.arange(k) * n // k
 
 
-def some_of(items, most):
-    """Return at most so many items of a list, at even distances."""
-    return [items[i] for i in spread(len(items), min(most, len(items)))]
+def some_of(items, limit):
+    """Return at most `limit` items of a list, at even distances."""
+    return [items[i] for i in spread(len(items), min(limit, len(items)))]
 
 
 def even_part(items, targets, limit):

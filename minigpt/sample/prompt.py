@@ -10,12 +10,11 @@ import sys
 from typing import NamedTuple
 
 from minigpt.cli import plural, say
+from minigpt.data.sources import STDIN
 from minigpt.errors import UserError
 from minigpt.files import FOREIGN, decode_utf8, read_bytes
 
 LINES = 64  # that an encoder-decoder answers side by side, at most
-MARK = "\ufeff"  # the byte order mark, of no meaning in UTF-8
-STDIN = "-"  # as a file's name
 
 
 class Prompt(NamedTuple):
@@ -41,7 +40,7 @@ class Prompt(NamedTuple):
         UserError
             If it is not UTF-8.
         """
-        text = decode_utf8(self.raw, self.name).removeprefix(MARK)
+        text = decode_utf8(self.raw, self.name)
         if "\r" in text and not knows(tokenizer, "\r"):
             text = text.replace("\r\n", "\n").replace("\r", "\n")
         return text
@@ -146,7 +145,7 @@ def read_line(where, line, tokenizer, block_size):
     try:
         if isinstance(line, bytes):
             text = line.decode("utf-8", "backslashreplace")
-            text = decode_utf8(line, where).removeprefix(MARK)  # of a file that was appended, too
+            text = decode_utf8(line, where)  # a byte order mark may come with an appended file
         return Line(where, text, encode_line(where, text, tokenizer, block_size))
     except UserError as error:
         return Line(where, text, error=error)

@@ -9,6 +9,7 @@ import contextlib
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy
 
@@ -94,7 +95,7 @@ def score_text(task, params, config, tokenizer, data, options, show):
         "perplexity": perplexity(loss),
         "bits_per_character": bits / length,
         "bits_per_byte": bits / size,
-        "not_scored": [sentence_on(unknown)] if unknown else [],
+        "not_scored": [describe_unknown(unknown)] if unknown else [],
     }
 
 
@@ -103,12 +104,7 @@ def known_ids(sources, found, tokenizer):
 
     Those have no token. Line ends of other systems become new lines, unless the model knows them.
 
-    Parameters
-    ----------
-    sources : list of Source
-    found : Survey
-        Theirs.
-    tokenizer : Tokenizer
+    Parameters are those of token_files.encode_text.
 
     Returns
     -------
@@ -134,12 +130,11 @@ def known_ids(sources, found, tokenizer):
     return ids, collections.Counter({char: n for char, n in counts.items() if char in gone})
 
 
-def sentence_on(unknown):
-    """Return what is said of unknown characters, {character: times}."""
-    named = ", ".join(f"{char!r} ({n:,})" for char, n in [*unknown.items()][:SHOWN])
-    more = f" and {len(unknown) - SHOWN:,} more" if len(unknown) > SHOWN else ""
+def describe_unknown(unknown):
+    """Return a sentence on unknown characters, {character: times}."""
+    named = cli.first_of([f"{char!r} ({n:,})" for char, n in unknown.items()], SHOWN)
     total = sum(unknown.values())
-    return f"{total:,} characters that the model does not know, left out: {named}{more}"
+    return f"{total:,} characters that the model does not know, left out: {named}"
 
 
 def score_pairs(task, params, config, tokenizer, data, options, show):
@@ -260,26 +255,22 @@ def loss_of(task, params, config, split, show):
 @contextlib.contextmanager
 def thread_map(params):
     """Yield a map that works on several batches at a time, with BLAS on one core each."""
-
-    def parallel(fn, items):
-        def work(item):
-            pool.begin_work()
-            with numpy.errstate(over="ignore", invalid="ignore"):  # the loss tells
-                return fn(item)
-
-        return run(work, items)
-
     if on_gpu(params.flat) or usable_cores() == 1:
-        run = map
-        yield parallel
+        yield lambda fn, items: map(partial(work_on, fn), items)
         return
     executor = ThreadPoolExecutor(usable_cores())
-    run = executor.map
     try:
         with blas_threads(1):
-            yield parallel
+            yield lambda fn, items: executor.map(partial(work_on, fn), items)
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def work_on(fn, item):
+    """Return fn(item), a piece of work of this thread; numbers that overflow show in the loss."""
+    pool.begin_work()
+    with numpy.errstate(over="ignore", invalid="ignore"):
+        return fn(item)
 
 
 def perplexity(loss):

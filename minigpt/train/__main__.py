@@ -132,11 +132,12 @@ def stopped(run, space):
     """Return where a run has stopped, what is saved of it, and how to go on after a space."""
     seconds, step = run.train_config.max_seconds, run.state.step
     end = f"a run of {seconds:g} seconds" if seconds else f"{run.train_config.max_iters:,}"
-    told = f"stopped {'in the evaluation of' if run.state.due else 'at'} step {step:,} of {end}"
+    place = f"stopped {'in the evaluation of' if run.state.due else 'at'} step {step:,} of {end}"
     if run.saved is None:
-        return f"{told}, nothing is saved"
+        return f"{place}, nothing is saved"
     what = "saved" if run.saved[0] == step else f"step {run.saved[0]:,} is saved"
-    return f"{told}, {what}; resume with{space}{cli.command(PROG, resume=True, out_dir=run.folder)}"
+    command = cli.command(PROG, resume=True, out_dir=run.folder)
+    return f"{place}, {what}; resume with{space}{command}"
 
 
 def main(argv=None, prog=PROG):

@@ -253,8 +253,8 @@ def each_checked(options):
 def check_together(train_config):
     """Raise a UserError if options of a schedule contradict each other.
 
-    Those of a run that is resumed are checked only if one of them is given: runs of old, which
-    nobody checked, go on as they were.
+    Those of a run that is resumed are checked only if one of them is given: older runs,
+    which were not checked, go on as they were.
     """
     lr, low = train_config.learning_rate, train_config.min_lr
     if low > lr:

@@ -6,7 +6,7 @@ from minigpt.cli import plural
 from minigpt.model import count_parameters
 from minigpt.params import leaves
 from minigpt.sample.tasks import task_of
-from minigpt.train.memory import count_layers, memory, whole
+from minigpt.train.memory import count_layers, memory, run_peak
 
 
 def flops_per_step(config, train_config):
@@ -69,28 +69,28 @@ def duration(seconds):
     return f"{number:,.0f} {unit}" if number >= 10 else f"{number:.2g} {unit}"
 
 
-def describe_memory(parts, train_config, held, most):
+def describe_memory(parts, train_config, loaded, load_peak):
     """Return {name: text} of the memory of a run."""
     if train_config.backend != "numpy":
         rows = {"memory of the GPU": f"about {human(sum(parts.values()), 'B')}"}
     else:
-        total, threads = whole(parts, held, most), plural(train_config.shards(), "thread")
+        total, threads = run_peak(parts, loaded, load_peak), plural(train_config.shards(), "thread")
         rows = {"memory": f"about {human(total, 'B')} in all, on {threads}"}
-        rows["  libraries and data"] = human(held, "B")
+        rows["  libraries and data"] = human(loaded, "B")
     return rows | {f"  {part}": human(value, "B") for part, value in parts.items()}
 
 
-def describe(config, train_config, held, most=0, lengths=None, rate=None):
+def describe(config, train_config, loaded, load_peak=0, lengths=None, rate=None):
     """Return the lines that --dry-run prints.
 
     Parameters
     ----------
-    held, most : int
-        As of memory.whole.
+    loaded, load_peak : int
+        As of memory.run_peak.
     lengths : optional
         As of memory.memory.
     rate : float, optional
-        Of products on this machine, in FLOP/s: where it is given, the time is told.
+        Of products on this machine, in FLOP/s, for the time that the run takes.
     """
     n, per_step = count_parameters(config), flops_per_step(config, train_config)
     sequences = train_config.batch_size * train_config.gradient_accumulation_steps
@@ -99,22 +99,23 @@ def describe(config, train_config, held, most=0, lengths=None, rate=None):
     positions = sum(math.prod(shape) for name, shape in named if name.endswith("wpe"))
     bracket = f" ({n - positions:,} without positions)" if positions else ""
     budget = train_config.max_seconds
-    step_s = rate and step_seconds(config, per_step, rate)
+    if budget is None:
+        length = f"{steps:,} steps, {steps * tokens:,} tokens, {human(steps * per_step, 'FLOP')}"
+    else:
+        length = f"{budget:g} seconds, as many steps as they allow"
     rows = {
         "model": f"{describe_model(config)}, vocabulary {config.vocab_size}",
         "parameters": f"{n:,}{bracket}",
         "a step": f"{sequences} x {config.block_size} = {tokens:,} tokens{task_of(config).sides}, "
         f"{human(per_step, 'FLOP')}",
-        "the run": f"{steps:,} steps, {steps * tokens:,} tokens, {human(steps * per_step, 'FLOP')}"
-        if budget is None
-        else f"{budget:g} seconds, as many steps as they allow",
+        "the run": length,
     }
-    if step_s:
-        fit = (
-            f"{duration(steps * step_s)} of training"
-            if budget is None
-            else (f"some {budget / step_s:,.0f} steps in all")
-        )
-        rows["time on this machine"] = f"about {duration(step_s)} a step, {fit}"
-    rows |= describe_memory(memory(config, train_config, lengths), train_config, held, most)
+    if rate:
+        step_s = step_seconds(config, per_step, rate)
+        if budget is None:
+            total = f"{duration(steps * step_s)} of training"
+        else:
+            total = f"some {budget / step_s:,.0f} steps in all"
+        rows["time on this machine"] = f"about {duration(step_s)} a step, {total}"
+    rows |= describe_memory(memory(config, train_config, lengths), train_config, loaded, load_peak)
     return [f"{name:<27}{value}" for name, value in rows.items()]

@@ -44,15 +44,15 @@ def interruptible(map, stop):
 class Interrupt:
     """Remembers a signal that asks for an end, so that the work can be left between two batches.
 
-    A second one raises KeyboardInterrupt; while it is held, as amid an update of the weights or a
-    save, only afterwards. What the parent process has set to be ignored stays ignored, as under
-    nohup. Outside of the main thread no handler can be installed, and none is.
+    A second one raises KeyboardInterrupt; amid an update of the weights or a save, between `hold`
+    and `release`, only afterwards. What the parent process has set to be ignored stays ignored, as
+    under nohup. Outside of the main thread no handler can be installed, and none is.
 
     Attributes
     ----------
     signal : int or None
         The number of the signal that came first.
-    held : bool
+    holding : bool
         Whether a second signal has to wait.
     patient : bool
         Whether to wait for the end of a batch; otherwise the first signal raises KeyboardInterrupt,
@@ -60,7 +60,7 @@ class Interrupt:
     """
 
     def __init__(self):
-        self.signal, self.held, self.again, self.patient = None, False, False, False
+        self.signal, self.holding, self.again, self.patient = None, False, False, False
         self.before = {}
 
     def __enter__(self):
@@ -79,13 +79,13 @@ class Interrupt:
         if not self.patient:
             raise KeyboardInterrupt
         if first:
-            told = "finishing this batch and saving; press Ctrl-C again to quit now"
+            line = "finishing this batch and saving; press Ctrl-C again to quit now"
             if number != signal.SIGINT:
                 name = signal.Signals(number).name
-                told = f"{name}: finishing this batch and saving; a second signal quits now"
+                line = f"{name}: finishing this batch and saving; a second signal quits now"
             with contextlib.suppress(OSError):  # not print: it may have come inside another
-                os.write(2, f"\n{told}\n".encode())
-        elif self.held:
+                os.write(2, f"\n{line}\n".encode())
+        elif self.holding:
             self.again = True
         else:
             raise KeyboardInterrupt
@@ -97,15 +97,15 @@ class Interrupt:
         try:
             yield
         finally:
-            self.patient = self.held = False
+            self.patient = self.holding = False
 
     def hold(self):
         """Let a second signal wait until `release`."""
-        self.held = True
+        self.holding = True
 
     def release(self):
         """Raise KeyboardInterrupt if a second signal has come since `hold`."""
-        self.held, again, self.again = False, self.again, False
+        self.holding, again, self.again = False, self.again, False
         if again:
             raise KeyboardInterrupt
 

@@ -26,9 +26,9 @@ DEVICE_SCRATCH = 2**20  # numbers in buffers of a fixed size on a GPU, about
 
 
 def resident():
-    """Return (bytes of memory that this process holds, the most that it has held).
+    """Return the bytes of memory that this process holds, and their peak so far.
 
-    Where the system does not tell the first, it is the second.
+    Where the system does not tell the first, the peak stands for both.
     """
     with contextlib.suppress(OSError), open("/proc/self/status") as file:
         text = file.read()
@@ -36,9 +36,9 @@ def resident():
         return tuple(1024 * int(kilobytes[1]) for kilobytes in found)
     import resource  # not on every system
 
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    most *= 1 if sys.platform == "darwin" else 1024
-    return most, most
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak *= 1 if sys.platform == "darwin" else 1024
+    return peak, peak
 
 
 def count_layers(config):
@@ -54,7 +54,7 @@ def attention_weights(config, B, Tq, Tk):
     return B * config.n_head * Tq * Tk if Tq * Tk <= tiles.KEPT else 0
 
 
-def kept(config, B, Tq, Tk=0):
+def saved_by_block(config, B, Tq, Tk=0):
     """Return the numbers that a block keeps for its backward pass, of B rows of Tq tokens.
 
     With C = n_embd, of each token: 5 C are the sums that the two layernorms see, what they return,
@@ -79,12 +79,12 @@ def in_flight(config, T, training):
     turned around.
     """
     C = config.n_embd
-    turned = 1 if T * T <= tiles.KEPT else 2
+    transposed = 1 if T * T <= tiles.KEPT else 2
     ends = 2 + 3 + config.bigram
     if not training:
-        return (ends + 4 + 3 * config.rotary + turned + 2) * C
+        return (ends + 4 + 3 * config.rotary + transposed + 2) * C
     stream = 2 + 2 * bool(config.dropout)
-    return (ends + 8 + 3 + 3 * config.rotary + 1 + stream + 2 + turned) * C
+    return (ends + 8 + 3 + 3 * config.rotary + 1 + stream + 2 + transposed) * C
 
 
 def scratch(config, T):
@@ -112,9 +112,9 @@ def passes(config, B, T, Ts, training):
     """
     numbers = scratch(config, max(T, Ts)) + logits(config, B * T, training)
     numbers += B * T * in_flight(config, T, training)
-    numbers += config.n_layer * kept(config, B, T, Ts)
+    numbers += config.n_layer * saved_by_block(config, B, T, Ts)
     if Ts:  # the encoder; its ends, memory and the two gradients that are summed up to that of it
-        numbers += config.n_layer * kept(config, B, Ts) + B * Ts * (5 + 3) * config.n_embd
+        numbers += config.n_layer * saved_by_block(config, B, Ts) + B * Ts * (5 + 3) * config.n_embd
     return numbers
 
 
@@ -141,7 +141,7 @@ def moments(config, optimizer):
     return 2 * n - sum(math.prod(shape) for shape in matrices if len(shape) > 1)
 
 
-def answering(config, T, Ts):
+def answering(config, Ts):
     """Return the numbers that a thread keeps while it answers pairs, to measure exact match.
 
     They are the keys and values of as many answers as go side by side, and, twice for a moment, of
@@ -171,7 +171,7 @@ def memory(config, train_config, lengths=None):
         "gradients": n * (1 + threads),
         "optimizer": moments(config, train_config.optimizer),
         "activations": activations(config, train_config, T, Ts),
-        "answers at evaluations": threads * answering(config, T, Ts),
+        "answers at evaluations": threads * answering(config, Ts),
     }
     return {part: FLOAT * count for part, count in numbers.items() if count}
 
@@ -193,20 +193,20 @@ def device_memory(config, train_config):
     }
 
 
-def whole(parts, held, most):
+def run_peak(parts, loaded, load_peak):
     """Return the peak of the process of a run on a CPU, in bytes.
 
     Parameters
     ----------
     parts : dict
         As of `memory`.
-    held, most : int
-        Bytes of libraries and data, and the most while they were read.
+    loaded, load_peak : int
+        Bytes of libraries and data, and the most while they were loaded.
     """
     end = parts["weights"] * 2 + parts["optimizer"]  # of the sample, beside those of the run
     if importlib.util.find_spec("matplotlib"):
         end += PICTURE
-    return max(most, held + max(sum(parts.values()), end))
+    return max(load_peak, loaded + max(sum(parts.values()), end))
 
 
 def longest(data):

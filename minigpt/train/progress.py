@@ -17,7 +17,7 @@ def format_loss(loss):
 def format_measures(measures):
     """Return what was measured beside the loss: ", exact match 99.50% of 2,000", or nothing."""
     shares = dict(measures)
-    n = shares.pop("measured_pairs", None)  # runs of before have none
+    n = shares.pop("measured_pairs", None)  # older runs have none
     of = f" of {n:,}" if n else ""
     return "".join(f", {name.replace('_', ' ')} {x:.2%}{of}" for name, x in shares.items())
 
@@ -74,12 +74,12 @@ class Lines(Silent):
     def step(self, rate=None):
         """Show a line if it is time for one, and the step was read."""
         if rate is not None and time.monotonic() >= self.next:
-            self.tell(f", {self.numbers(rate)}, {format_time(self.left())} left")
+            self.report(f", {self.numbers(rate)}, {format_time(self.left())} left")
 
     def evaluating(self, done, total):
         """Show a line if it is time for one."""
         if time.monotonic() >= self.next:
-            self.tell(f", evaluating: {done / total:.0%}")
+            self.report(f", evaluating: {done / total:.0%}")
 
     def left(self):
         """Return the seconds until the end of the run, about."""
@@ -89,7 +89,7 @@ class Lines(Silent):
         done = max(state.step - self.first, 1)
         return (time.monotonic() - self.began) * (train_config.max_iters - state.step) / done
 
-    def tell(self, text):
+    def report(self, text):
         """Show a line that begins with how far the run has come."""
         state, train_config = self.run.state, self.run.train_config
         limit = train_config.max_seconds

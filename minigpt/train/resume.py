@@ -126,7 +126,7 @@ def resume_run(given):
         state.val_loss, state.measures = None, {}
     if train_config.eval_tokens != state.train["eval_tokens"]:
         state.eval_targets, run.validation.limit = None, None
-    run.notes += compare_best(state, train_config, folder_of(given))
+    run.notes += compare_best(state, folder_of(given))
     run.notes += compare_rates(state, train_config)
     return run
 
@@ -155,7 +155,7 @@ def given_or_found(given, train_config, state):
         yield dataclasses.replace(train_config, data=name), name, file
 
 
-def compare_best(state, train_config, folder):
+def compare_best(state, folder):
     """Take the record of the best evaluation from the file that has its weights; return notes.
 
     There is none where the file is gone, as where only the last checkpoint was copied, or where its

@@ -54,7 +54,7 @@ class RunState:
     due : dict or None
         Between a step and its evaluation the numbers of that step, which the metrics still lack.
     split : str
-        How the data are split: an attribute of the data set. Runs of before have none.
+        How the data are split: an attribute of the data set. Older runs have none.
     ahead : list of int
         Batches and rows that were taken beyond those of `step` steps of the present size.
     eval_targets : int or None

@@ -59,12 +59,12 @@ class Validation:
         """Choose the part, before the first evaluation; return a line on it, or None."""
         if self.limit is not None:
             return None
-        most = self.affordable(train_rate)
-        self.limit = min(self.asked, most, self.targets)
+        fitting = self.affordable(train_rate)
+        self.limit = min(self.asked, fitting, self.targets)
         self.which = even_part(self.items, self.targets, self.limit)
         if self.which is None:
             return None
-        why = "--eval-tokens" if most >= self.asked else f"{EVAL_FRACTION:.0%} of --max-seconds"
+        why = "--eval-tokens" if fitting >= self.asked else f"{EVAL_FRACTION:.0%} of --max-seconds"
         return (
             f"evaluations take about {self.limit:,} of {self.targets:,} tokens, spread evenly over "
             f"the validation split ({why})"

@@ -16,7 +16,7 @@ from minigpt.model import count_parameters
 from minigpt.sample.tasks import text_batch
 from minigpt.train import __main__ as train
 from minigpt.train.config import resolve
-from minigpt.train.memory import longest, memory, resident, smaller_step, whole
+from minigpt.train.memory import longest, memory, resident, run_peak, smaller_step
 from minigpt.train.presets import NANOGPT, PRESETS
 from tests.tools.training import FLAGS, TEXT, begin, refusal
 
@@ -131,10 +131,10 @@ def test_the_longest_pair_is_what_counts(tmp_path):
 def test_the_whole_is_the_largest_of_reading_training_and_the_end():
     parts = {"weights": 10**6, "optimizer": 2 * 10**6, "activations": 10**9}
     held = 40 * 10**6
-    assert whole(parts, held, 0) == held + sum(parts.values())
-    assert whole(parts, held, 5 * 10**9) == 5 * 10**9
+    assert run_peak(parts, held, 0) == held + sum(parts.values())
+    assert run_peak(parts, held, 5 * 10**9) == 5 * 10**9
     parts["activations"] = 1
-    assert whole(parts, held, 0) >= held + 4 * 10**6  # the sample has weights of its own
+    assert run_peak(parts, held, 0) >= held + 4 * 10**6  # the sample has weights of its own
 
 
 def test_resident_memory_follows_what_is_allocated():

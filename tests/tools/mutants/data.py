@@ -148,7 +148,7 @@ MUTANTS = {
     "minigpt/data::needed_length": [
         (
             "the block size follows an outlier",
-            "max(LONG, min(4 * most, TOO_LONG))",
+            "max(LONG, min(4 * usual, TOO_LONG))",
             "TOO_LONG",
             "data/test_pairs.py::test_the_length_that_is_needed_leaves_outliers_to_the_user",
         ),

@@ -154,14 +154,6 @@ MUTANTS = {
             "sample/test_lines.py::test_lines_end_as_on_any_system",
         ),
     ],
-    "minigpt/sample::read_line": [
-        (
-            "a byte order mark is a character of the line",
-            ".removeprefix(MARK)",
-            "",
-            "sample/test_lines.py::test_byte_order_marks_are_dropped_in_front_and_where_files_were_joined",
-        ),
-    ],
     "minigpt/sample::print_answers": [
         (
             "a line without an answer leaves the exit code 0",

@@ -61,7 +61,13 @@ MUTANTS = {
             "data/test_corpus.py::test_a_failed_download_leaves_no_folder",
         ),
     ],
-    "minigpt::read_text": [
+    "minigpt::decode_utf8": [
+        (
+            "a byte order mark is a character of the line",
+            r'.removeprefix("\ufeff")',
+            "",
+            "sample/test_lines.py::test_byte_order_marks_are_dropped_in_front_and_where_files_were_joined",
+        ),
         (
             "a byte order mark is part of the text",
             r'.removeprefix("\ufeff")',

@@ -358,12 +358,12 @@ MUTANTS = {
     "minigpt/train::Interrupt.note": [
         (
             "a second signal cuts an update",
-            "elif self.held:",
+            "elif self.holding:",
             "elif False:",
             "train/test_interrupt.py::test_a_second_signal_does_not_cut_a_save_or_an_update",
         ),
     ],
-    "minigpt/train::Lines.tell": [
+    "minigpt/train::Lines.report": [
         (
             "the intervals between lines do not grow",
             "min(2 * self.pause_s, LONGEST_S)",
