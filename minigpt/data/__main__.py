@@ -25,16 +25,16 @@ class WalkConfig(cli.Config):
 
     data: str | None = cli.option(
         None,
-        "text in UTF-8: one file or several, folders, globs in quotes, or - for standard input; "
-        "tiny Shakespeare if left out",
+        "text in UTF-8: one file or several, folders, globs in quotes, or - for standard input "
+        "(default: tiny Shakespeare)",
         metavar="FILE",
         path=True,
         several=True,
     )
     block_size: int = cli.option(8, "tokens of context for a prediction", min=1)
-    encode: str | None = cli.option(None, "text to turn into ids; the first word if left out")
+    encode: str | None = cli.option(None, "text to turn into ids (default: the first word)")
     decode: str | None = cli.option(
-        None, 'ids to turn into text, such as "14 43 43 9"; those of --encode if left out'
+        None, 'ids to turn into text, such as "14 43 43 9" (default: those of --encode)'
     )
 
 

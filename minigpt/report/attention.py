@@ -178,7 +178,7 @@ def main(argv=None, prog="minigpt attention"):
     """Show the attention weights of a trained model on a prompt.
 
     Rows are queries and columns are keys. The signs " .:-=+*#%@" stand for weights from 0 to 1, the
-    last for the largest. A ? above a column is a token whose name needs more room.
+    last for the largest. A ? above a column is a token that is too wide for it.
     """
     parser = cli.parser(prog, main.__doc__)
     cli.add_flags(parser, AttentionConfig)

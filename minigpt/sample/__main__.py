@@ -18,12 +18,12 @@ from minigpt.sample.tasks import TASKS
 def main(argv=None, prog="python -m minigpt.sample"):
     """Write text with a trained model.
 
-    An encoder-decoder answers each line by a line. One that it cannot answer has an empty answer,
-    is named on standard error, and makes the exit code 2 at the end; an answer that was cut off
-    is named there, too.
+    An encoder-decoder writes one line for each line that it reads. For a line that it cannot
+    answer it writes an empty one and an error on standard error, and the exit code is 2. Answers
+    that were cut off are reported there as well.
 
-    Text is UTF-8. A terminal is shown control characters as escapes, such as \\x1b; a file or a
-    pipe gets them as they are.
+    Input and output are UTF-8. Control characters are shown as escapes, such as \\x1b, on a
+    terminal; a file or a pipe gets them as they are.
     """
     parser = cli.parser(prog, main.__doc__, aliases.SAMPLE)
     cli.add_flags(parser, SampleConfig, *(task.options for task in TASKS.values()))

@@ -31,7 +31,8 @@ class AnswerOptions(cli.Config):
     )
     verbose: bool = cli.option(
         False,
-        'print all, with log-probabilities; "..." at the end of one means that it was cut off',
+        'print each line and all its answers, with log-probabilities; "..." ends one that was cut '
+        "off",
     )
 
 

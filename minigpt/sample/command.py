@@ -1,4 +1,4 @@
-"""What `minigpt sample` prints: a checkpoint, its task, and how the task decodes."""
+"""Which checkpoint to use, for all commands that load one; and what `minigpt sample` does."""
 
 from dataclasses import dataclass
 
@@ -34,12 +34,14 @@ class SampleConfig(CheckpointConfig):
     """Sampling."""
 
     prompt: str | None = cli.option(
-        None, "text to continue (default: a new line) or to answer (default: standard input)"
+        None,
+        "text for a GPT to continue (default: a line break), or for an encoder-decoder to answer "
+        "(default: standard input)",
     )
     prompt_file: str | None = cli.option(
         None,
-        "file with that text, in UTF-8, or - for standard input; a GPT continues its last line "
-        "break too, an encoder-decoder answers each line",
+        "file with the prompt, in UTF-8, or - for standard input. A GPT sees its last line break, "
+        "too; an encoder-decoder answers each line",
         metavar="FILE",
         path=True,
     )

@@ -28,8 +28,8 @@ class ScoreConfig(CheckpointConfig):
 
     data: str | None = cli.option(
         None,
-        "what to score, as --data of training: a text; for an encoder-decoder, pairs as TSV, CSV "
-        "or JSONL",
+        "text; for an encoder-decoder, pairs as TSV, CSV or JSONL. One file or several, folders, "
+        "globs in quotes, or - for standard input",
         metavar="FILE",
         path=True,
         several=True,
@@ -101,7 +101,12 @@ def score(given):
 
 
 def main(argv=None, prog="python -m minigpt score"):
-    """Score a trained model on a file."""
+    """Measure the loss of a trained model on other data.
+
+    For an encoder-decoder, also the fraction of pairs that it answers exactly, with a list of wrong
+    answers. What cannot be scored is left out and reported on standard error; the exit code is then
+    2.
+    """
     parser = cli.parser(prog, main.__doc__, aliases.SCORE)
     cli.add_flags(parser, ScoreConfig, *(task.score_options for task in TASKS.values()))
     cli.add_plain(parser)

@@ -31,7 +31,7 @@ class TextOptions(cli.Config):
     temperature: float = cli.option(0.8, "sampling temperature; 0 is greedy", min=0)
     top_k: int = cli.option(200, "sample from the N most likely tokens; 0: from all", min=0)
     top_p: float = cli.option(
-        1.0, "sample from the fewest tokens that hold X of the probability", above=0, max=1
+        1.0, "sample from the fewest tokens whose probabilities reach X", above=0, max=1
     )
     num_samples: int = cli.option(1, "texts to write", min=1)
     seed: int = cli.option(1337, "the same seed gives the same text", min=0, below=2**64)

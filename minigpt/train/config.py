@@ -93,7 +93,7 @@ class TrainConfig(cli.Config):
     )
     threads: int | None = option(
         None,
-        "CPU threads; the batch is sharded over them (default: all cores that it may use)",
+        "CPU threads; the batch is sharded over them (default: all usable cores)",
         **COUNT,
         group="Run",
     )
@@ -156,8 +156,8 @@ class TrainConfig(cli.Config):
     )
     eval_tokens: int = option(
         200_000,
-        "validation tokens of an evaluation, spread evenly over the split; 0: all. The end of a "
-        "run evaluates them all",
+        "validation tokens per evaluation, spread evenly over the split; 0: all. At the end of a "
+        "run, all are evaluated",
         **NUMBER,
         group="Evaluation",
     )

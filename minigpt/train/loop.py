@@ -135,8 +135,8 @@ def train_or_save(run, shown, stop):
         save_now(run)
     run.files.write_lines()
     if run.files.unwritten:
-        lines = len(run.files.unwritten)
-        run.notes.append(f"{run.folder / METRICS} lacks {lines} lines that could not be written")
+        lines = cli.plural(len(run.files.unwritten), "lines")
+        run.notes.append(f"{run.folder / METRICS} lacks {lines} that could not be written")
     shown.notes()
 
 

@@ -280,7 +280,7 @@ class Run:
         if validation.which is None:
             return
         if not validation.fits((total - part) / validation.rate):
-            self.notes.append("the whole validation split is too long for what is left of the time")
+            self.notes.append("there is no time left to evaluate the whole validation split")
             return
         map = interruptible(self.trainer.workers.map, stop)
         loss = self.loss_of(validation.rest, part, total, map, show)
