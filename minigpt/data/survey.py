@@ -41,9 +41,11 @@ class Survey(NamedTuple):
         """What a user might not know of the text, a sentence each."""
         found, alone = [], self.cr - self.crlf
         if self.crlf:
+            lines = f"{self.crlf:,} lines of the text end"
+            lines = "1 line of the text ends" if self.crlf == 1 else lines
             found.append(
-                f"{self.crlf:,} lines of the text end in CR LF, and each CR is a character to "
-                "learn; to leave them out: tr -d '\\r' < old.txt > new.txt"
+                f"{lines} in CR LF, and each CR is a character to learn; to leave them out: "
+                "tr -d '\\r' < old.txt > new.txt"
             )
         if alone:
             found.append(
@@ -51,9 +53,10 @@ class Survey(NamedTuple):
                 "them: tr '\\r' '\\n' < old.txt > new.txt"
             )
         if self.marks:
+            marks = "byte order mark" if self.marks == 1 else "byte order marks"
             found.append(
-                f"the text has {self.marks:,} byte order marks (U+FEFF) within it, as files that "
-                "were joined have; to leave them out: sed 's/\\xEF\\xBB\\xBF//g' old.txt > new.txt"
+                f"the text has {self.marks:,} {marks} (U+FEFF) within it, as files that were joined "
+                "have; to leave them out: sed 's/\\xEF\\xBB\\xBF//g' old.txt > new.txt"
             )
         if self.chars.startswith("\0"):
             found.append(

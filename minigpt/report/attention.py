@@ -18,7 +18,7 @@ from minigpt.cli.characters import display_width, pad, visible
 from minigpt.errors import UserError
 from minigpt.report.picture import NoPicture, check_picture, drawing, fonts_for, save
 from minigpt.sample.answers import END, MAP_KINDS
-from minigpt.sample.command import CheckpointConfig
+from minigpt.sample.command import CheckpointConfig, parse
 from minigpt.sample.tasks import task_of
 
 SHADES = " .:-=+*#%@"  # by the square root of the weight: a blank is below 0.01, @ from 0.81
@@ -181,11 +181,7 @@ def main(argv=None, prog="minigpt attention"):
     last for the largest. A ? above a column is a token that is too wide for it.
     """
     parser = cli.parser(prog, main.__doc__)
-    cli.add_flags(parser, AttentionConfig)
-    cli.add_plain(parser)
-    given = vars(parser.parse_args(argv))
-    plain = given.pop("plain")
-    parser.allow_one(given, "checkpoint", "out_dir")
+    given, plain = parse(parser, argv, AttentionConfig)
     options = cli.build(AttentionConfig, given)
     asked = "picture" in given
     if asked:  # what is wrong with it is said before the work

@@ -11,7 +11,7 @@ empty, too long, not UTF-8, or holds an unknown character spoils no other.
 from minigpt import backend, cli
 from minigpt.cli import aliases
 from minigpt.errors import memory_for
-from minigpt.sample.command import SampleConfig, sample
+from minigpt.sample.command import SampleConfig, parse, sample
 from minigpt.sample.tasks import TASKS
 
 
@@ -26,11 +26,8 @@ def main(argv=None, prog="python -m minigpt.sample"):
     terminal; a file or a pipe gets them as they are.
     """
     parser = cli.parser(prog, main.__doc__, aliases.SAMPLE)
-    cli.add_flags(parser, SampleConfig, *(task.options for task in TASKS.values()))
-    cli.add_plain(parser)
-    given = vars(parser.parse_args(argv))
-    plain = given.pop("plain")
-    parser.allow_one(given, "checkpoint", "out_dir")
+    classes = SampleConfig, *(task.options for task in TASKS.values())
+    given, plain = parse(parser, argv, *classes)
     parser.allow_one(given, "prompt", "prompt_file")
     less = "take fewer --num-samples, a smaller --beam or model, or another --backend"
     with memory_for("while sampling", less), backend.plain(plain):

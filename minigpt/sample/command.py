@@ -47,6 +47,23 @@ class SampleConfig(CheckpointConfig):
     )
 
 
+def parse(parser, argv, *classes):
+    """Parse the arguments of a command that loads a checkpoint.
+
+    Returns
+    -------
+    given : dict
+        The options that were given, of the config classes, by name.
+    plain : bool
+        Whether --plain was given.
+    """
+    cli.add_flags(parser, *classes)
+    cli.add_plain(parser)
+    given = vars(parser.parse_args(argv))
+    parser.allow_one(given, "checkpoint", "out_dir")
+    return given, given.pop("plain")
+
+
 def build_of(cls, given):
     """Make a config of those options in a dict that are its own."""
     return cli.build(cls, {name: given[name] for name in cli.fields_of(cls).keys() & given})

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from minigpt import backend, cli
 from minigpt.cli import aliases
 from minigpt.errors import SMALLER_DATA, UserError, memory_for
-from minigpt.sample.command import CheckpointConfig, build_of, check_flags
+from minigpt.sample.command import CheckpointConfig, build_of, check_flags, parse
 from minigpt.sample.progress import Progress
 from minigpt.sample.tasks import TASKS, task_of
 
@@ -84,10 +84,10 @@ def score(given):
     options = {task.name: build_of(task.score_options, given) for task in TASKS.values()}
     if config.data is None:
         raise UserError("there is nothing to score; name a file by --data FILE")
-    params, tokenizer = (checkpoint := config.load()).params, checkpoint.tokenizer
-    task, progress = task_of(checkpoint.config), Progress()
+    checkpoint, progress = config.load(), Progress()
+    task = task_of(checkpoint.config)
     check_flags(given.keys(), task, "score_options")
-    model = params, checkpoint.config, tokenizer
+    model = checkpoint.params, checkpoint.config, checkpoint.tokenizer
     try:
         found = task.score(task, *model, config.data, options[task.name], progress.show)
     finally:
@@ -108,10 +108,7 @@ def main(argv=None, prog="python -m minigpt score"):
     2.
     """
     parser = cli.parser(prog, main.__doc__, aliases.SCORE)
-    cli.add_flags(parser, ScoreConfig, *(task.score_options for task in TASKS.values()))
-    cli.add_plain(parser)
-    given = vars(parser.parse_args(argv))
-    plain = given.pop("plain")
-    parser.allow_one(given, "checkpoint", "out_dir")
+    classes = ScoreConfig, *(task.score_options for task in TASKS.values())
+    given, plain = parse(parser, argv, *classes)
     with memory_for("while scoring", SMALLER_DATA), backend.plain(plain):
         return score(given)

@@ -144,11 +144,8 @@ def given_or_found(given, train_config, state):
     file : KeptFile or None
     """
     if "data" not in given:
-        yield (
-            train_config,
-            locate(train_config.data, state.data_folder, train_config.out_dir),
-            None,
-        )
+        name = locate(train_config.data, state.data_folder, train_config.out_dir)
+        yield train_config, name, None
         return
     with keep_pipe(train_config) as (name, file):
         state.data_folder = folder_given(name)

@@ -100,6 +100,9 @@ def test_notes_say_what_cannot_be_seen_in_an_editor():
         "the text has 2 byte order marks (U+FEFF) within it, as files that were joined have",
         "the text has NUL characters",
     ]
+    one = survey(held(b"a\r\n" + MARK)).notes
+    assert one[0].startswith("1 line of the text ends in CR LF,")
+    assert one[1].startswith("the text has 1 byte order mark (U+FEFF) within it")
     assert "tr -d '\\r' < old.txt > new.txt" in notes[0] and "tr '\\r' '\\n'" in notes[1]
     assert "iconv -f UTF-16LE -t UTF-8" in notes[3]
 
