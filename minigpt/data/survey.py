@@ -55,8 +55,8 @@ class Survey(NamedTuple):
         if self.marks:
             marks = "byte order mark" if self.marks == 1 else "byte order marks"
             found.append(
-                f"the text has {self.marks:,} {marks} (U+FEFF) within it, as files that were joined "
-                "have; to leave them out: sed 's/\\xEF\\xBB\\xBF//g' old.txt > new.txt"
+                f"the text has {self.marks:,} {marks} (U+FEFF) within it, as files that were "
+                "joined have; to leave them out: sed 's/\\xEF\\xBB\\xBF//g' old.txt > new.txt"
             )
         if self.chars.startswith("\0"):
             found.append(
