@@ -57,8 +57,8 @@ def test_help_explains_the_sign_of_an_answer_that_was_cut_off(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert '"..." at the end of one means that it was cut off' in text
-    assert "an answer that was cut off is named there, too" in text
+    assert '"..." ends one that was cut off' in text
+    assert "Answers that were cut off are reported there as well" in text
 
 
 @pytest.mark.report("12")
