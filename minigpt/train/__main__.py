@@ -51,13 +51,14 @@ def dry_run(own, options):
 def finish(run):
     """Print what came out, with a picture and a sample."""
     state = run.state
-    whole = "" if run.whole_loss is None else f"{run.whole_loss:.4f} (last, whole split), "
+    last = f"{state.val_loss:.4f} (last"
+    if run.whole_loss is not None:
+        last = f"{run.whole_loss:.4f} (last, whole split), {last}, part"
     best = ""
     if state.best_loss is not None:  # there is none if it could not be saved
         best = f", {state.best_loss:.4f} (best, step {state.best_step:,})"
     print(
-        f"\nvalidation loss {whole}{state.val_loss:.4f} (last){best}"
-        f"{format_measures(state.measures)}, {state.seconds:.1f} s"
+        f"\nvalidation loss {last}){best}{format_measures(state.measures)}, {state.seconds:.1f} s"
     )
     # The run is done, whatever becomes of its picture and its sample.
     try:
