@@ -16,6 +16,7 @@ METRICS, PICTURE = "metrics.jsonl", "loss.png"
 BEST, LAST = "best.safetensors", "last.safetensors"
 RUN_FILES = METRICS, BEST, LAST, PICTURE
 PAUSES_S = 0.1, 0.3, 0.6  # seconds before each further try at writing
+LASTING = errno.EFBIG, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG
 TEMPORARY = ".tmp"  # how the name of a file ends that is being written
 LEFT_S = 3600.0  # after which a file that was being written is of a process that is dead
 READ_ONLY = "it is marked read-only; allow writing by `chmod u+w`, or name another"
@@ -152,11 +153,16 @@ def write_atomically(path, parts):
 
 
 def again(act):
-    """Call a function, again after PAUSES_S if it fails with an OSError; return its result."""
+    """Call a function, again after PAUSES_S if it fails with an OSError; return its result.
+
+    Errors that no pause will end are raised at once.
+    """
     for pause in PAUSES_S:
         try:
             return act()
-        except OSError:
+        except OSError as error:
+            if error.errno in LASTING:
+                raise
             time.sleep(pause)
     return act()
 

@@ -10,6 +10,7 @@ import math
 from minigpt import backend, cli
 from minigpt.backend.blas import product_rate
 from minigpt.backend.cores import note_on_threads
+from minigpt.files import LAST
 from minigpt.model import count_parameters
 from minigpt.optim.schedule import describe as describe_schedule
 from minigpt.report.loss_curve import draw_losses
@@ -135,7 +136,7 @@ def stopped(run, space):
     end = f"a run of {seconds:g} seconds" if seconds else f"{run.train_config.max_iters:,}"
     place = f"stopped {'in the evaluation of' if run.state.due else 'at'} step {step:,} of {end}"
     if run.saved is None:
-        return f"{place}, nothing is saved"
+        return f"{place}, no {LAST} is saved"
     what = "saved" if run.saved[0] == step else f"step {run.saved[0]:,} is saved"
     command = cli.command(PROG, resume=True, out_dir=run.folder)
     return f"{place}, {what}; resume with{space}{command}"

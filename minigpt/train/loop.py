@@ -17,6 +17,8 @@ from minigpt.train.nonfinite import Diverged
 from minigpt.train.progress import format_loss, format_measures, progress_of
 from minigpt.train.threads import Workers
 
+SAVE_S = 300.0  # seconds of training that no checkpoint has, at most, where evaluations are rare
+
 
 def train_steps(run, shown, stop):
     """Train until the last step or until a signal asks to stop; log, evaluate and save on the way.
@@ -65,6 +67,8 @@ def record(run, numbers, rate, shown, stop):
     line = {"step": state.step, "tokens": state.tokens, "seconds": round(state.seconds, 3)}
     line |= {"train_loss": run.losses.mean, **measures, **numbers}
     run.files.log({**line, "tokens_per_second": round(rate)})
+    if not evaluated and state.seconds - run.saved_s > SAVE_S:
+        run.try_to_save(LAST)
     if evaluated:
         state.due = None
         run.try_to_save(LAST)

@@ -21,7 +21,10 @@ from minigpt.train.state import RunState
 def folder_of(options):
     """Return the path of the run that a dict of options is of."""
     out_dir = fields_of(TrainConfig)["out_dir"]
-    return Path(out_dir.check(options.get("out_dir", out_dir.default), "out_dir"))
+    name = out_dir.check(options.get("out_dir", out_dir.default), "out_dir")
+    if not name:
+        raise UserError("out_dir is empty; name a folder, such as '.' for this one")
+    return Path(name)
 
 
 def state_of(checkpoint, path):

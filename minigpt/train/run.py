@@ -8,6 +8,7 @@ from pathlib import Path
 from minigpt.backend import to_device, to_host
 from minigpt.backend.cores import note_on_threads
 from minigpt.backend.devices import check_precision, load_backend
+from minigpt.cli import plural
 from minigpt.errors import SMALLER_MODEL, UserError, memory_for
 from minigpt.files import BEST, LAST
 from minigpt.model.checkpoint import save
@@ -28,6 +29,7 @@ from minigpt.train.state import RunState, optimizer_numbers, taken_ahead
 from minigpt.train.step import Trainer
 from minigpt.train.validation import Validation
 
+FEW = 10  # steps, which are too few for a warm-up and a decay
 CUT_SHORT = 0.3  # of the way down: where a learning rate ends that has missed its decay
 OVERHEAD_S = 1.5  # of a command before it reads its data and after its last checkpoint, about
 
@@ -59,6 +61,8 @@ class Run:
         Steps that changed nothing, as far as they have been read.
     saved : (int, bool) or None
         Of the checkpoint that --resume goes on from: its step, and whether an evaluation is due.
+    saved_s : float
+        The run's seconds at that moment.
     files : RunFiles
     whole_loss : float or None
         At the end of a run: the loss over the whole validation split, if evaluations take a part.
@@ -75,6 +79,7 @@ class Run:
         self.grad_norm, self.lr, self.evaluated, self.logged = 0.0, 0.0, False, False
         self.skips = Skips(state.skips_in_a_row)
         self.saved = None if checkpoint is None else (state.step, bool(state.due))
+        self.saved_s = state.seconds
         self.clock = Clock(state.seconds, time.perf_counter() if began is None else began)
         size = self.task.eval_size(data.val, config)
         self.validation = Validation(*size, train_config, state.eval_targets)
@@ -159,10 +164,12 @@ class Run:
         """Note at the end if so few steps have fitted the time that they missed the decay."""
         config = self.train_config
         down = config.learning_rate - config.min_lr
-        if config.lr_decay_fraction and self.lr - config.min_lr > CUT_SHORT * down:
+        high = config.lr_decay_fraction and self.lr - config.min_lr > CUT_SHORT * down
+        if high or self.state.step < FEW:
+            steps = plural(self.state.step, "step")
             self.notes.append(
-                f"the time was enough for {self.state.step:,} steps only: the last learning rate "
-                f"is {self.lr:.2g}, not {config.min_lr:g}; give a longer --max-seconds"
+                f"the time was enough for {steps} only, the last at a learning rate of "
+                f"{self.lr:.2g}; give a longer --max-seconds or a smaller model"
             )
 
     def count_seconds(self, pause_s):
@@ -303,7 +310,9 @@ class Run:
     @memory_for("while a checkpoint was saved", SMALLER_MODEL)
     def save(self, name, optimizer=None):
         """Write a checkpoint of this moment, which must have been read, into the run's folder."""
-        self.files.claim()
+        if name == BEST and self.files.old:
+            self.save_last()  # what is there of an old run goes when this is in place
+        self.files.begin()
         self.count_seconds(self.clock.lap())
         start = self.clock.seconds
         self.state.optimizer = to_host(self.trainer.optimizer.state).tolist()[:GRAD_SCALE]
@@ -322,7 +331,9 @@ class Run:
         """Write the checkpoint that --resume goes on from."""
         self.files.write_lines()
         self.save(LAST, self.trainer.optimizer)
-        self.saved = self.state.step, bool(self.state.due)
+        self.files.replace_old()
+        self.files.write_lines()
+        self.saved, self.saved_s = (self.state.step, bool(self.state.due)), self.state.seconds
 
     def try_to_save(self, name):
         """Write a checkpoint amid the run; return whether it is written, and note it if not."""

@@ -9,8 +9,10 @@ import os
 
 from minigpt.errors import UserError
 from minigpt.files import (
+    BEST,
     LAST,
     METRICS,
+    PICTURE,
     READ_ONLY,
     RUN_FILES,
     append,
@@ -152,28 +154,6 @@ def check_folder(folder, overwrite):
         )
 
 
-def claim_folder(folder, clear):
-    """Make a folder that of a run, which is about to write there.
-
-    Parameters
-    ----------
-    folder : Path
-    clear : bool
-        Whether to remove the files of an old run.
-
-    Raises
-    ------
-    UserError
-        If that is not possible.
-    """
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in RUN_FILES:
-            remove_leftovers(real_path(folder / name), 0.0)  # this run has the lock
-            if clear:
-                remove_file(folder / name)
-
-
 def cut_metrics(path, step):
     """Cut from a resumed run's metrics the lines after `step`, and half-written ones."""
     lines = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
@@ -189,12 +169,13 @@ def cut_metrics(path, step):
 class RunFiles:
     """The files of a run, but for the checkpoints.
 
+    A new run leaves those of an old one until its own first checkpoint is there.
+
     Parameters
     ----------
     folder : Path
     cut : int or None
-        The last step whose line the metrics of a resumed run keep; None for a new run, which
-        clears the folder.
+        The last step whose line the metrics of a resumed run keep; None for a new run.
     notes : list of str
         Receives what could not be written.
 
@@ -202,15 +183,18 @@ class RunFiles:
     ----------
     kept : KeptFile or None
         What has been written into the folder for the run to be trained on.
-    claimed : bool
-        Whether the folder is this run's own.
+    old : bool
+        Whether the folder still has the files of an old run, which this one replaces.
+    begun : bool
+        Whether something has been written.
     unwritten : list of str
         Lines of the metrics that could not be written yet.
     """
 
     def __init__(self, folder, cut, notes):
-        self.folder, self.cut, self.notes, self.new = folder, cut, notes, cut is None
-        self.kept, self.claimed, self.unwritten, self.failed = None, False, [], False
+        self.folder, self.cut, self.notes, self.kept = folder, cut, notes, None
+        self.old = cut is None and any((folder / name).exists() for name in RUN_FILES)
+        self.begun, self.unwritten, self.failed = False, [], False
 
     def log(self, line):
         """Add a line to the metrics; where that is not possible, it is kept for the next time."""
@@ -219,9 +203,11 @@ class RunFiles:
 
     def write_lines(self):
         """Bring the metrics up to date; the first failure of several is noted."""
+        if self.old:
+            return  # they are those of the old run
         failed, self.failed = self.failed, False
         try:
-            self.claim()
+            self.begin()
             with writing(self.folder / METRICS) as path:
                 if self.cut is not None:
                     cut_metrics(path, self.cut)
@@ -234,15 +220,36 @@ class RunFiles:
             if not failed:
                 self.notes.append(f"{error}; its lines are kept, and tried again with the next")
 
-    def claim(self):
-        """Make the folder this run's own, right before the first thing is written there."""
-        if not self.claimed:
-            claim_folder(self.folder, clear=self.new)
-            self.claimed = True
-            if self.kept is not None:
-                self.kept.confirm()
+    def begin(self):
+        """Prepare the folder, right before the first thing is written there.
+
+        Raises
+        ------
+        UserError
+            If that is not possible.
+        """
+        if self.begun:
+            return
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        for name in RUN_FILES:
+            remove_leftovers(real_path(self.folder / name), 0.0)  # this run has the lock
+        self.begun = True
+        if self.kept is not None and not self.old:
+            self.kept.confirm()
+
+    def replace_old(self):
+        """Remove what is left of an old run, once the last checkpoint is this run's."""
+        if not self.old:
+            return
+        for name in (METRICS, BEST, PICTURE):
+            with writing(self.folder / name) as path:
+                remove_file(path)
+        self.old = False
+        if self.kept is not None:
+            self.kept.confirm()
 
     def leave(self):
         """Leave a folder in which nothing has been written as it was before."""
-        if self.kept is not None and not self.claimed:
+        if self.kept is not None and (self.old or not self.begun):
             self.kept.undo()

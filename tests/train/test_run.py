@@ -1,5 +1,6 @@
 """The folder of a run: what is in it, and what becomes of it when something fails."""
 
+import errno
 import itertools
 import json
 import os
@@ -12,12 +13,14 @@ import time
 import numpy as np
 import pytest
 
+from minigpt import cli
 from minigpt.data.tokenizers import CharTokenizer
 from minigpt.errors import UserError
 from minigpt.files import BEST, LAST, METRICS, PICTURE, writing
 from minigpt.files import RUN_FILES as FILES
 from minigpt.locks import born, me
 from minigpt.model import checkpoint
+from minigpt.train.run import Run
 from minigpt.train.run_dir import LOCK, cut_metrics, locked
 from minigpt.train.step import Trainer
 from tests.tools.training import EXACT, TEXT, begin, metrics, refusal, resume, same
@@ -305,3 +308,64 @@ def test_a_folder_that_is_a_link_to_nothing_is_named_so(tmp_path, capsys):
         )
     there.mkdir(parents=True)
     assert begin(tmp_path / "run", "--max-iters=1") == 0
+
+
+def test_an_old_run_stays_until_the_new_one_has_a_checkpoint(folder, capsys, monkeypatch):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    seen, step = [], Trainer.step
+
+    def watched(self, *args):
+        seen.append({path.name: path.read_bytes() for path in folder.iterdir()})
+        return step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", watched)
+        assert begin(folder, "--overwrite", "--log-interval=1", "--n-embd=16") == 0
+    for files in seen[:4]:  # the first evaluation is after four steps
+        assert {name: files[name] for name in before} == before
+    assert seen[4].keys() >= {LAST, BEST, METRICS} and seen[4][LAST] != before[LAST]
+    assert [line["step"] for line in metrics(folder)] == list(range(1, 13))
+    now = (folder / LAST).read_bytes()
+
+    def full(path, parts):
+        raise OSError(errno.EFBIG, "File too large", str(path))
+
+    monkeypatch.setattr("minigpt.files.replace", full)
+    refusal_of_full = refusal_at_end(capsys, begin, folder, "--overwrite", "--max-iters=6")
+    assert "cannot save the checkpoint" in refusal_of_full
+    assert (folder / LAST).read_bytes() == now
+    assert {path.name for path in folder.iterdir()} == {LAST, BEST, METRICS}
+
+
+def refusal_at_end(capsys, call, *args):
+    """The last line on standard error of a call that ends with exit code 2."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as leaving:
+        cli.run(lambda: call(*args))
+    assert leaving.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_is_saved_between_rare_evaluations(tmp_path, monkeypatch):
+    monkeypatch.setattr("minigpt.train.loop.SAVE_S", 0.0)
+    saves, save = [], Run.save_last
+
+    def watched(self):
+        saves.append(self.state.step)
+        save(self)
+
+    monkeypatch.setattr(Run, "save_last", watched)
+    assert begin(tmp_path / "run", "--eval-interval=100") == 0
+    assert saves == [2, 4, 6, 8, 10, 12]  # each line of the metrics
+    monkeypatch.setattr("minigpt.train.loop.SAVE_S", 300.0)
+    saves.clear()
+    assert begin(tmp_path / "rare", "--eval-interval=100") == 0
+    assert saves == [12]
+    same(tmp_path / "run", tmp_path / "rare", LAST)
+
+
+def test_an_empty_name_is_no_folder(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    error = refusal(capsys, begin, tmp_path / "run", "--out-dir=")
+    assert error == "error: out_dir is empty; name a folder, such as '.' for this one"
+    assert {path.name for path in tmp_path.iterdir()} == {"text.txt"}

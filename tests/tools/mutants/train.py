@@ -296,24 +296,32 @@ MUTANTS = {
             "train/test_ends.py::test_a_best_checkpoint_that_is_not_there_is_not_claimed",
         ),
     ],
-    "minigpt/train::RunFiles.claim": [
+    "minigpt/train::RunFiles.__init__": [
         (
             "a run that is resumed clears its folder",
-            "clear=self.new",
-            "clear=True",
+            "self.old = cut is None and",
+            "self.old =",
             UNINTERRUPTED,
         ),
         (
             "a new run adds to the lines of an old one",
-            "clear=self.new",
-            "clear=False",
+            "self.old = cut is None and",
+            "self.old = False and",
             "train/test_run.py::test_a_folder_in_use_is_refused_and_overwritten_on_demand",
         ),
     ],
-    "minigpt/train::claim_folder": [
+    "minigpt/train::RunFiles.replace_old": [
+        (
+            "the metrics of an old run stay beside the checkpoints of the new",
+            "remove_file(path)",
+            "pass",
+            "train/test_run.py::test_a_folder_in_use_is_refused_and_overwritten_on_demand",
+        ),
+    ],
+    "minigpt/train::RunFiles.begin": [
         (
             "what a killed run left half-written stays",
-            "remove_leftovers(real_path(folder / name), 0.0)",
+            "remove_leftovers(real_path(self.folder / name), 0.0)",
             "pass",
             "train/test_ends.py::test_what_a_killed_run_left_half_written_is_removed",
         ),
