@@ -87,7 +87,7 @@ CASES = {
     ),
     "17": (
         "training in a thread",
-        "it works, and no old run is deleted before the first step",
+        "it works, and an old run stays until the new one has a checkpoint",
     ),
     "18": (
         "many samples, large vocabularies",

@@ -62,7 +62,7 @@ def fit(
     resume : bool
         Resume the run in out_dir. Options given here win over its own.
     overwrite : bool
-        Replace the run in out_dir. Its files stay until the first step of the new one is done.
+        Replace the run in out_dir. Its files stay until the new one has its first checkpoint.
     progress : bool
         Show a progress bar and a line per evaluation.
     **options

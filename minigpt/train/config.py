@@ -103,8 +103,8 @@ class TrainConfig(cli.Config):
     max_iters: int = option(1400, "training steps in total", **COUNT)
     max_seconds: float | None = option(
         None,
-        "wall-clock budget (s) of the whole run, resumed parts included; replaces max-iters; not "
-        "reproducible",
+        "wall-clock budget (s) of the whole run, resumed parts included, without pauses; replaces "
+        "max-iters; not reproducible",
         **COUNT,
     )
     sampler: str = option(
@@ -113,7 +113,12 @@ class TrainConfig(cli.Config):
         choices=tuple(SAMPLERS),
     )
     learning_rate: float = option(0.01, "peak learning rate", **NUMBER, group="Learning rate")
-    min_lr: float = option(0.0, "learning rate after the decay", **NUMBER, group="Learning rate")
+    min_lr: float = option(
+        0.0,
+        "learning rate after the decay; a lower --learning-rate lowers it, too",
+        **NUMBER,
+        group="Learning rate",
+    )
     warmup_iters: int = option(20, "steps of linear warm-up", **NUMBER, group="Learning rate")
     lr_schedule: str = option(
         "wsd",

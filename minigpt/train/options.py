@@ -41,7 +41,7 @@ def parse(argv, prog=PROG):
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace the run in --out-dir, from the first step on",
+        help="replace the run in --out-dir, once the new one has a checkpoint",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the cost of the run and exit")
     cli.add_plain(parser)
