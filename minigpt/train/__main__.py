@@ -42,6 +42,8 @@ def dry_run(own, options):
             data = open_data(train_config, options)
             sizes = data.sizes
         config, train_config = resolve(options, sizes)
+        if data is not None:
+            data.check(config.block_size)
     if train_config.backend == "numpy":
         rate = product_rate(train_config.threads)
     print("\n".join(describe(config, train_config, *resident(), longest(data), rate)))

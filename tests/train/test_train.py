@@ -69,9 +69,12 @@ def test_a_preset_by_the_clock_goes_by_steps_where_steps_are_asked_for(capsys, f
 
 
 def test_a_dry_run_counts_the_characters_of_the_text(tmp_path, capsys):
-    (tmp_path / "text.txt").write_text("abc" * 100)
-    train.main(["--dry-run", f"--data={tmp_path / 'text.txt'}", *TINY])
+    flags = ["--dry-run", f"--data={tmp_path / 'text.txt'}", *TINY]
+    (tmp_path / "text.txt").write_text("abc" * 1000)
+    train.main(flags)
     assert "vocabulary 3\n" in capsys.readouterr().out
+    (tmp_path / "text.txt").write_text("abc" * 100)
+    assert "the text is too short" in refusal(capsys, train.main, flags)
 
 
 def test_a_dry_run_of_a_run_that_is_there(tmp_path, capsys):
