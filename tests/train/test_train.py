@@ -18,7 +18,7 @@ from minigpt.errors import UserError
 from minigpt.sample import __main__ as sample
 from minigpt.train import __main__ as train
 from minigpt.train.presets import PRESETS
-from tests.tools.training import FLAGS, TEXT, begin, metrics, resume
+from tests.tools.training import FLAGS, TEXT, begin, metrics, refusal, resume
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 
