@@ -2,7 +2,8 @@
 
     .tsv .tab .txt     source TAB target, a pair per line
     .csv               source,target as RFC 4180 has it: quotes, and line breaks within them; with
-                       semicolons or TABs for commas where the first row has them
+                       semicolons or TABs for commas where the first row has them; where a header
+                       has blanks after them, blanks there count nowhere
     .jsonl .ndjson     an object with a key for each side, or a list of the two, per line
     .json              the same, or one list of them all
 
@@ -17,8 +18,9 @@ import json
 from pathlib import PurePath
 from typing import NamedTuple
 
-from minigpt.cli import plural
-from minigpt.data.sources import describe, find_sources, read_source
+from minigpt.cli import first_of, plural
+from minigpt.cli.terminal import SURROGATES
+from minigpt.data.sources import SHOWN, describe, find_sources, read_source
 from minigpt.errors import UserError
 
 SIDES = ("source", "target")
@@ -30,6 +32,7 @@ KEYS = (  # the first two that are there count
     ("question", "answer"),
 )
 HEADER = object()  # stands for the line that names the columns
+FIELD = 2**31 - 1  # characters: the most that module csv can be told everywhere
 
 
 class PairFile(NamedTuple):
@@ -99,7 +102,10 @@ def read_files(data, header=True):
         If a file cannot be read, or all of them are empty.
     """
     sources = find_sources(data, tuple(FORMATS))
-    files = [parse_pairs(read_source(source), source.path, header) for source in sources]
+    texts = (read_source(source, "file of pairs") for source in sources)
+    files = [
+        parse_pairs(text, source.path, header) for source, text in zip(sources, texts, strict=True)
+    ]
     name = describe(sources)
     if not any(file.pairs or file.bad for file in files):
         raise UserError(f"--data {name} is empty; name a file with pairs in it")
@@ -122,7 +128,7 @@ def read_pairs(data, header=True):
         n = len(bad)
         rest = f" ({n:,} of {n + len(pairs):,} lines are no pairs)" if n > 1 else ""
         raise UserError(f"{line_name(where, number)} {problem}{rest}")
-    return pairs, left_out([file for _, file in files]), name
+    return pairs, left_out([file for _, file in files]) + no_header(files), name
 
 
 def left_out(files):
@@ -132,6 +138,26 @@ def left_out(files):
         "header": sum(file.headers for file in files),
     }
     return [f"left out: {plural(n, kind)}" for kind, n in kinds.items() if n]
+
+
+def no_header(files):
+    """Return a note, in a list, on files of a spreadsheet whose first line is taken for a pair.
+
+    Parameters
+    ----------
+    files : list of (what errors call it, PairFile)
+    """
+    names = [
+        where.removeprefix("--data ")
+        for where, file in files
+        if where.lower().endswith(".csv") and file.pairs and not file.headers
+    ]
+    if not names:
+        return []
+    taken = "its first line is taken for a pair"
+    if len(names) > 1:
+        taken = "their first lines are taken for pairs"
+    return [f"{first_of(names, SHOWN)}: no header; {taken}"]
 
 
 def format_like(text):
@@ -158,6 +184,8 @@ def problem_of(pair):
             return f"has the {name} {side!r:.60}, which is no string; put it in quotes"
         if not side:
             return f"has an empty {name}; fill it in or delete the line"
+        if half := SURROGATES.search(side):
+            return f"has {half[0]!r} in its {name}, half of a surrogate pair, which is no character"
     return None
 
 
@@ -195,7 +223,8 @@ def columns_needed(n, width):
 
 def csv_rows(text):
     """Yield (number of its first line, row) of a text in CSV; a str says what is wrong with one."""
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(text), strict=True)
+    delimiter = delimiter_of(text)
+    rows = csv_reader(text, delimiter, skips_blanks(text, delimiter))
     while True:
         number = rows.line_num + 1
         try:
@@ -210,13 +239,37 @@ def csv_rows(text):
 def delimiter_of(text):
     """Return what parts the columns of a text in CSV: spreadsheets have several habits."""
     for delimiter in ",;\t":
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        try:
-            if len(next(filter(any, rows), ())) > 1:
-                return delimiter
-        except csv.Error:  # its quotes do not fit
-            pass
+        if len(first_row(text, delimiter)) > 1:
+            return delimiter
     return ","
+
+
+def skips_blanks(text, delimiter):
+    """Tell whether a text in CSV has a header with blanks after its delimiters."""
+    plain, skipped = (first_row(text, delimiter, skip) for skip in (False, True))
+    return plain[1:] != skipped[1:] and find_keys(names_in(skipped)) is not None
+
+
+def first_row(text, delimiter, skip=False):
+    """Return the first row of a text in CSV that is not blank; [] if its quotes do not fit."""
+    try:
+        return next(filter(any, csv_reader(text, delimiter, skip)), [])
+    except csv.Error:
+        return []
+
+
+def csv_reader(text, delimiter, skip=False):
+    """Return an iterator over the rows of a text in CSV.
+
+    Parameters
+    ----------
+    text, delimiter : str
+    skip : bool
+        Whether blanks after a delimiter are left out.
+    """
+    csv.field_size_limit(FIELD)  # of the whole process; as it comes, 131,072
+    file = io.StringIO(text, newline="")
+    return csv.reader(file, delimiter=delimiter, skipinitialspace=skip, strict=True)
 
 
 def read_table(rows, header, needed):
@@ -239,7 +292,7 @@ def read_table(rows, header, needed):
             yield number, None
             continue
         if columns is None:
-            names = [cell.strip().casefold() for cell in row]
+            names = names_in(row)
             keys = find_keys(names) if header else None
             columns = [names.index(key) for key in keys or ()] or [0, 1]
             if keys:
@@ -247,6 +300,11 @@ def read_table(rows, header, needed):
                 yield number, HEADER
                 continue
         yield number, [row[i] for i in columns] if len(row) == width else needed(len(row), width)
+
+
+def names_in(row):
+    """Return the names of columns in a row, as find_keys knows them."""
+    return [cell.strip().casefold() for cell in row]
 
 
 def find_keys(names):

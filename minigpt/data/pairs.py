@@ -188,12 +188,20 @@ def notes_on(train, val):
     repeated = len(pairs) - len(set(pairs))
     known = {source for source, _ in train}
     both = sum(source in known for source, _ in val)
+    broken = sum(has_break(source) or has_break(target) for source, target in pairs)
     notes = {
         f"{repeated:,} of {len(pairs):,} pairs repeat another pair": repeated,
         f"{len(several):,} of {len(targets):,} sources have several targets": several,
         f"the sources of {both:,} validation pairs are trained on as well": both,
+        f"{broken:,} of {len(pairs):,} pairs have a line break; `minigpt sample` reads and writes "
+        r"lines: a source is one line, and a line break in an answer is printed as \n": broken,
     }
     return [note for note, found in notes.items() if found]
+
+
+def has_break(text):
+    """Tell whether a text has a line break: LF or CR."""
+    return "\n" in text or "\r" in text
 
 
 def needed_length(*parts):

@@ -41,15 +41,20 @@ class Source(NamedTuple):
         """What an error message about it begins with."""
         return "standard input" if self.path == STDIN else f"--data {self.path}"
 
-    def open(self):
-        """Return a context manager: the content as a file that bytes are read from."""
+    def open(self, what="text file"):
+        """Return a context manager: the content as a file that bytes are read from.
+
+        `what` is what it should be, in errors.
+        """
         if self.raw is not None:
             return io.BytesIO(self.raw)
-        return io.BytesIO(read_stdin()) if self.path == STDIN else opened(self.path, "--data")
+        if self.path == STDIN:
+            return io.BytesIO(read_stdin())
+        return opened(self.path, "--data", what)
 
-    def read(self):
-        """Return the content as bytes."""
-        with self.open() as file:
+    def read(self, what="text file"):
+        """Return the content as bytes; see `open`."""
+        with self.open(what) as file:
             return file.read()
 
 
@@ -144,15 +149,15 @@ def hold(sources):
     return [s._replace(raw=s.read()) if is_pipe(s.path) else s for s in sources]
 
 
-def read_source(source):
-    """Return the text of a source, which may be empty.
+def read_source(source, what="text file"):
+    """Return the text of a source, which may be empty; `what` is what it should be, in errors.
 
     Raises
     ------
     UserError
         As files.read_text; or if standard input is closed.
     """
-    return decode_utf8(source.read(), source.where)
+    return decode_utf8(source.read(what), source.where)
 
 
 def read_parts(sources):

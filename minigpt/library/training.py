@@ -5,9 +5,11 @@ import importlib.util
 import os
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from minigpt import cli
+from minigpt.data.pair_files import problem_of
 from minigpt.data.sources import STDIN, find_sources
 from minigpt.errors import UserError
 from minigpt.library.model import load
@@ -90,7 +92,7 @@ def fit(
         options["data"] = existing(data)
     if pairs is not None:
         options = {"task": "seq2seq", **options}
-        text = "".join(as_line(i, pair) for i, pair in enumerate(pairs))
+        text = as_lines(pairs)
     with cli.standard_streams(), reported(), contextlib.ExitStack() as stack:
         if out_dir is None:
             out_dir = stack.enter_context(tempfile.TemporaryDirectory(prefix="minigpt-"))
@@ -145,13 +147,26 @@ def existing(data):
     return "\n".join(map(os.fspath, names))
 
 
+def as_lines(pairs):
+    """Return pairs as the text of a TSV file, or raise a UserError if they are none."""
+    if not isinstance(pairs, Iterable):
+        raise UserError(f"pairs is {pairs!r:.60}; it must be a list of (source, target)")
+    text = "".join(as_line(i, pair) for i, pair in enumerate(pairs))
+    if not text:
+        raise UserError("pairs is empty; give a list of (source, target), two strings each")
+    return text
+
+
 def as_line(i, pair):
     """Return the line of a TSV file for pair i, or raise a UserError if it would not be one."""
-    if len(pair) != 2 or not all(isinstance(side, str) for side in pair):
+    sides = [*pair] if isinstance(pair, Iterable) else []
+    if len(sides) != 2 or not all(isinstance(side, str) for side in sides):
         raise UserError(f"pairs[{i}] is {pair!r:.60}; it must be two strings, (source, target)")
-    if any(char in side for side in pair for char in "\t\n\r"):
+    if any(char in side for side in sides for char in "\t\n\r"):
         raise UserError(f"pairs[{i}] holds a TAB or a line break, which part pairs: replace it")
-    return "\t".join(pair) + "\n"
+    if problem := problem_of(sides):
+        raise UserError(f"pairs[{i}] {problem}")
+    return "\t".join(sides) + "\n"
 
 
 def as_bytes(text):

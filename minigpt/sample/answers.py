@@ -159,18 +159,23 @@ def print_answers(checkpoint, prompt, options):
 
 
 def print_answer(line, ranked, verbose):
-    """Print the best answer to a Line or, if verbose, the line and all answers."""
+    """Print the best answer to a Line or, if verbose, the line and all answers, a line each."""
     if not verbose:
-        print(cli.printable(ranked[0].text if ranked else ""), flush=True)
+        print(cli.printable(on_one_line(ranked[0].text) if ranked else ""), flush=True)
         return
     print(cli.printable(line.text))
     for one in ranked or []:
-        text = one.text + ("" if one.ended else " ...")  # there was no room for more
+        text = on_one_line(one.text) + ("" if one.ended else " ...")  # there was no room for more
         shown = f"{one.log_prob:10.4f} {one.score:9.4f} per token  {text}"
         print(cli.printable(shown))
     if not ranked:
         print(f"{'no answer':>10}")
     sys.stdout.flush()
+
+
+def on_one_line(text):
+    r"""Return a text with each line break as the two characters \n, or \r for a CR."""
+    return text.replace("\n", r"\n").replace("\r", r"\r")
 
 
 def count_solved(source, targets, params, config):

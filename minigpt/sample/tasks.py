@@ -80,7 +80,7 @@ class Task:
     kind : str
         Of its models, in words.
     show : callable
-        data -> options of `minigpt sample` for what is shown at the end of a run.
+        data -> options of `minigpt sample` for what is shown at the end of a run, None for nothing.
     maps : callable
         (params, config, tokenizer, prompt, kind, where) -> (weights by layer, rows, columns):
         attention, with the labels of the tokens. `where` is what errors call the prompt.
@@ -212,8 +212,13 @@ def text_sample(data):
 
 
 def pair_sample(data):
-    """Return the options for the answers to SHOWN_ANSWERS validation sources of one line each."""
-    lines = [source for source, _ in data.val_pairs if "\n" not in source]
+    """Return the options for the answers to SHOWN_ANSWERS validation sources of one line each.
+
+    None if there is none of one line: the command reads lines.
+    """
+    lines = [source for source, _ in data.val_pairs if not pairs.has_break(source)]
+    if not lines:
+        return None
     prompt = "\n".join(some_of(lines, SHOWN_ANSWERS))
     return {"prompt": prompt, "verbose": True}
 

@@ -70,14 +70,15 @@ def finish(run):
         pass  # a picture is an extra
     except NoPicture as why:
         cli.note(f"no picture: {why}")
-    print(f"\n{'-' * 15} a sample {'-' * 15}")
-    shown = {"out_dir": str(run.folder), "backend": run.train_config.backend}
-    shown |= run.task.show(run.data)
-    try:
-        sample(shown)
-    except Exception as error:  # whatever goes wrong in it
-        print(f"none: {cli.one_line(error) or type(error).__name__}")
-    print(f"{'-' * 40}\nmore: {cli.command('python -m minigpt.sample', out_dir=run.folder)}")
+    shown = run.task.show(run.data)
+    if shown is not None:
+        print(f"\n{'-' * 15} a sample {'-' * 15}")
+        try:
+            sample({"out_dir": str(run.folder), "backend": run.train_config.backend, **shown})
+        except Exception as error:  # whatever goes wrong in it
+            print(f"none: {cli.one_line(error) or type(error).__name__}")
+        print("-" * 40)
+    print(f"more: {cli.command('python -m minigpt.sample', out_dir=run.folder)}")
 
 
 def introduce(run):

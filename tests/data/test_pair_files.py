@@ -76,6 +76,46 @@ def test_commas_semicolons_or_tabs_part_columns_as_the_first_line_has_it(text, e
     assert found.pairs == [("a", "b"), ("x, y", "c")] and not found.bad
 
 
+@pytest.mark.report("11")
+def test_blanks_after_commas_count_nowhere_if_the_header_has_them():
+    rows = ' "a1", z1\n"b, c",  "z,\n 2"\n d ,e\n , \n'
+    for header in ("source, target\n", '"source", "target"\n', "\nSource,  Target \n"):
+        found = parse_pairs(header + rows, "p.csv")
+        assert found.pairs == [("a1", "z1"), ("b, c", "z,\n 2"), ("d ", "e")]
+        assert (found.headers, found.bad) == (1, [])
+        assert found.blank == 1 + header.startswith("\n")
+    found = parse_pairs("target; n; source\n1; 2; 3\n", "p.csv")
+    assert found.pairs == [("3", "1")]
+    for header in ("source,target\n", " source,target \n", "a, b\n"):
+        assert parse_pairs(header + "c, d\n", "p.csv").pairs[-1] == ("c", " d")
+
+
+@pytest.mark.report("11")
+def test_a_spreadsheet_without_a_header_is_noted(tmp_path):
+    path = write(tmp_path / "p.CSV", "a,b\nc,d\n")
+    notes = [f"{path}: no header; its first line is taken for a pair"]
+    assert read_pairs(path) == ([("a", "b"), ("c", "d")], notes, str(path))
+    other = write(tmp_path / "q.csv", "question,answered\n")
+    write(tmp_path / "r.csv", "question,answer\ne,f\n")
+    write(tmp_path / "s.tsv", "a\tb\n")
+    assert read_pairs(tmp_path)[1] == [
+        "left out: 1 header",
+        f"{path}, {other}: no header; their first lines are taken for pairs",
+    ]
+
+
+@pytest.mark.report("11")
+def test_a_field_may_be_of_any_length():
+    limit = csv.field_size_limit(100)  # as if another had set it
+    long = "x, \n" * 50_000
+    try:
+        for between in ",;":
+            text = f'source{between}target\n"{long}"{between}"{long}"\n'
+            assert parse_pairs(text, "p.csv") == ([(long, long)], [2], [], 0, 1)
+    finally:
+        csv.field_size_limit(limit)
+
+
 @pytest.mark.parametrize("keys", ["source target", "src tgt", "input output", "prompt completion"])
 @pytest.mark.parametrize("order", [1, -1])
 def test_sides_have_the_names_that_people_give_them(keys, order):
@@ -157,6 +197,12 @@ def test_blank_lines_are_left_out_and_counted(name, text):
         ),
         ("p.jsonl", '{"source": null, "target": "b"}\n', "line 1 has the source None"),
         ("p.jsonl", '["a", ""]\n', "line 1 has an empty target"),
+        (
+            "p.jsonl",
+            '["a", "b\\ud83d\\ude00"]\n["a\\ud800", "b"]\n',
+            r"line 2 has '\ud800' in its source, half of a surrogate pair, which is no character",
+        ),
+        ("p.json", '[{"src": "a", "tgt": "\\udfff."}]', r"item 1 has '\udfff' in its target"),
         ("p.jsonl", "[" * 100_000 + "\n", "line 1 is not JSON: "),
         ("p.json", '[["a", "b"], ["c"]]', "item 2 needs the keys"),
     ],

@@ -181,6 +181,14 @@ def test_the_old_split_takes_every_tenth_pair():
         ([("a", "x")] * 3, [("aa", "x")], ["2 of 4 pairs repeat another pair"]),
         ([("a", "x"), ("a", "y")], [("aa", "x")], ["1 of 2 sources have several targets"]),
         (
+            [("a\n", "x"), ("b", "x\r\ny")],
+            [("c", "d"), ("\rc", "\n")],
+            [
+                "3 of 4 pairs have a line break; `minigpt sample` reads and writes lines: a source "
+                r"is one line, and a line break in an answer is printed as \n"
+            ],
+        ),
+        (
             [("a", "x"), ("b", "x")],
             [("a", "x"), ("a", "x")],
             [

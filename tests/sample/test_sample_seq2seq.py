@@ -53,6 +53,19 @@ def run(checkpoint, capsys, monkeypatch):
     return run
 
 
+@pytest.mark.report("12")
+@pytest.mark.parametrize("flags", [(), ("--verbose", "--beam=3")])
+@pytest.mark.parametrize("chars", ["\0\1\t\n", "\0\t\n\r"], ids=repr)
+def test_a_line_break_in_an_answer_does_not_end_its_line(checkpoint, run, flags, chars):
+    plain = run(*flags, stdin=LINES)
+    assert "z" in plain
+    write_checkpoint_of_pairs(
+        checkpoint[0], tokenizer=PairTokenizer.from_pairs([("abé", chars), ("c ", chars)])
+    )
+    shown = [{"\n": r"\n", "\r": r"\r"}.get(char, char) for char in chars]
+    assert run(*flags, stdin=LINES) == plain.translate(dict(zip(b"wxyz", shown, strict=True)))
+
+
 def answers(params, line, beam=1):
     ids = TOKENIZER.source.encode(line)[None]
     return search(ids, params.tree, CONFIG, beam)[0]

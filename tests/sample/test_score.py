@@ -315,3 +315,11 @@ def test_the_score_does_not_depend_on_threads(pair_run, monkeypatch):
         losses.append(minigpt.load(pair_run).score(pair_run.parent / "p.tsv")["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert load(pair_run / LAST).config.block_size == 8
+
+
+@pytest.mark.report("11")
+def test_a_missing_file_is_called_what_it_should_be(pair_run, text_run, capsys, tmp_path):
+    for folder, what in ((pair_run, "file of pairs"), (text_run, "text file")):
+        given = ["score", f"--checkpoint={folder / LAST}", f"--data={tmp_path / 'nofile'}"]
+        told = refusal(capsys, program.main, given)
+        assert told.endswith(f"nofile cannot be read: No such file or directory; name a {what}")

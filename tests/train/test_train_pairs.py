@@ -183,6 +183,18 @@ def test_the_block_size_grows_with_the_longest_pair_unless_one_is_given(
         new_run(options(own, {**given, "block_size": 29}), overwrite=False)
 
 
+@pytest.mark.report("11")
+@pytest.mark.parametrize("end", ["\n", "\r"])
+def test_where_no_source_is_one_line_no_sample_is_shown(begin, end):
+    rows = [(f'"{i}{end}x"', "y") for i in range(20)]
+    out, _ = begin([("source", "target"), *rows], name="p.csv", between=",")
+    assert "note: 20 of 20 pairs have a line break; `minigpt sample` reads and writes lines" in out
+    assert "a sample" not in out and "none:" not in out and "\nmore: " in out
+    out, _ = begin([(f"{i}", '"y\ny"') for i in range(20)], name="p.csv", between=",")
+    assert "a sample" in out and "none:" not in out
+    assert "p.csv: no header; its first line is taken for a pair\n" in out
+
+
 def test_a_few_pairs_that_are_far_longer_are_left_to_the_user(tmp_path, capsys):
     tsv, rows = tmp_path / "p.tsv", [f"{i}\tb\n" for i in range(300)]
     tsv.write_text("".join([*rows, "c" * 300 + "\td\n"]))

@@ -183,6 +183,22 @@ MUTANTS = {
             "data/test_pair_files.py::test_a_bad_line_is_named",
         ),
     ],
+    "minigpt/data::skips_blanks": [
+        (
+            "blanks are left out of files whose header has none",
+            "plain[1:] != skipped[1:] and ",
+            "",
+            "data/test_pair_files.py::test_blanks_after_commas_count_nowhere_if_the_header_has_them",
+        ),
+    ],
+    "minigpt/data::csv_reader": [
+        (
+            "a field has the length that module csv allows",
+            "csv.field_size_limit(FIELD)",
+            "pass",
+            "data/test_pair_files.py::test_a_field_may_be_of_any_length",
+        ),
+    ],
     "minigpt/data/batches.py::eval_batches": [
         (
             "the end of the split is not evaluated",

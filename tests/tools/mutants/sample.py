@@ -154,6 +154,14 @@ MUTANTS = {
             "sample/test_lines.py::test_lines_end_as_on_any_system",
         ),
     ],
+    "minigpt/sample::on_one_line": [
+        (
+            "an answer with a line break is printed on two lines",
+            r'.replace("\n", r"\n")',
+            "",
+            "sample/test_sample_seq2seq.py::test_a_line_break_in_an_answer_does_not_end_its_line",
+        ),
+    ],
     "minigpt/sample::print_answers": [
         (
             "a line without an answer leaves the exit code 0",
