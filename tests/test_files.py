@@ -6,11 +6,12 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minigpt.errors import UserError
 from minigpt.files import (
+    FOREIGN,
     METRICS,
     append,
     decode_utf8,
@@ -73,11 +74,13 @@ def test_what_is_not_utf_8_comes_with_a_remedy():
 
 
 @given(st.binary(max_size=20))
+@example(b"\x1f\x8b")
 def test_any_bytes_are_a_text_or_an_error_in_one_line(raw):
     try:
         assert decode_utf8(raw, "x").encode() == raw.removeprefix(codecs.BOM_UTF8)
     except UserError as error:
-        assert str(error).startswith("x is not UTF-8: byte 0x") and "\n" not in str(error)
+        told = ("x is not UTF-8: byte 0x", *(f"x is {what}" for what in FOREIGN.values()))
+        assert str(error).startswith(told) and "\n" not in str(error)
 
 
 def test_a_written_file_is_its_parts(tmp_path):
