@@ -136,6 +136,8 @@ def main(argv=None):
     args = arguments(argv)
     if not Path("/proc/self/status").exists():
         raise UserError("bench/large_text.py reads memory from /proc, which only Linux has")
+    if args.before and not (args.before / "minigpt" / "__init__.py").exists():
+        raise UserError(f"--before {args.before} is no checkout of minigpt; name one")
     env = report.environment(args.threads)
     report.print_environment(env)
     records = records_of(args)

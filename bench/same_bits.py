@@ -129,7 +129,14 @@ def cell(difference, step):
 def runs(args, data):
     """Return {name: flags} of the runs that are asked for."""
     common = ["--max-iters", str(args.steps), "--eval-interval", str(args.steps)]
-    common += ["--log-interval", "1", "--warmup-iters", "10", "--threads", str(args.threads)]
+    common += [
+        "--log-interval",
+        "1",
+        "--warmup-iters",
+        str(min(10, args.steps)),
+        "--threads",
+        str(args.threads),
+    ]
     found = {
         run + clipping: [*own, *flags, *common]
         for run, own in RUNS.items()

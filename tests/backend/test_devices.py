@@ -222,7 +222,7 @@ def test_too_little_device_memory(tmp_path, cupy, capsys):
         flags = ("--backend=cupy", "--batch-size=128", "--n-embd=64")
         error = refusal(capsys, begin, tmp_path / "run", *flags)
         gc.collect()
-    assert error.startswith("error: out of memory (Out of memory allocating ")
+    assert error.startswith("error: out of memory in a training step (Out of memory allocating ")
     assert " bytes" in error and "--batch-size" in error
 
 
@@ -234,7 +234,7 @@ def test_too_little_device_memory_to_sample(tmp_path, cupy, capsys):
         flags = [f"--out-dir={tmp_path / 'run'}", "--backend=cupy", "--num-samples=10000"]
         error = refusal(capsys, sample.main, flags)
         gc.collect()
-    assert error.startswith("error: out of memory (Out of memory allocating ")
+    assert error.startswith("error: out of memory ") and "Out of memory allocating " in error
     assert " bytes" in error and "--num-samples" in error
 
 

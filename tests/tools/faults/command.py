@@ -41,7 +41,7 @@ def environment(folder):
     """Return the environment of a process without matplotlib, which is slow to import."""
     stub = folder / "stub" / "matplotlib"
     stub.mkdir(parents=True, exist_ok=True)
-    (stub / "__init__.py").write_text("raise ImportError\n")
+    (stub / "__init__.py").write_text("raise ModuleNotFoundError(name='matplotlib')\n")
     return os.environ | {
         "PYTHONPATH": os.pathsep.join((str(stub.parent), str(ROOT))),
         "PYTHONDONTWRITEBYTECODE": "1",
