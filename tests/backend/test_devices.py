@@ -229,9 +229,14 @@ def test_too_little_device_memory(tmp_path, cupy, capsys):
 def test_too_little_device_memory_to_sample(tmp_path, cupy, capsys):
     begin(tmp_path / "run", "--max-iters=2")
     pool = cupy.cuda.MemoryPool()
-    pool.set_limit(size=2**20)
+    pool.set_limit(size=2**16)
     with cupy.cuda.using_allocator(pool.malloc):
-        flags = [f"--out-dir={tmp_path / 'run'}", "--backend=cupy", "--num-samples=10000"]
+        flags = [
+            f"--out-dir={tmp_path / 'run'}",
+            "--backend=cupy",
+            "--num-samples=256",
+            "--max-new-tokens=2",
+        ]
         error = refusal(capsys, sample.main, flags)
         gc.collect()
     assert error.startswith("error: out of memory ") and "Out of memory allocating " in error
