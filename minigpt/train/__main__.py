@@ -9,7 +9,7 @@ import math
 
 from minigpt import backend, cli
 from minigpt.backend.blas import product_rate
-from minigpt.backend.cores import note_on_threads
+from minigpt.backend.cores import note_on_threads, usable_cores
 from minigpt.files import LAST
 from minigpt.model import count_parameters
 from minigpt.optim.schedule import describe as describe_schedule
@@ -45,7 +45,7 @@ def dry_run(own, options):
         if data is not None:
             data.check(config.block_size)
     if train_config.backend == "numpy":
-        rate = product_rate(train_config.threads)
+        rate = product_rate(min(train_config.threads, usable_cores()))
     print("\n".join(describe(config, train_config, *resident(), longest(data), rate)))
     for note in note_on_threads(train_config.shards()):
         cli.note(note)
