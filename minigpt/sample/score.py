@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from minigpt import backend, cli
 from minigpt.cli import aliases
 from minigpt.errors import SMALLER_DATA, UserError, memory_for
+from minigpt.sample.answers import on_one_line
 from minigpt.sample.command import CheckpointConfig, build_of, check_flags, parse
 from minigpt.sample.progress import Progress
 from minigpt.sample.tasks import TASKS, task_of
@@ -61,7 +62,7 @@ def number(name, value):
 
 def cell(text):
     """Return a text as a cell of a table, in one line."""
-    return cli.printable(text.replace("\n", "\\n").replace("\t", "\\t"))
+    return cli.printable(on_one_line(text).replace("\t", r"\t"))
 
 
 def print_faults(faults):
