@@ -25,12 +25,11 @@ from minigpt.data.sources import describe, find_sources, hold, read_parts
 from minigpt.data.survey import survey
 from minigpt.errors import UserError
 from minigpt.sample.answers import answer_each
-from minigpt.sample.evaluation import mean_loss, some_of
+from minigpt.sample.evaluation import EVAL_TOKENS, mean_loss, some_of
 from minigpt.sample.memory import lines_that_fit
 from minigpt.sample.prompt import LINES, Line, encode_line, encode_text, in_parts, knows
 
-TOKENS = 512  # per forward pass on a CPU: more is no faster
-GPU_TOKENS = 2**14
+GPU_TOKENS = 2**14  # per forward pass
 SHOWN = 10  # unknown characters in a message
 
 
@@ -236,7 +235,7 @@ def answers_to(model, lines, order, beam, show):
 def loss_of(task, params, config, split, show):
     """Return the mean loss over a split, in nats per token, and its number of targets."""
     _, total = task.eval_size(split, config)
-    rows = max(1, (GPU_TOKENS if on_gpu(params.flat) else TOKENS) // config.block_size)
+    rows = max(1, (GPU_TOKENS if on_gpu(params.flat) else EVAL_TOKENS) // config.block_size)
     batches = task.eval_batches(split, config, rows)
     with thread_map(params) as map:
         loss, count = mean_loss(

@@ -17,7 +17,7 @@ from minigpt.backend.cpu import blocking, cross_entropy
 from minigpt.model import count_parameters
 from minigpt.params import leaves
 from minigpt.sample import answers
-from minigpt.train.step import EVAL_TOKENS
+from minigpt.sample.evaluation import EVAL_TOKENS
 from minigpt.train.threads import shard_slices
 
 FLOAT = 4  # bytes of float32

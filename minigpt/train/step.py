@@ -13,13 +13,11 @@ from minigpt.ops.dropout import Rng
 from minigpt.optim.clipping import GRAD_NORM, LOSS_SCALE, SKIPPED, STEPS
 from minigpt.optim.schedule import learning_rate
 from minigpt.params import Params
-from minigpt.sample.evaluation import mean_loss
+from minigpt.sample.evaluation import EVAL_TOKENS, mean_loss
 from minigpt.sample.tasks import task_of
 from minigpt.train.config import make_optimizer
 from minigpt.train.interrupt import NEVER, Stopped
 from minigpt.train.threads import shard_slices, sum_gradients
-
-EVAL_TOKENS = 512  # per forward pass of an evaluation on a CPU: more is no faster
 
 
 class Trainer:

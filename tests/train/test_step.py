@@ -10,7 +10,8 @@ from minigpt.ops.dropout import Rng
 from minigpt.optim.clipping import GRAD_NORM
 from minigpt.optim.schedule import learning_rate
 from minigpt.params import leaves
-from minigpt.train.step import EVAL_TOKENS, Trainer
+from minigpt.sample.evaluation import EVAL_TOKENS
+from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
 from tests.tools.options import gpt_config, train_config
 
