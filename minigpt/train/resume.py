@@ -111,6 +111,10 @@ def resume_run(given):
             options = {**dataclasses.asdict(train_config), "data": name}
             task = TASKS[train_config.task]
             data = task.open_data(options, checkpoint.tokenizer, trained_on, state.split)
+            asked = state.train["eval_tokens"]
+            same_losses = (data.sha256, train_config.eval_tokens) == (sha256, asked)
+            if not same_losses:  # the part of the split that evaluations take is chosen anew
+                state.eval_targets = None
             run = Run(config, train_config, data, state, checkpoint, began)
             run.files.kept = file
     except UserError as error:
@@ -127,9 +131,7 @@ def resume_run(given):
         run.notes.append(f"trained on {trained_on} so far, and on {data.name} from here on")
         state.data_name, state.data_sha256 = data.name, data.sha256
         state.val_loss, state.measures = None, {}
-    if train_config.eval_tokens != state.train["eval_tokens"]:
-        state.eval_targets, run.validation.limit = None, None
-    run.notes += compare_best(state, folder_of(given))
+    run.notes += compare_best(run, same_losses)
     run.notes += compare_rates(state, train_config)
     return run
 
@@ -155,17 +157,22 @@ def given_or_found(given, train_config, state):
         yield dataclasses.replace(train_config, data=name), name, file
 
 
-def compare_best(state, folder):
+def compare_best(run, same_losses):
     """Take the record of the best evaluation from the file that has its weights; return notes.
 
     There is none where the file is gone, as where only the last checkpoint was copied, or where its
     loss is of another text or of another part of the split: it would not compare.
+
+    Parameters
+    ----------
+    run : Run
+    same_losses : bool
+        Whether further losses are of the text, and of the part of its split, of those before.
     """
-    best, found = folder / BEST, {}
-    if best.exists():
-        found = read_state(best)
-    losses = (state.data_sha256, state.eval_targets)
-    same = losses == (data_of(found), found.get("eval_targets"))
+    state, best, whole = run.state, run.folder / BEST, run.validation.targets
+    found = read_state(best) if best.exists() else {}
+    losses = (state.data_sha256, state.eval_targets or whole)
+    same = same_losses and losses == (data_of(found), found.get("eval_targets") or whole)
     before = state.best_step
     state.best_loss, state.best_step = None, None
     if same and found.get("val_loss") is not None:

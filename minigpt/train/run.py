@@ -137,10 +137,10 @@ class Run:
         state.step, state.tokens = state.step + 1, state.tokens + self.trainer.count
         self.unread += 1
         state.seconds = self.clock.peek()
-        if not self.decide() and train_config.backend != "numpy":
+        if train_config.backend != "numpy" and not self.decide():
             return None
         numbers = self.read()
-        self.decide()  # once more: the clock may have left out a pause
+        self.decide()  # on a GPU once more: the clock may have left out a pause
         if state.over and by_clock is not None:
             self.check_decay()
         state.due = numbers if self.evaluated else None
@@ -152,9 +152,9 @@ class Run:
         between = state.step % train_config.eval_interval == 0
         if train_config.max_seconds:
             self.reserve_s = self.seconds_to_come()
-            left_s = train_config.max_seconds - self.reserve_s - state.seconds
-            part_s, _ = self.validation.seconds(self.train_rate)
-            between = between and left_s > part_s  # else that at the end follows at once
+            if between:  # unless that at the end follows at once
+                left_s = train_config.max_seconds - self.reserve_s - state.seconds
+                between = left_s > self.validation.seconds(self.train_rate)[0]
         state.over = self.progress >= 1
         self.evaluated = between or state.over
         self.logged = self.evaluated or state.step % train_config.log_interval == 0
@@ -256,7 +256,7 @@ class Run:
         state, validation = self.state, self.validation
         note = validation.choose(self.train_rate)
         self.notes += [note] if note else []
-        state.eval_targets = None if validation.which is None else validation.limit
+        state.eval_targets = validation.limit
         map = interruptible(self.trainer.workers.map, stop)
         state.val_loss = self.loss_of(validation.which, 0, validation.limit, map, show)
         start = self.clock.seconds
@@ -332,7 +332,6 @@ class Run:
         self.files.write_lines()
         self.save(LAST, self.trainer.optimizer)
         self.files.replace_old()
-        self.files.write_lines()
         self.saved, self.saved_s = (self.state.step, bool(self.state.due)), self.state.seconds
 
     def try_to_save(self, name):

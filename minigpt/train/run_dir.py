@@ -248,6 +248,7 @@ class RunFiles:
         self.old = False
         if self.kept is not None:
             self.kept.confirm()
+        self.write_lines()
 
     def leave(self):
         """Leave a folder in which nothing has been written as it was before."""

@@ -58,8 +58,8 @@ class RunState:
     ahead : list of int
         Batches and rows that were taken beyond those of `step` steps of the present size.
     eval_targets : int or None
-        Targets in the part of the validation split that evaluations take; None before the first,
-        and where they take it whole.
+        How many targets of the validation split evaluations take, which is all where they take it
+        whole; None before the first, and in older checkpoints, whose evaluations took it whole.
     """
 
     step: int

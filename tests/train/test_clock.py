@@ -13,7 +13,7 @@ from minigpt.train.config import TrainConfig
 from minigpt.train.run import Run
 from minigpt.train.step import Trainer
 from minigpt.train.validation import Validation
-from tests.tools.training import begin, metrics
+from tests.tools.training import begin, metrics, resume
 
 pytestmark = pytest.mark.usefixtures("no_picture")
 
@@ -174,3 +174,17 @@ def test_a_part_is_chosen_once():
     assert timed.seconds(32.0) == (5.0, 0.0)  # the rest would take 995 s
     again = Validation(1000, 64_000, TrainConfig(max_seconds=100.0), 320)
     assert again.which.tolist() == timed.which.tolist() and again.choose(1e9) is None
+
+
+def test_a_run_whose_evaluations_took_the_whole_split_takes_it_whole_when_resumed(
+    tmp_path, monkeypatch, clock, capsys
+):
+    """On a machine that has become slow: a part would be all that there is time for."""
+    with monkeypatch.context() as patch:
+        slow(patch, clock, "step", lambda i: 0.05)
+        assert begin(tmp_path / "run", *BY_CLOCK, "--max-seconds=20") == 0
+    assert checkpoint.load(tmp_path / "run" / LAST).state["eval_targets"] == 199
+    slow(monkeypatch, clock, "step", lambda i: 2.0)
+    assert resume(tmp_path / "run", "--max-seconds=40") == 0
+    assert checkpoint.load(tmp_path / "run" / LAST).state["eval_targets"] == 199
+    assert "evaluations take about" not in capsys.readouterr().err

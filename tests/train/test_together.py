@@ -277,3 +277,15 @@ def try_options(seconds):
 
             attempt()
     return counts[True], counts[False]
+
+
+@pytest.mark.report("29")
+def test_losses_of_another_part_of_the_split_do_not_compare(tmp_path, capsys):
+    assert begin(tmp_path / "run", "--eval-tokens=0") == 0
+    capsys.readouterr()
+    assert resume(tmp_path / "run", "--max-iters=16", "--eval-tokens=100") == 0
+    assert "another evaluation: the next evaluation begins a new record" in capsys.readouterr().err
+    state = checkpoint.load(tmp_path / "run" / LAST).state
+    assert (state["eval_targets"], state["best_step"]) == (100, 16)
+    assert resume(tmp_path / "run", "--max-iters=20") == 0
+    assert "a new record" not in capsys.readouterr().err
