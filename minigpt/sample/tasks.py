@@ -16,6 +16,7 @@ from minigpt.errors import SMALLER_DATA, memory_for
 from minigpt.model import encoder_decoder, gpt
 from minigpt.sample import answers, scoring, text
 from minigpt.sample.evaluation import some_of
+from minigpt.sample.prompt import in_parts
 
 GOLDEN = 0.618
 MEASURED_BATCHES = 4  # between two looks at the clock
@@ -197,8 +198,7 @@ def exact_match(data, params, config, map, seconds=None):
     batches = [batches[i] for i in sorted(range(len(batches)), key=lambda i: i * GOLDEN % 1)]
     size = len(batches) if seconds is None else MEASURED_BATCHES
     solved, n, start = 0, 0, time.perf_counter()
-    for first in range(0, len(batches), size):
-        group = batches[first : first + size]
+    for group in in_parts(batches, size):
         solved += sum(map(lambda batch: answers.count_solved(*batch, params, config), group))
         n += sum(len(source) for source, _ in group)
         if seconds is not None and time.perf_counter() - start > seconds:

@@ -67,8 +67,6 @@ def record(run, numbers, rate, shown, stop):
     line = {"step": state.step, "tokens": state.tokens, "seconds": round(state.seconds, 3)}
     line |= {"train_loss": run.losses.mean, **measures, **numbers}
     run.files.log({**line, "tokens_per_second": round(rate)})
-    if not evaluated and state.seconds - run.saved_s > SAVE_S:
-        run.try_to_save(LAST)
     if evaluated:
         state.due = None
         run.try_to_save(LAST)
@@ -78,6 +76,8 @@ def record(run, numbers, rate, shown, stop):
             f"{state.val_loss:.4f}{format_measures(state.measures)}   {state.seconds:7.1f} s   "
             f"{rate:,.0f} {run.task.counted}/s"
         )
+    elif state.seconds - run.saved_s > SAVE_S:
+        run.try_to_save(LAST)
 
 
 @contextlib.contextmanager

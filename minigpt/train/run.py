@@ -86,7 +86,7 @@ class Run:
         if self.task.measure:
             self.validation.measure_s = self.validation.share_s or 0.0
         self.reserve_s, self.save_s, self.unread, self.whole_loss = 0.0, 0.0, 0, None
-        self.notes = [*getattr(data, "notes", ()), *note_on_threads(train_config.shards())]
+        self.notes = [*data.notes, *note_on_threads(train_config.shards())]
         cut = None if checkpoint is None else state.step - bool(state.due)
         self.files = RunFiles(self.folder, cut, self.notes)
 
