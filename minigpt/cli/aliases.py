@@ -162,8 +162,10 @@ TRAIN = {  # nanoGPT, transformers, Lightning, torchrun
         ("--resume-from-checkpoint", "--resume-from", "--checkpoint"),
         "use --resume, which continues from last.safetensors in --out-dir",
     ),
-    "--gradient-checkpointing": "activations are kept, not recomputed; a smaller --batch-size with "
-    "--gradient-accumulation-steps needs less memory",
+    **dict.fromkeys(
+        ("--gradient-checkpointing", "--grad-checkpoint", "--activation-checkpointing"),
+        "use --recompute",
+    ),
     **renamed_flags(),
 }  # fmt: skip
 BEAMS = ("--num-beams", "--beams", "--beam-size")

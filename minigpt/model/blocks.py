@@ -263,7 +263,7 @@ def block_backward(dx, dh, cache):
 
     The four lines of the forward pass in reverse: dx goes past a sublayer, dh through it.
     """
-    grads = {}
+    grads, cache = {}, whole_cache(cache)
     dy, grads["mlp"] = mlp_backward(dh, cache.mlp)
     dx, dh, grads["ln_2"] = add_norm_backward(dx, dy, cache.ln_2)
     dy, grads["attn"] = self_attention_backward(dh, cache.attn)
@@ -326,7 +326,7 @@ def cross_block_forward(
 
 def cross_block_backward(dx, dh, cache):
     """Return dx, dh (B, T, C), dmemory (B, Tk, C) and grads; dx is None if x was None."""
-    grads = {}
+    grads, cache = {}, whole_cache(cache)
     dy, grads["mlp"] = mlp_backward(dh, cache.mlp)
     dx, dh, grads["ln_3"] = add_norm_backward(dx, dy, cache.ln_3)
     dy, dmemory, grads["cross"] = cross_attention_backward(dh, cache.cross)
@@ -334,6 +334,35 @@ def cross_block_backward(dx, dh, cache):
     dy, grads["attn"] = self_attention_backward(dh, cache.attn)
     dx, dh, grads["ln_1"] = add_norm_backward(dx, dy, cache.ln_1)
     return dx, dh, dmemory, grads
+
+
+class Again(NamedTuple):
+    """What a block keeps in place of its cache, to make the cache anew: a forward pass and its
+    arguments.
+    """
+
+    forward: Any
+    args: tuple
+
+
+def without_cache(forward):
+    """Return the forward pass of a block that keeps its arguments alone: for `--recompute`.
+
+    Chen et al. 2016, arXiv:1604.06174, section 4: of a model of L blocks only their inputs are
+    kept, and the backward pass of each runs its forward pass again, a third of a step's work.
+    Dropout comes from a counter, so the second pass drops what the first one has dropped.
+    """
+
+    def forward_alone(*args):
+        *outputs, _ = forward(*args)
+        return *outputs, Again(forward, args)
+
+    return forward_alone
+
+
+def whole_cache(cache):
+    """Return the cache of a block; where it was not kept, from a second forward pass."""
+    return cache.forward(*cache.args)[-1] if isinstance(cache, Again) else cache
 
 
 def block_weights(cache):

@@ -15,7 +15,12 @@ from dataclasses import dataclass
 from minigpt.backend import array_module
 from minigpt.cli import option, option_of
 from minigpt.errors import UserError
-from minigpt.model.blocks import cross_block_backward, cross_block_forward, fold_key
+from minigpt.model.blocks import (
+    cross_block_backward,
+    cross_block_forward,
+    fold_key,
+    without_cache,
+)
 from minigpt.model.gpt import (
     GPTConfig,
     below_head,
@@ -82,7 +87,7 @@ def shapes(config):
     return {**gpt_shapes(config), **decoder, "encoder": encoder}
 
 
-def encoder_forward(source, p, config, rng=None, on_layer=ignore):
+def encoder_forward(source, p, config, rng=None, on_layer=ignore, recompute=False):
     """Read the source: a GPT without the tril mask, in which no token sees padding.
 
     Parameters
@@ -95,6 +100,8 @@ def encoder_forward(source, p, config, rng=None, on_layer=ignore):
         The key of this step's dropout; None is no dropout.
     on_layer : callable, optional
         As in gpt_forward; the names begin with "encoder.".
+    recompute : bool
+        As in gpt_forward.
 
     Returns
     -------
@@ -111,12 +118,21 @@ def encoder_forward(source, p, config, rng=None, on_layer=ignore):
         on_layer(f"encoder.{name}", *arrays)
 
     memory, cache = gpt_forward(
-        source * seen, encoder, config, key, causal=False, key_mask=seen, on_layer=on_encoder
+        source * seen,
+        encoder,
+        config,
+        key,
+        causal=False,
+        key_mask=seen,
+        on_layer=on_encoder,
+        recompute=recompute,
     )
     return memory, seen, cache
 
 
-def decoder_forward(ids, memory, seen, p, config, rng=None, kv=None, on_layer=ignore):
+def decoder_forward(
+    ids, memory, seen, p, config, rng=None, kv=None, on_layer=ignore, recompute=False
+):
     """gpt_forward with blocks that also read memory.
 
     Parameters
@@ -130,7 +146,7 @@ def decoder_forward(ids, memory, seen, p, config, rng=None, kv=None, on_layer=ig
         The key of this step's dropout; None is no dropout.
     kv : DecoderCache, optional
         It also has the keys and values of memory, which is then not looked at.
-    on_layer : callable, optional
+    on_layer, recompute : optional
         As in gpt_forward.
 
     Returns
@@ -140,9 +156,10 @@ def decoder_forward(ids, memory, seen, p, config, rng=None, kv=None, on_layer=ig
     """
     h, embed_cache = embed_forward(ids, p, kv)
     on_layer("wte", h)
+    run_block = without_cache(cross_block_forward) if recompute else cross_block_forward
     x, block_caches = None, []
     for i, block in enumerate(p["h"]):
-        x, h, cache = cross_block_forward(
+        x, h, cache = run_block(
             x,
             h,
             memory,
@@ -199,14 +216,14 @@ def decoder_ids(targets, config):
     return ids
 
 
-def seq2seq_forward(source, targets, p, config, rng=None, on_layer=ignore):
+def seq2seq_forward(source, targets, p, config, rng=None, on_layer=ignore, recompute=False):
     """Encoder, then decoder: the last hidden state at each position of the targets.
 
     Parameters
     ----------
     source, targets : (B, Ts), (B, T) int
         -1 is padding, at the end of a row.
-    on_layer : callable, optional
+    on_layer, recompute : optional
         As in gpt_forward.
 
     Returns
@@ -215,8 +232,9 @@ def seq2seq_forward(source, targets, p, config, rng=None, on_layer=ignore):
     cache : tuple
     """
     ids = decoder_ids(targets, config)
-    memory, seen, encoder_cache = encoder_forward(source, p, config, rng, on_layer)
-    x, decoder_cache = decoder_forward(ids, memory, seen, p, config, rng, on_layer=on_layer)
+    also = {"on_layer": on_layer, "recompute": recompute}
+    memory, seen, encoder_cache = encoder_forward(source, p, config, rng, **also)
+    x, decoder_cache = decoder_forward(ids, memory, seen, p, config, rng, **also)
     return x, (encoder_cache, decoder_cache, config.share_embedding)
 
 
@@ -249,8 +267,10 @@ def loss_backward(dloss, cache):
     return below_head(seq2seq_backward, cache, untied, *cross_entropy_backward(dloss, loss_cache))
 
 
-def loss_and_gradients(source, targets, p, config, rng=None, count=None, dloss=1.0):
+def loss_and_gradients(
+    source, targets, p, config, rng=None, count=None, dloss=1.0, recompute=False
+):
     """Both passes of the loss, as training takes them; see gpt.loss_and_gradients."""
-    x, cache = seq2seq_forward(source, targets, p, config, rng)
+    x, cache = seq2seq_forward(source, targets, p, config, rng, recompute=recompute)
     loss, *of_head = cross_entropy_both(x, targets, **head_params(p), count=count, dloss=dloss)
     return loss, below_head(seq2seq_backward, cache, "lm_head" in p, *of_head)

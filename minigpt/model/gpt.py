@@ -10,7 +10,7 @@ from minigpt import cli
 from minigpt.backend import array_module
 from minigpt.cli import option
 from minigpt.errors import UserError
-from minigpt.model.blocks import block_backward, block_forward, fold_key
+from minigpt.model.blocks import block_backward, block_forward, fold_key, without_cache
 from minigpt.model.init import block_shapes, embedding_shapes, norm_shapes
 from minigpt.ops.activation import KINDS
 from minigpt.ops.add_norm import add_norm_backward, add_norm_forward
@@ -193,7 +193,17 @@ def ignore(name, *arrays):
     """Do nothing with what a layer has computed."""
 
 
-def gpt_forward(ids, p, config, rng=None, kv=None, causal=True, key_mask=None, on_layer=ignore):
+def gpt_forward(
+    ids,
+    p,
+    config,
+    rng=None,
+    kv=None,
+    causal=True,
+    key_mask=None,
+    on_layer=ignore,
+    recompute=False,
+):
     """Embedding, blocks, final layernorm.
 
     Parameters
@@ -210,6 +220,8 @@ def gpt_forward(ids, p, config, rng=None, kv=None, causal=True, key_mask=None, o
         As in block_forward: the GPT as an encoder.
     on_layer : callable, optional
         Called with the name of each layer and the arrays that it has computed.
+    recompute : bool
+        Keep the inputs of the blocks in place of their caches; see blocks.without_cache.
 
     Returns
     -------
@@ -218,9 +230,10 @@ def gpt_forward(ids, p, config, rng=None, kv=None, causal=True, key_mask=None, o
     """
     h, embed_cache = embed_forward(ids, p, kv)
     on_layer("wte", h)
+    run_block = without_cache(block_forward) if recompute else block_forward
     x, block_caches = None, []
     for i, block in enumerate(p["h"]):
-        x, h, cache = block_forward(
+        x, h, cache = run_block(
             x,
             h,
             block,
@@ -299,8 +312,10 @@ def loss_backward(dloss, cache):
     return below_head(gpt_backward, cache, untied, *cross_entropy_backward(dloss, loss_cache))
 
 
-def loss_and_gradients(ids, targets, p, config, rng=None, count=None, dloss=1.0):
+def loss_and_gradients(ids, targets, p, config, rng=None, count=None, dloss=1.0, recompute=False):
     """Both passes of the loss, as training takes them: the head's two passes are one op.
+
+    `recompute` is that of gpt_forward.
 
     Returns
     -------
@@ -308,7 +323,7 @@ def loss_and_gradients(ids, targets, p, config, rng=None, count=None, dloss=1.0)
     grads : tree
         dloss times the gradient of the loss, nested as the parameters.
     """
-    x, cache = gpt_forward(ids, p, config, rng)
+    x, cache = gpt_forward(ids, p, config, rng, recompute=recompute)
     loss, *of_head = cross_entropy_both(x, targets, **head_params(p), count=count, dloss=dloss)
     return loss, below_head(gpt_backward, cache, "lm_head" in p, *of_head)
 

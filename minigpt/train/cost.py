@@ -16,15 +16,18 @@ def flops_per_step(config, train_config):
     layer, the head included, which Kaplan et al. 2020, arXiv:2001.08361, table 1, leave out.
     Attention is counted as in that table: nanoGPT's estimate (PaLM, arXiv:2204.02311, appendix B),
     halved by the mask. Elementwise work is not counted. Of an encoder-decoder it is what a step can
-    take at most: sources and targets of block_size tokens.
+    take at most: sources and targets of block_size tokens. With --recompute the blocks have four
+    products in place of three.
     """
     T, C = config.block_size, config.n_embd
     tokens = train_config.batch_size * train_config.gradient_accumulation_steps * T
     blocks, encoder, cross = count_layers(config)
-    weights = (12 * blocks + 4 * cross) * C * C + config.vocab_size * C
+    of_blocks = (12 * blocks + 4 * cross) * C * C
     # Two products a token and layer: with (T + 1) / 2 keys under the mask, with T without it.
     seen = ((blocks - encoder) * (T + 1) + (encoder + cross) * 2 * T) * C
-    return 6 * (weights + seen) * tokens
+    head = config.vocab_size * C
+    products = 4 if train_config.recompute else 3
+    return 2 * (products * (of_blocks + seen) + 3 * head) * tokens
 
 
 def step_seconds(config, flops, rate):

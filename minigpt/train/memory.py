@@ -68,6 +68,15 @@ def saved_by_block(config, B, Tq, Tk=0):
     return numbers
 
 
+def saved_by_blocks(config, recompute, B, Tq, Tk=0):
+    """Return the numbers that all blocks of a stack keep, of B rows of Tq tokens; see above.
+
+    Where they are run again in the backward pass, that is their two inputs.
+    """
+    kept = 2 * B * Tq * config.n_embd if recompute else saved_by_block(config, B, Tq, Tk)
+    return config.n_layer * kept
+
+
 def in_flight(config, T, training):
     """Return the numbers per token that are in use for a moment, in one block or at the ends.
 
@@ -105,16 +114,18 @@ def logits(config, n, training):
     return (rows + n % rows) * V + rows * config.n_embd
 
 
-def passes(config, B, T, Ts, training):
+def passes(config, B, T, Ts, training, recompute=False):
     """Return the numbers that a thread makes for B rows of T tokens, beside gradients of weights.
 
     Of an encoder-decoder Ts is that of the sources, else 0.
     """
     numbers = scratch(config, max(T, Ts)) + logits(config, B * T, training)
     numbers += B * T * in_flight(config, T, training)
-    numbers += config.n_layer * saved_by_block(config, B, T, Ts)
+    numbers += saved_by_blocks(config, recompute, B, T, Ts)
+    if recompute:  # the cache of one block at a time, and its output, which is not needed then
+        numbers += saved_by_block(config, B, T, Ts) + B * T * config.n_embd
     if Ts:  # the encoder; its ends, memory and the two gradients that are summed up to that of it
-        numbers += config.n_layer * saved_by_block(config, B, Ts) + B * Ts * (5 + 3) * config.n_embd
+        numbers += saved_by_blocks(config, recompute, B, Ts) + B * Ts * (5 + 3) * config.n_embd
     return numbers
 
 
@@ -122,7 +133,8 @@ def activations(config, train_config, T, Ts):
     """Return the numbers that all threads make in the passes: of a step or, if more, evaluation."""
     total, rows = 0, max(1, EVAL_TOKENS // config.block_size)
     for shard in shard_slices(train_config.batch_size, train_config.shards()):
-        step = passes(config, shard.stop - shard.start, T, Ts, training=True)
+        B, recompute = shard.stop - shard.start, train_config.recompute
+        step = passes(config, B, T, Ts, training=True, recompute=recompute)
         total += max(step, passes(config, rows, T, Ts, training=False))
     return total
 
@@ -184,7 +196,10 @@ def device_memory(config, train_config):
     n, (blocks, _, crosses) = count_parameters(config), count_layers(config)
     itemsize = 2 if train_config.dtype == "float16" else 4
     C, tokens = config.n_embd, train_config.batch_size * config.block_size
-    made = tokens * C * (16 * blocks + 6 * crosses + 24)  # 24: of one layer, fitted
+    kept = 16 * blocks + 6 * crosses
+    if train_config.recompute:
+        kept = 2 * blocks + 16 + 6 * (crosses > 0)
+    made = tokens * C * (kept + 24)  # 24: of one layer, fitted
     return {
         "weights": 4 * n + (2 * n if itemsize == 2 else 0),
         "gradients": 4 * n + itemsize * n,
@@ -231,5 +246,6 @@ def smaller_step(train_config):
         )
     if train_config.shards() > 1:
         ways.append("fewer --threads")
+    ways += [] if train_config.recompute else ["--recompute"]
     ways.append("a smaller --block-size or model")
     return f"use {', or '.join(ways)}; --dry-run shows what is needed"

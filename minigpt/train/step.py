@@ -89,6 +89,7 @@ class Trainer:
                 rng._replace(row=rows.start),
                 count,
                 scale,
+                recompute=self.train_config.recompute,
             )
 
         done = self.workers.map(shard, shard_slices(len(ids), self.workers.n))

@@ -14,6 +14,9 @@ def test_flops_by_hand():
     seen = (1 + 2 + 3) * 4 * 2 * 2  # keys of three queries, channels, q k^T and w v, layers
     per_sequence = 2 * 3 * (linear * 3 + seen)  # 2 per multiply-add; forward, dx and dw
     assert flops_per_step(*resolve(values, {"vocab_size": 11})) == per_sequence * 5 * 7
+    again = 2 * ((linear - 4 * 11) * 3 + seen)  # the forward pass of the blocks, without the head
+    values["recompute"] = True
+    assert flops_per_step(*resolve(values, {"vocab_size": 11})) == (per_sequence + again) * 5 * 7
 
 
 @pytest.mark.parametrize(

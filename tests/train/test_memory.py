@@ -68,6 +68,11 @@ MODELS = {
     "long": NANOGPT | WIDE | {"block_size": 1024, "batch_size": 2, "rotary": True},
     "large vocabulary": NANOGPT | WIDE | {"vocab_size": 12000, "activation": "gelu_tanh"},
     "pairs, two threads": PAIRS | {"threads": 2, "batch_size": 24},
+    "recomputed": NANOGPT | WIDE | {"n_layer": 8, "recompute": True},
+    "recomputed, long, dropout, two threads": NANOGPT
+    | WIDE
+    | {"n_layer": 8, "block_size": 512, "dropout": 0.1, "threads": 2, "recompute": True},
+    "recomputed pairs": PAIRS | {"n_layer": 6, "batch_size": 24, "recompute": True},
     "pairs, muon, dropout": PAIRS | {"optimizer": "muon", "dropout": 0.1, "batch_size": 24},
 }
 
@@ -217,9 +222,13 @@ def test_other_commands_say_what_they_lacked_memory_for(
     [
         ({"batch_size": 64, "sampler": "weyl"}, "use --batch-size 32 with --gradient-accumulation"),
         ({"batch_size": 64, "sampler": "weyl"}, "-steps 4 (a step then has the same tokens)"),
-        ({"batch_size": 64, "sampler": "uniform"}, "-steps 4, or fewer --threads, or a smaller"),
+        (
+            {"batch_size": 64, "sampler": "uniform"},
+            "-steps 4, or fewer --threads, or --recompute",
+        ),
         ({"batch_size": 5, "sampler": "weyl"}, "--batch-size 3 with --gradient-accumulation-steps"),
-        ({"batch_size": 1}, "use a smaller --block-size or model; --dry-run shows"),
+        ({"batch_size": 1}, "use --recompute, or a smaller --block-size or model; --dry-run"),
+        ({"batch_size": 1, "recompute": True}, "use a smaller --block-size or model; --dry-run"),
     ],
 )
 def test_the_advice_for_a_step_is_a_command_line(values, said):

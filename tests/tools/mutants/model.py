@@ -218,4 +218,27 @@ MUTANTS = {
             CACHED,
         ),
     ],
+    "minigpt/model::whole_cache": [
+        (
+            "the second pass of a block drops something else",
+            "cache.forward(*cache.args)[-1]",
+            "cache.forward(*(a._replace(row=a.row + 1) if hasattr(a, 'row') else a"
+            " for a in cache.args))[-1]",
+            "model/test_recompute.py::test_steps_of_training_have_the_same_bits[0.2-2]",
+        ),
+        (
+            "the second pass of a block drops nothing",
+            "cache.forward(*cache.args)[-1]",
+            "cache.forward(*(None if hasattr(a, 'row') else a for a in cache.args))[-1]",
+            "model/test_recompute.py::test_steps_of_training_have_the_same_bits[0.2-2]",
+        ),
+    ],
+    "minigpt/model::without_cache": [
+        (
+            "a block keeps its whole cache",
+            "*outputs, _ = forward(*args)",
+            "*outputs, args = forward(*args)",
+            "model/test_recompute.py::test_a_block_keeps_its_inputs_alone",
+        ),
+    ],
 }
