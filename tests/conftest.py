@@ -65,6 +65,11 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item not in slow]
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("bpe"):
+        pytest.importorskip("tokenizers")
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(1337)

@@ -154,7 +154,7 @@ def test_launches_need_a_device_on_the_cpu(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.torch
+@pytest.mark.reference
 def test_attention_beside_torch(tmp_path):
     pytest.importorskip("torch")
     found = records(tmp_path, *ATTENTION, *ONE_THREAD, "--no-memory")
@@ -192,7 +192,7 @@ def test_step(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.torch
+@pytest.mark.reference
 def test_step_beside_torch(tmp_path):
     pytest.importorskip("torch")
     found = records(tmp_path, *STEP[:-1], *ONE_THREAD, "--dropout", "0.1", "--optimizer", "fused")
@@ -202,7 +202,7 @@ def test_step_beside_torch(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.torch
+@pytest.mark.reference
 @pytest.mark.parametrize(
     "command, before, message",
     [
@@ -225,7 +225,7 @@ def test_sample(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.torch
+@pytest.mark.reference
 def test_sample_beside_torch(tmp_path):
     pytest.importorskip("torch")
     names = [r["candidate"] for r in records(tmp_path, *SAMPLE)]
@@ -262,7 +262,7 @@ def test_time_to_loss(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.torch
+@pytest.mark.reference
 def test_time_to_loss_beside_torch(tmp_path):
     pytest.importorskip("torch")
     (tmp_path / "text").write_text("First Citizen:\nBefore we proceed any further, hear me. " * 200)
@@ -319,7 +319,7 @@ def test_memory_is_what_dry_run_says(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.torch
+@pytest.mark.reference
 def test_follow(tmp_path):
     pytest.importorskip("torch")
     (tmp_path / "text").write_text("First Citizen:\nBefore we proceed any further, hear me. " * 200)

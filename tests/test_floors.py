@@ -24,6 +24,7 @@ FLOORS = (  # from the lowest
 FLOOR = {folder: floor for floor, folders in enumerate(FLOORS) for folder in folders}
 TOGETHER = {"backend", "ops"}
 ARRAYS = {"numpy", "cupy", "cupyx", "torch"}
+REFERENCE = {"torch", "transformers", "peft", "tiktoken"}  # what tests and benches compare with
 
 
 def imports(path):
@@ -92,3 +93,9 @@ def test_the_mathematics_imports_no_array_library():
             if path.name != "checkpoint.py":
                 roots = {module.partition(".")[0] for module in imports(path)}
                 assert not roots & ARRAYS, path
+
+
+def test_the_package_imports_nothing_that_it_is_compared_with():
+    for path in (ROOT / "minigpt").rglob("*.py"):
+        roots = {module.partition(".")[0] for module in imports(path)}
+        assert not roots & REFERENCE, path

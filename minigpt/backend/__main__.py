@@ -30,6 +30,7 @@ from minigpt.errors import UserError
 REQUIRED = ("numpy", "safetensors", "threadpoolctl", "tqdm")
 OPTIONAL = {
     "matplotlib": "pictures of losses and of attention",
+    "tokenizers": "subword tokens",
     "pytest": "the tests",
     "hypothesis": "the tests",
     "torch": "comparisons in tests and benches",

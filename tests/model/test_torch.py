@@ -99,7 +99,7 @@ def torch():
     return pytest.importorskip("torch")
 
 
-@pytest.mark.torch
+@pytest.mark.reference
 @pytest.mark.parametrize("case", CASES)
 def test_the_recording_is_what_torch_says_today(torch, case):
     config = gpt_config(**CASES[case])
@@ -110,7 +110,7 @@ def test_the_recording_is_what_torch_says_today(torch, case):
     assert_same(today, recorded, 1e-9)
 
 
-@pytest.mark.torch
+@pytest.mark.reference
 @pytest.mark.parametrize("options", ALL, ids=lambda options: "-".join(map(str, options.values())))
 def test_loss_logits_and_every_gradient(torch, options):
     config = gpt_config(vocab_size=13, block_size=9, n_layer=2, n_head=3, n_embd=12, **options)
@@ -118,7 +118,7 @@ def test_loss_logits_and_every_gradient(torch, options):
     assert_same(first_step(*made, config), reference.first_step(*made, config), 1e-9)
 
 
-@pytest.mark.torch
+@pytest.mark.reference
 @pytest.mark.parametrize("rotary", [True, False])
 @pytest.mark.parametrize("bigram", [True, False])
 @pytest.mark.parametrize("n_head", [1, 3, 6])
@@ -128,7 +128,7 @@ def test_every_gradient_with_rotary_positions_and_pairs(torch, rotary, bigram, n
     assert_same(first_step(*made, config), reference.first_step(*made, config), 1e-9)
 
 
-@pytest.mark.torch
+@pytest.mark.reference
 @pytest.mark.parametrize("case", CASES)
 def test_a_larger_model(torch, case):
     sizes = {"vocab_size": 65, "block_size": 70, "n_layer": 3, "n_head": 4, "n_embd": 64}
@@ -138,7 +138,7 @@ def test_a_larger_model(torch, case):
     assert_same(first_step(*made, config), reference.first_step(*made, config), 1e-9)
 
 
-@pytest.mark.torch
+@pytest.mark.reference
 @pytest.mark.parametrize("case", CASES)
 def test_twenty_steps_of_adamw(torch, case):
     config = gpt_config(**{**CASES[case], "n_embd": 12, "n_head": 3})
@@ -146,13 +146,13 @@ def test_twenty_steps_of_adamw(torch, case):
     assert_same(train(*made, config), reference.train(*made, config), 1e-7)
 
 
-@pytest.mark.torch
+@pytest.mark.reference
 @pytest.mark.parametrize("step", range(0, 30, 3))
 def test_learning_rate_is_nanogpts(torch, step):
     np.testing.assert_allclose(learning_rate(step, RECIPE), reference.rate(step), rtol=1e-14)
 
 
-@pytest.mark.torch
+@pytest.mark.reference
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("Tq, Tk", [(5, 5), (3, 150), (150, 3), (140, 140)])
 @pytest.mark.parametrize("causal", [False, True])

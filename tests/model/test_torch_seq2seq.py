@@ -73,7 +73,7 @@ def torch_loss(torch, model, tables, source, targets, config):
     )
 
 
-@pytest.mark.torch
+@pytest.mark.reference
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 @pytest.mark.parametrize(
