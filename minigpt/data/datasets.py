@@ -16,6 +16,7 @@ from minigpt.backend import to_device
 from minigpt.cli import first_of
 from minigpt.cli.characters import visible
 from minigpt.data.batches import check_length, only_in, split
+from minigpt.data.characters import CharTokenizer
 from minigpt.data.corpus import builtin_source
 from minigpt.data.dates import date_pairs
 from minigpt.data.pair_files import read_pairs
@@ -23,7 +24,7 @@ from minigpt.data.pairs import SPLITS, Pairs, check_lengths, digest, needed_leng
 from minigpt.data.sources import describe, empty_note, find_sources, hold
 from minigpt.data.survey import survey
 from minigpt.data.token_files import encode_text
-from minigpt.data.tokenizers import CharTokenizer, PairTokenizer
+from minigpt.data.tokenizers import PairTokenizer
 
 MAX_SHOWN = 20  # tokens in a note
 

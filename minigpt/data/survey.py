@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minigpt.data.characters import code_points
 from minigpt.data.sources import read_parts
-from minigpt.data.tokenizers import code_points
 from minigpt.errors import UserError
 from minigpt.files import MARK
 

@@ -14,7 +14,7 @@ import pytest
 
 from minigpt.backend import to_device, to_host
 from minigpt.data.batches import eval_batches, random_batch
-from minigpt.data.tokenizers import CharTokenizer
+from minigpt.data.characters import CharTokenizer
 from minigpt.files import LAST
 from minigpt.model import checkpoint
 from minigpt.model.init import init_params

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from minigpt.cli.characters import display_width, pad, quoted, token_table, visible, wrap
-from minigpt.data.tokenizers import CharTokenizer
+from minigpt.data.characters import CharTokenizer
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from minigpt.backend import to_host
 from minigpt.data import __main__ as walkthrough
 from minigpt.data import batches as data
+from minigpt.data.characters import CharTokenizer
 from minigpt.data.datasets import TextData
-from minigpt.data.tokenizers import CharTokenizer
 from minigpt.errors import UserError
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from minigpt.data import corpus, token_files
+from minigpt.data.characters import CharTokenizer
 from minigpt.data.datasets import TextData
 from minigpt.data.token_files import HEADER, dtype_of
-from minigpt.data.tokenizers import CharTokenizer
 from minigpt.errors import UserError
 from minigpt.train import __main__ as train
 from tests.tools.training import FLAGS, TEXT

@@ -6,11 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.data.tokenizers import (
-    CharTokenizer,
-    Tokenizer,
-    tokenizer_from_json,
-)
+from minigpt.data.characters import CharTokenizer
+from minigpt.data.tokenizer import Tokenizer
+from minigpt.data.tokenizers import tokenizer_from_json
 from minigpt.errors import UserError
 
 ANY_TEXT = st.text(st.characters())  # lone surrogates too
@@ -105,6 +103,12 @@ def test_json_keeps_the_table(text):
 def test_refuses_another_table(table):
     with pytest.raises(UserError, match="not the table of a character tokenizer"):
         CharTokenizer.from_json(table)
+
+
+def test_a_token_has_the_bytes_of_its_character():
+    tokenizer = CharTokenizer.from_text("\naé漢😀\ud800")
+    assert tokenizer.byte_lengths.tolist() == [1, 1, 2, 3, 3, 4]
+    assert tokenizer.byte_lengths.dtype == np.int64 and tokenizer.end_of_text is None
 
 
 def test_vocabulary_is_the_sorted_set():

@@ -14,7 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from minigpt.backend import to_device, to_host
-from minigpt.data.tokenizers import CharTokenizer
+from minigpt.data.characters import CharTokenizer
 from minigpt.errors import UserError
 from minigpt.model import checkpoint
 from minigpt.model.checkpoint import load, save

@@ -9,7 +9,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from minigpt.data.tokenizers import CharTokenizer
+from minigpt.data.characters import CharTokenizer
 from minigpt.errors import UserError
 from minigpt.model.checkpoint import load, save
 from minigpt.model.init import init_params

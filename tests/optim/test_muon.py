@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minigpt.backend import to_host
-from minigpt.data.tokenizers import CharTokenizer
+from minigpt.data.characters import CharTokenizer
 from minigpt.model import encoder_decoder as seq2seq
 from minigpt.model.checkpoint import load, save
 from minigpt.model.init import init_params

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from minigpt.data.datasets import PairData, TextData
-from minigpt.data.tokenizers import KINDS, PairTokenizer, StreamDecoder, Tokenizer
+from minigpt.data.tokenizer import StreamDecoder, Tokenizer
+from minigpt.data.tokenizers import KINDS, PairTokenizer
 from minigpt.errors import UserError
 from minigpt.model.checkpoint import load, save
 from minigpt.model.encoder_decoder import Seq2SeqConfig

@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from minigpt.data.tokenizers import CharTokenizer, PairTokenizer
+from minigpt.data.characters import CharTokenizer
+from minigpt.data.tokenizers import PairTokenizer
 from minigpt.errors import UserError
 from minigpt.model.encoder_decoder import Seq2SeqConfig
 from minigpt.report import attention

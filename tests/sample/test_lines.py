@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.data.tokenizers import CharTokenizer
+from minigpt.data.characters import CharTokenizer
 from minigpt.errors import UserError
 from minigpt.sample import prompt as prompts
 from minigpt.sample.__main__ import main

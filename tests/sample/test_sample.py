@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from minigpt import cli
 from minigpt.backend import is_plain
-from minigpt.data.tokenizers import CharTokenizer
+from minigpt.data.characters import CharTokenizer
 from minigpt.errors import UserError
 from minigpt.model.checkpoint import save
 from minigpt.model.gpt import GPTConfig, shapes

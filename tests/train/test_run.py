@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from minigpt import cli
-from minigpt.data.tokenizers import CharTokenizer
+from minigpt.data.characters import CharTokenizer
 from minigpt.errors import UserError
 from minigpt.files import BEST, LAST, METRICS, PICTURE, writing
 from minigpt.files import RUN_FILES as FILES
