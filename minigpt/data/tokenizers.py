@@ -6,6 +6,8 @@ A new kind is a subclass of Tokenizer with an entry in KINDS.
 import json
 from typing import NamedTuple
 
+import numpy as np
+
 from minigpt import cli
 from minigpt.data.characters import CharTokenizer
 from minigpt.data.tokenizer import Tokenizer
@@ -60,6 +62,11 @@ class PairTokenizer(NamedTuple):
     def vocab_size(self):
         """Number of tokens of the target, END included."""
         return self.target.vocab_size + 1
+
+    @property
+    def byte_lengths(self):
+        """Bytes of UTF-8 of each token of the target, 0 for END: (vocab_size,) int64."""
+        return np.append(self.target.byte_lengths, 0)
 
     @property
     def end(self):

@@ -24,14 +24,16 @@ def draw_losses(folder):
 
 def plot_losses(figure, lines):
     """Plot the losses of metrics, an iterable of dicts, into a figure."""
-    axes = figure.subplots()
+    axes, lines = figure.subplots(), list(lines)
     points = {key: [] for key in LABELS}
     for line in lines:
         for key, found in points.items():
             if line.get(key) is not None:
                 found.append((line["step"], line[key]))
-    later = []
+    later, bits = [], [line["val_bpb"] for line in lines if line.get("val_bpb") is not None]
     for key, label in LABELS.items():
+        if key == "val_loss" and bits:
+            label += f" ({bits[-1]:.3f} bits per byte at the end)"
         axes.plot(*zip(*points[key], strict=True), label=label, marker="o" * (key == "val_loss"))
         later += [loss for step, loss in points[key] if step > EARLY * points[key][-1][0]]
     axes.set(xlabel="step", ylabel="loss (nats per token)")

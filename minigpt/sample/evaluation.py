@@ -1,10 +1,14 @@
-"""The mean loss over a split, or over an even part of it.
+"""The mean loss over a split, or over an even part of it; and its bits per byte.
+
+Nats per token depend on what a token is. Bits per byte do not, so that models with different
+tokenizers compare: what it takes to write the targets with the model, over what they take in UTF-8.
 
 A split is a row of items in a fixed order: windows of a text, pairs by length. A part of it takes
 every so many, so that it is like the whole, and the same in every evaluation of a run.
 """
 
 import itertools
+import math
 
 import numpy as np
 
@@ -12,6 +16,7 @@ from minigpt.backend import array_module, to_device
 
 EVAL_TOKENS = 512  # per forward pass on a CPU: more is no faster
 GROUP = 16  # batches between two signs of progress
+COUNTED_ROWS = 4096  # whose bytes are counted at a time
 
 
 def spread(n, k):
@@ -72,3 +77,40 @@ def mean_loss(task, params, config, batches, map=map, show=None):
             show(sum(count for _, count in totals))
     losses, counts = zip(*totals, strict=True)
     return sum(losses) / sum(counts), sum(counts)
+
+
+def count_bytes(task, split, config, byte_lengths, which=None):
+    """Return (targets, size): how many targets a split has, and their bytes in UTF-8.
+
+    Parameters
+    ----------
+    task : Task
+    split : (N,) int, or Pairs
+    config : GPTConfig or Seq2SeqConfig
+    byte_lengths : (V,) int
+        Of each token; 0 for one that stands for no text, such as the END of pairs.
+    which : (k,) int, optional
+        Items of the split, if not all are meant.
+    """
+    count = size = 0
+    for _, targets in task.eval_batches(split, config, COUNTED_ROWS, which):
+        targets = targets[targets >= 0]  # without padding
+        count += targets.size
+        size += int(to_device(byte_lengths, array_module(targets))[targets].sum())
+    return count, size
+
+
+def bits_per_byte(loss, targets, size):
+    """Return a mean loss in bits per byte of the targets, or None if they have no bytes.
+
+    What a target without bytes costs counts, too: END says where a target ends, and without it the
+    text is not written. The texts that a GPT learns from have no such token.
+
+    Parameters
+    ----------
+    loss : float
+        Nats per token.
+    targets, size : int
+        As from `count_bytes`.
+    """
+    return loss * targets / (math.log(2) * size) if size else None

@@ -25,7 +25,13 @@ from minigpt.data.sources import describe, find_sources, hold, read_parts
 from minigpt.data.survey import survey
 from minigpt.errors import UserError
 from minigpt.sample.answers import answer_each
-from minigpt.sample.evaluation import EVAL_TOKENS, mean_loss, some_of
+from minigpt.sample.evaluation import (
+    EVAL_TOKENS,
+    bits_per_byte,
+    count_bytes,
+    mean_loss,
+    some_of,
+)
 from minigpt.sample.memory import lines_that_fit
 from minigpt.sample.prompt import LINES, Line, encode_line, encode_text, in_parts, knows
 
@@ -69,7 +75,7 @@ def score_text(task, params, config, tokenizer, data, options, show):
     -------
     score : dict
         characters, tokens: that are predicted; unknown_characters; loss (nats per token),
-        perplexity, bits_per_character, bits_per_byte (of UTF-8).
+        perplexity, bits_per_character, bits_per_byte (of UTF-8, see evaluation.py).
     """
     sources = hold(find_sources(data))
     found = survey(sources)
@@ -80,9 +86,10 @@ def score_text(task, params, config, tokenizer, data, options, show):
             "score needs 2"
         )
     loss, count = loss_of(task, params, config, ids, show)
-    removed.update(tokenizer.decode(ids[:1].tolist()))  # the first token is not predicted
-    bits, length = loss * count / math.log(2), found.length - removed.total()
-    size = found.size - sum(len(char.encode("utf-8")) * n for char, n in removed.items())
+    # The first token is not predicted; a character that it only begins is.
+    removed.update(tokenizer.decoder().push(ids[:1].tolist()))
+    length = found.length - removed.total()
+    sizes = count_bytes(task, ids, config, tokenizer.byte_lengths)
     unknown = {char: n for char, n in removed.most_common() if not knows(tokenizer, char)}
     unknown.pop("\r", None)
     return {
@@ -92,8 +99,8 @@ def score_text(task, params, config, tokenizer, data, options, show):
         "tokens": count,
         "loss": loss,
         "perplexity": perplexity(loss),
-        "bits_per_character": bits / length,
-        "bits_per_byte": bits / size,
+        "bits_per_character": loss * count / math.log(2) / length,
+        "bits_per_byte": bits_per_byte(loss, *sizes),
         "not_scored": [describe_unknown(unknown)] if unknown else [],
     }
 
@@ -149,8 +156,9 @@ def score_pairs(task, params, config, tokenizer, data, options, show):
     Returns
     -------
     score : dict
-        pairs, tokens: of the targets; loss, perplexity; exact_match, of all pairs; beam;
-        wrong_answers: how many; wrong: some of them, {"source", "expected", "answer"} each.
+        pairs, tokens: of the targets; loss, perplexity; bits_per_byte: of the targets, their ENDs
+        in the bits; exact_match, of all pairs; beam; wrong_answers: how many; wrong: some of them,
+        {"source", "expected", "answer"} each.
     """
     lines_that_fit(config, options.beam, "--beam")  # before anything is read
     files, name = read_files(data)
@@ -159,6 +167,7 @@ def score_pairs(task, params, config, tokenizer, data, options, show):
         raise UserError(f"none of {len(bad):,} lines can be scored; the first: {bad[0]}")
     split = Pairs(pairs, tokenizer)
     loss, count = loss_of(task, params, config, split, show)
+    sizes = count_bytes(task, split, config, tokenizer.byte_lengths)
     model = params, config, tokenizer
     answers = answers_to(model, lines, split.order, options.beam, show)
     wrong = [
@@ -172,6 +181,7 @@ def score_pairs(task, params, config, tokenizer, data, options, show):
         "tokens": count,
         "loss": loss,
         "perplexity": perplexity(loss),
+        "bits_per_byte": bits_per_byte(loss, *sizes),
         "exact_match": (len(pairs) - len(wrong)) / len(pairs),
         "beam": options.beam,
         "wrong_answers": len(wrong),

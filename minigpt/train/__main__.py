@@ -24,7 +24,7 @@ from minigpt.train.loop import reported, started, train_run
 from minigpt.train.memory import longest, resident
 from minigpt.train.nonfinite import Diverged
 from minigpt.train.options import PROG, options, parse
-from minigpt.train.progress import format_measures
+from minigpt.train.progress import format_bits, format_measures
 from minigpt.train.resume import folder_of, resume_run, stored_run
 from minigpt.train.run import new_run, open_data
 from minigpt.train.run_dir import locked
@@ -60,9 +60,8 @@ def finish(run):
     best = ""
     if state.best_loss is not None:  # there is none if it could not be saved
         best = f", {state.best_loss:.4f} (best, step {state.best_step:,})"
-    print(
-        f"\nvalidation loss {last}){best}{format_measures(state.measures)}, {state.seconds:.1f} s"
-    )
+    measured = f"{format_bits(run.val_bpb)}{format_measures(state.measures)}"
+    print(f"\nvalidation loss {last}){best}{measured}, {state.seconds:.1f} s")
     # The run is done, whatever becomes of its picture and its sample.
     try:
         print(f"picture: {cli.printable(str(draw_losses(run.folder)))}")

@@ -14,7 +14,7 @@ from minigpt.files import LAST, METRICS
 from minigpt.train.interrupt import Stopped
 from minigpt.train.means import Throughput
 from minigpt.train.nonfinite import Diverged
-from minigpt.train.progress import format_loss, format_measures, progress_of
+from minigpt.train.progress import format_bits, format_loss, format_measures, progress_of
 from minigpt.train.threads import Workers
 
 SAVE_S = 300.0  # seconds of training that no checkpoint has, at most, where evaluations are rare
@@ -63,7 +63,7 @@ def record(run, numbers, rate, shown, stop):
         stop.release()
         shown.evaluating(0, 1)
         run.evaluate(stop, shown.evaluating)
-        measures = {"val_loss": state.val_loss, **state.measures}
+        measures = {"val_loss": state.val_loss, "val_bpb": run.val_bpb, **state.measures}
     line = {"step": state.step, "tokens": state.tokens, "seconds": round(state.seconds, 3)}
     line |= {"train_loss": run.losses.mean, **measures, **numbers}
     run.files.log({**line, "tokens_per_second": round(rate)})
@@ -73,7 +73,8 @@ def record(run, numbers, rate, shown, stop):
         shown.notes()
         shown.line(
             f"step {state.step:>6,}   train {format_loss(run.losses.mean)}   validation "
-            f"{state.val_loss:.4f}{format_measures(state.measures)}   {state.seconds:7.1f} s   "
+            f"{state.val_loss:.4f}{format_bits(run.val_bpb)}{format_measures(state.measures)}   "
+            f"{state.seconds:7.1f} s   "
             f"{rate:,.0f} {run.task.counted}/s"
         )
     elif state.seconds - run.saved_s > SAVE_S:

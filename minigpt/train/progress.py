@@ -14,6 +14,11 @@ def format_loss(loss):
     return "-" if loss is None else f"{loss:.4f}"
 
 
+def format_bits(bpb):
+    """Return bits per byte beside a loss, as text: ", 2.2373 bits/byte", or nothing."""
+    return "" if bpb is None else f", {bpb:.4f} bits/byte"
+
+
 def format_measures(measures):
     """Return what was measured beside the loss: ", exact match 99.50% of 2,000", or nothing."""
     shares = dict(measures)

@@ -16,6 +16,7 @@ from minigpt.model.init import init_params
 from minigpt.optim.clipping import GRAD_SCALE
 from minigpt.optim.schedule import budget_used
 from minigpt.params import Params
+from minigpt.sample.evaluation import bits_per_byte, count_bytes
 from minigpt.sample.tasks import TASKS, task_of
 from minigpt.train.clock import Clock
 from minigpt.train.config import resolve, train_config_of
@@ -66,6 +67,9 @@ class Run:
     files : RunFiles
     whole_loss : float or None
         At the end of a run: the loss over the whole validation split, if evaluations take a part.
+    val_bpb : float or None
+        Bits per byte of the last evaluation, in the end of the whole split; None before the first,
+        or where the targets have no bytes.
     notes : list of str
         Lines for the user, which whoever prints them takes out.
     """
@@ -85,7 +89,8 @@ class Run:
         self.validation = Validation(*size, train_config, state.eval_targets)
         if self.task.measure:
             self.validation.measure_s = self.validation.share_s or 0.0
-        self.reserve_s, self.save_s, self.unread, self.whole_loss = 0.0, 0.0, 0, None
+        self.reserve_s, self.save_s, self.unread = 0.0, 0.0, 0
+        self.whole_loss = self.val_bpb = None
         self.notes = [*data.notes, *note_on_threads(train_config.shards())]
         cut = None if checkpoint is None else state.step - bool(state.due)
         self.files = RunFiles(self.folder, cut, self.notes)
@@ -259,6 +264,7 @@ class Run:
         state.eval_targets = validation.limit
         map = interruptible(self.trainer.workers.map, stop)
         state.val_loss = self.loss_of(validation.which, 0, validation.limit, map, show)
+        self.val_bpb = self.bits_per_byte(state.val_loss, validation.which)
         start = self.clock.seconds
         if self.task.measure:
             model = self.data, self.trainer.params, self.config
@@ -292,7 +298,15 @@ class Run:
         map = interruptible(self.trainer.workers.map, stop)
         loss = self.loss_of(validation.rest, part, total, map, show)
         self.whole_loss = (part * part_loss + (total - part) * loss) / total
-        self.files.log({"step": self.state.step, "whole_val_loss": self.whole_loss})
+        self.val_bpb = self.bits_per_byte(self.whole_loss)
+        whole = {"whole_val_loss": self.whole_loss, "whole_val_bpb": self.val_bpb}
+        self.files.log({"step": self.state.step, **whole})
+
+    def bits_per_byte(self, loss, which=None):
+        """Return the bits per byte of a loss over the validation split, or items `which` of it."""
+        lengths = self.data.tokenizer.byte_lengths
+        sizes = count_bytes(self.task, self.data.val, self.config, lengths, which)
+        return bits_per_byte(loss, *sizes)
 
     def loss_of(self, which, done, total, map, show):
         """Return the loss of items of the validation split; `done` of `total` targets before it."""

@@ -1,12 +1,23 @@
 """The mean loss over a split, and even parts of it."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minigpt.data.pairs import Pairs
+from minigpt.data.tokenizers import PairTokenizer
 from minigpt.model.init import init_params
-from minigpt.sample.evaluation import GROUP, even_part, mean_loss, spread
+from minigpt.sample.evaluation import (
+    GROUP,
+    bits_per_byte,
+    count_bytes,
+    even_part,
+    mean_loss,
+    spread,
+)
 from minigpt.sample.tasks import TASKS
 from tests.tools.options import gpt_config
 
@@ -41,3 +52,38 @@ def test_a_part_and_the_rest_have_the_mean_of_the_whole():
     assert n + m == count == targets == len(ids) - 1 and abs(n - 700) <= 8
     assert (n * one + m * other) / count == pytest.approx(whole, rel=1e-6)
     assert done[-1] == count and len(done) == -(-items // (4 * GROUP))
+
+
+def test_a_uniform_guess_of_bytes_takes_eight_bits_for_each():
+    assert bits_per_byte(math.log(256), 10, 10) == pytest.approx(8)
+    assert bits_per_byte(math.log(65536), 5, 10) == pytest.approx(8)  # tokens of two bytes
+    assert bits_per_byte(1.0, 3, 0) is None
+
+
+@pytest.mark.parametrize("where", ["numpy", pytest.param("cupy", marks=pytest.mark.cupy)])
+def test_bytes_are_those_of_the_targets_of_the_items_that_are_meant(where):
+    xp = pytest.importorskip(where)
+    config = gpt_config(vocab_size=5, block_size=4)
+    ids, lengths = (
+        xp.asarray([4, 0, 1, 2, 3, 4, 0, 1, 2, 2, 3], np.uint8),
+        np.array([1, 2, 3, 4, 7]),
+    )
+    size = {0: 1 + 2 + 3 + 4, 1: 7 + 1 + 2 + 3, 2: 3 + 4}  # by window; the first id is no target
+    for which in (None, [0], [1], [2], [0, 2]):
+        items = range(3) if which is None else which
+        part = None if which is None else np.array(which)
+        count = sum({0: 4, 1: 4, 2: 2}[i] for i in items)
+        found = count_bytes(TASKS["text"], ids, config, lengths, part)
+        assert found == (count, sum(size[i] for i in items))
+
+
+def test_the_end_of_a_target_and_its_padding_have_no_bytes():
+    pairs = [("a", "é"), ("b", "漢字x"), ("c", "y" * 5), ("d", "😀")]
+    tokenizer = PairTokenizer.from_pairs(pairs)
+    split = Pairs(pairs, tokenizer)
+    found = count_bytes(TASKS["seq2seq"], split, None, tokenizer.byte_lengths)
+    assert found == (sum(len(t) + 1 for _, t in pairs), sum(len(t.encode()) for _, t in pairs))
+    which = np.array([0, 3])  # in the order of evaluations, short ones first
+    chosen = [pairs[i][1] for i in split.order[which]]
+    found = count_bytes(TASKS["seq2seq"], split, None, tokenizer.byte_lengths, which)
+    assert found == (sum(len(t) + 1 for t in chosen), sum(len(t.encode()) for t in chosen))

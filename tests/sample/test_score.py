@@ -87,6 +87,7 @@ def test_a_text_has_the_loss_that_training_reports(text_run, numbers, tmp_path):
     assert found["tokens"] == found["characters"] == len(text) - 1
     assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
     assert found["bits_per_character"] == pytest.approx(found["loss"] / math.log(2))
+    assert found["bits_per_byte"] == pytest.approx(metrics(text_run)[-1]["val_bpb"], rel=1e-6)
 
 
 def test_bits_are_per_character_and_per_byte_of_what_is_predicted(tmp_path):
@@ -144,6 +145,8 @@ def test_pairs_have_the_loss_and_the_exact_match_that_training_reports(
     line = metrics(pair_run)[-1]
     assert (status, err, found["wrong"], found["beam"]) == (0, "", [], 1)
     assert found["loss"] == pytest.approx(line["val_loss"], rel=1e-6)
+    assert found["bits_per_byte"] == pytest.approx(2 * found["loss"] / math.log(2))  # a byte, END
+    assert found["bits_per_byte"] == pytest.approx(line["val_bpb"], rel=1e-6)
     assert found["exact_match"] == line["exact_match"] and 0 < line["exact_match"] < 1
     assert found["pairs"] == line["measured_pairs"] == len(val) and found["tokens"] == 2 * len(val)
     assert found["wrong_answers"] == round(len(val) * (1 - line["exact_match"]))

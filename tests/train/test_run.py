@@ -3,6 +3,7 @@
 import errno
 import itertools
 import json
+import math
 import os
 import re
 import signal
@@ -35,7 +36,7 @@ def test_what_a_run_leaves_behind(tmp_path):
     common = ["step", "tokens", "seconds", "train_loss"]
     rest = ["learning_rate", "grad_norm", "tokens_per_second"]
     for line, step in zip(raw, range(2, 13, 2), strict=True):
-        evaluated = ["val_loss"] if step % 4 == 0 else []
+        evaluated = ["val_loss", "val_bpb"] if step % 4 == 0 else []
         assert list(line) == common + evaluated + rest
         assert (line["step"], line["tokens"]) == (step, step * 3 * 8)
         assert line["grad_norm"] > 0 and line["tokens_per_second"] > 0
@@ -48,6 +49,28 @@ def test_what_a_run_leaves_behind(tmp_path):
     assert best.state["step"] == best.state["best_step"] and best.optimizer_arrays is None
     assert last.state["step"] == 12 and last.optimizer_arrays is not None
     assert last.tokenizer.chars == CharTokenizer.from_text(TEXT).chars
+
+
+def test_bits_per_byte_are_of_the_very_targets_of_an_evaluation(tmp_path, capsys):
+    text = "".join(np.random.default_rng(0).choice([*"abcdeäö€漢字😀"], 1400))
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    flags = f"--data={tmp_path / 'text.txt'}", "--eval-tokens=40", "--max-iters=4"
+    assert begin(tmp_path / "run", *flags) == 0
+    line, whole = metrics(tmp_path / "run")[-2:]
+    val = text[int(0.9 * len(text)) :]
+    windows = [val[1:][i : i + 8] for i in range(0, len(val) - 1, 8)]
+    n, k = len(windows), len(windows) * 40 // (len(val) - 1)
+    part = [windows[i * n // k] for i in range(k)]
+    for loss, bpb, texts in (
+        (line["val_loss"], line["val_bpb"], part),
+        (whole["whole_val_loss"], whole["whole_val_bpb"], [val[1:]]),
+    ):
+        found = "".join(texts)
+        bits = loss * len(found) / math.log(2)
+        assert bpb == pytest.approx(bits / len(found.encode()), rel=1e-12)
+    out = capsys.readouterr().out
+    assert f"validation {line['val_loss']:.4f}, {line['val_bpb']:.4f} bits/byte  " in out
+    assert f", {whole['whole_val_bpb']:.4f} bits/byte, " in out.split("\nvalidation loss")[1]
 
 
 def test_a_train_loss_is_the_mean_since_the_last_multiple_of_log_interval(tmp_path):
@@ -160,7 +183,7 @@ def test_a_run_by_the_clock_ends_on_time_with_its_learning_rate_down(tmp_path, t
     flags = f"--max-seconds={seconds}", "--min-lr=0", "--lr-schedule=wsd", "--log-interval=1"
     begin(tmp_path / "run", *flags, "--eval-interval=1000000")
     *lines, whole = metrics(tmp_path / "run")
-    assert list(whole) == ["step", "whole_val_loss"]
+    assert list(whole) == ["step", "whole_val_loss", "whole_val_bpb"]
     rates = [line["learning_rate"] for line in lines]
     state = checkpoint.load(tmp_path / "run" / LAST).state
     assert seconds - 0.5 < state["seconds"] < seconds and state["over"]

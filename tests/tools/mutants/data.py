@@ -9,6 +9,14 @@ MUTANTS = {
             "train/test_train_seq2seq.py::test_a_step_is_the_mean_over_all_targets_of_all_its_batches",
         ),
     ],
+    "minigpt/data::PairTokenizer.byte_lengths": [
+        (
+            "END counts as a byte of its target",
+            "np.append(self.target.byte_lengths, 0)",
+            "np.append(self.target.byte_lengths, 1)",
+            "sample/test_evaluation.py::test_the_end_of_a_target_and_its_padding_have_no_bytes",
+        ),
+    ],
     "minigpt/data::CharTokenizer.encode_parts": [
         (
             "an unknown character gets an id",

@@ -53,6 +53,34 @@ MUTANTS = {
             "train/test_step.py::test_an_evaluation_counts_every_prediction_of_the_split_once",
         ),
     ],
+    "minigpt/sample::count_bytes": [
+        (
+            "a part of a split has the bytes of another",
+            "config, COUNTED_ROWS, which)",
+            "config, COUNTED_ROWS)",
+            "train/test_run.py::test_bits_per_byte_are_of_the_very_targets_of_an_evaluation",
+        ),
+        (
+            "padding has the bytes of a token",
+            "targets = targets[targets >= 0]",
+            "targets = abs(targets)",
+            "sample/test_evaluation.py::test_the_end_of_a_target_and_its_padding_have_no_bytes",
+        ),
+    ],
+    "minigpt/sample::bits_per_byte": [
+        (
+            "nats are taken for bits",
+            "(math.log(2) * size)",
+            "size",
+            "sample/test_evaluation.py::test_a_uniform_guess_of_bytes_takes_eight_bits_for_each",
+        ),
+        (
+            "per token instead of per byte",
+            "loss * targets / (math.log(2) * size)",
+            "loss / math.log(2)",
+            "sample/test_evaluation.py::test_a_uniform_guess_of_bytes_takes_eight_bits_for_each",
+        ),
+    ],
     "minigpt/train::Trainer.gradients": [
         (
             "the gradient of the last shard is lost",
@@ -198,6 +226,12 @@ MUTANTS = {
         ),
     ],
     "minigpt/train::Run.evaluate_rest": [
+        (
+            "at the end, bits per byte are those of a part",
+            "self.val_bpb = self.bits_per_byte(self.whole_loss)",
+            "pass",
+            "train/test_run.py::test_bits_per_byte_are_of_the_very_targets_of_an_evaluation",
+        ),
         (
             "the loss of the whole split is that of the rest",
             "(part * part_loss + (total - part) * loss) / total",
