@@ -105,7 +105,7 @@ MUTANTS = {
     "minigpt/sample::score_text": [
         (
             "the first token counts, though nothing predicts it",
-            "removed.update(tokenizer.decode(ids[:1].tolist()))",
+            "removed.update(tokenizer.decoder().push(ids[:1].tolist()))",
             "pass",
             "sample/test_score.py::test_bits_are_per_character_and_per_byte_of_what_is_predicted",
         ),
