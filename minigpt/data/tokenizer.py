@@ -1,5 +1,7 @@
 """A tokenizer as the rest of the program knows it: no other file takes a token for a character."""
 
+import itertools
+
 import numpy as np
 
 from minigpt.errors import UserError
@@ -69,18 +71,23 @@ class Tokenizer:
         return StreamDecoder(self)
 
     def encode_parts(self, parts):
-        """Encode one text that comes in parts; this one puts it together first.
+        """Encode a text that comes in parts, or several; this one puts each together first.
 
         Parameters
         ----------
         parts : iterable of str
+            Of a text, cut anywhere. An empty one ends it, and another text begins.
 
         Returns
         -------
         parts : iterable of (N,) int32
-            One after the other they are the ids of the text.
+            One after the other they are the ids of the texts; N is 0 only between two texts.
         """
-        return [self.encode("".join(parts))]
+        for is_text, text in itertools.groupby(parts, bool):
+            if is_text:
+                yield self.encode("".join(text))
+            else:
+                yield from (np.empty(0, np.int32) for _ in text)
 
     def encode_each(self, texts):
         """Encode many texts at once.

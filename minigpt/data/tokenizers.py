@@ -4,12 +4,15 @@ A new kind is a subclass of Tokenizer with an entry in KINDS.
 """
 
 import json
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from minigpt import cli
+from minigpt.data.bpe_files import TOKENIZER, characters_of, read_json
 from minigpt.data.characters import CharTokenizer
+from minigpt.data.subwords import BpeTokenizer
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.errors import UserError
 
@@ -81,7 +84,7 @@ class PairTokenizer(NamedTuple):
         )
 
 
-KINDS = {"char": CharTokenizer, "pair": PairTokenizer}
+KINDS = {"char": CharTokenizer, "bpe": BpeTokenizer, "pair": PairTokenizer}
 
 
 def tokenizer_from_json(table, kinds=None):
@@ -103,3 +106,19 @@ def tokenizer_from_json(table, kinds=None):
     except (ValueError, TypeError, KeyError):
         kind = "char"  # its error shows the table
     return cli.choose(kind, kinds or KINDS, "the kind of tokenizer").from_json(table)
+
+
+def read_tokenizer(path, where="--tokenizer"):
+    """Return the tokenizer of a folder or of a tokenizer.json: BPE, or characters as exported.
+
+    Raises
+    ------
+    UserError
+        If there is none, or another kind; begins with `where`, which names the path.
+    """
+    file = Path(path) / TOKENIZER if Path(path).is_dir() else Path(path)
+    if file.exists():
+        chars = characters_of(read_json(file, where))
+        if chars is not None:
+            return CharTokenizer(chars)
+    return BpeTokenizer.read(path, where)

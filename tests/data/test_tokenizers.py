@@ -56,10 +56,10 @@ def test_the_default_prompt_is_a_new_line_or_the_first_token():
     "table, message",
     [
         (
-            '{"kind": "bpe", "chars": ["a"]}',
-            "the kind of tokenizer is 'bpe'; choose from char, pair",
+            '{"kind": "word", "chars": ["a"]}',
+            "the kind of tokenizer is 'word'; choose from char, bpe, pair",
         ),
-        ('{"kind": ["char"]}', "the kind of tokenizer is .'char'.; choose from char, pair"),
+        ('{"kind": ["char"]}', "the kind of tokenizer is .'char'.; choose from char, bpe, pair"),
         ('{"kind": "char"}', "not the table of a character tokenizer"),
         ("", "not the table of a character tokenizer: ''"),
         ("[]", "not the table of a character tokenizer"),
