@@ -159,3 +159,10 @@ def host_normal(seed, stream, shape, std):
     numbers = numpy.random.Generator(bits).standard_normal(shape, dtype=numpy.float32)
     numbers *= std
     return numbers
+
+
+def host_uniform(seed, stream, shape, bound):
+    """Return numbers (shape) float32, uniform from -bound to bound; else as host_normal."""
+    bits = numpy.random.PCG64(numpy.random.SeedSequence((seed, stream)))
+    numbers = numpy.random.Generator(bits).random(shape, dtype=numpy.float32)
+    return (2 * numbers - 1) * numpy.float32(bound)

@@ -17,10 +17,14 @@ added; the next add_norm adds it and normalizes the sum, in one pass over memory
 So blocks take and return two arrays, the stream x and h, the pending output; the final layernorm
 adds the last one. In the backward passes dx is the gradient of the stream, which goes past a
 sublayer, and dh that of its output, which goes through it.
+
+Linear layers go through `project_*`: a layer whose p has a "scale" is frozen, perhaps with a
+low-rank adapter, and is ops/lora.py's; model/lora.py makes such trees.
 """
 
 from typing import Any, NamedTuple
 
+from minigpt.ops.activation import activation_backward, activation_forward
 from minigpt.ops.add_norm import add_norm_backward, add_norm_forward
 from minigpt.ops.attention import (
     attention_backward,
@@ -30,17 +34,33 @@ from minigpt.ops.attention import (
 )
 from minigpt.ops.linear import linear_backward, linear_forward
 from minigpt.ops.linear_activation import linear_activation_backward, linear_activation_forward
+from minigpt.ops.lora import LoraCache, lora_backward, lora_forward
 from minigpt.ops.rotary import rotary_qkv_backward, rotary_qkv_forward
 
 # The sites of a block where dropout draws bits of its own: the weights of its attention layers, and
-# the h that each of its add_norms adds to the stream.
+# the h that each of its add_norms adds to the stream; of the MLP only the adapters do. Below the
+# site of attention or MLP: the adapters of its first and of its last linear layer.
 SITE_ATTN_WEIGHTS, SITE_CROSS_WEIGHTS = 0, 1
 SITE_RESIDUAL_1, SITE_RESIDUAL_2, SITE_RESIDUAL_3 = 2, 3, 4
+SITE_MLP = 5
+FIRST, LAST = 0, 1
 
 
 def fold_key(rng, place):
     """Return the key one level down: of a layer, or of a site in it; None is no dropout."""
     return None if rng is None else rng.fold(place)
+
+
+def project_forward(x, p, rng=None):
+    """A linear layer, or a frozen one: as linear_forward or lora_forward; rng is the latter's."""
+    return lora_forward(x, **p, rng=rng) if "scale" in p else linear_forward(x, **p)
+
+
+def project_backward(dy, cache):
+    """Return dx and grads, of which a frozen layer has those of its adapter alone, if any."""
+    if isinstance(cache, LoraCache):
+        return lora_backward(dy, cache)
+    return linear_backward(dy, cache)
 
 
 class SelfAttentionCache(NamedTuple):
@@ -111,7 +131,7 @@ def self_attention_forward(
     y : (B, T, C)
     cache : SelfAttentionCache
     """
-    qkv, qkv_cache = linear_forward(x, **p["c_attn"])
+    qkv, qkv_cache = project_forward(x, p["c_attn"], fold_key(rng, FIRST))
     rotary_cache = None
     if rotary:
         qkv, rotary_cache = rotary_qkv_forward(qkv, n_head, 0 if kv is None else kv.length)
@@ -119,18 +139,18 @@ def self_attention_forward(
     if kv is not None:
         k, v = kv.append(k, v)
     y, attention_cache = attention_forward(q, k, v, causal, key_mask, dropout=dropout, rng=rng)
-    y, proj_cache = linear_forward(merge_heads(y), **p["c_proj"])
+    y, proj_cache = project_forward(merge_heads(y), p["c_proj"], fold_key(rng, LAST))
     return y, SelfAttentionCache(n_head, qkv_cache, rotary_cache, attention_cache, proj_cache)
 
 
 def self_attention_backward(dy, cache):
     """Return dx (B, T, C) and grads. Not for a forward pass with a KV cache."""
-    dy, c_proj = linear_backward(dy, cache.proj)
+    dy, c_proj = project_backward(dy, cache.proj)
     (dy,) = split_heads(dy, 1, cache.n_head)
     dqkv = merge_heads(*attention_backward(dy, cache.attention))
     if cache.rotary is not None:
         dqkv = rotary_qkv_backward(dqkv, cache.rotary)
-    dx, c_attn = linear_backward(dqkv, cache.qkv)
+    dx, c_attn = project_backward(dqkv, cache.qkv)
     return dx, {"c_attn": c_attn, "c_proj": c_proj}
 
 
@@ -182,7 +202,24 @@ def cross_attention_backward(dy, cache):
     return dx, dmemory, {"c_q": c_q, "c_kv": c_kv, "c_proj": c_proj}
 
 
-def mlp_forward(x, p, activation):
+def project_activation_forward(x, p, activation, rng=None):
+    """project_forward and the activation after it: one op, where the layer is trained itself."""
+    if "scale" not in p:
+        return linear_activation_forward(x, **p, kind=activation)
+    h, lora_cache = lora_forward(x, **p, rng=rng)
+    y, activation_cache = activation_forward(h, activation)
+    return y, (lora_cache, activation_cache)
+
+
+def project_activation_backward(dy, cache):
+    """Return dx and grads, as project_backward."""
+    if not isinstance(cache[0], LoraCache):
+        return linear_activation_backward(dy, cache)
+    lora_cache, activation_cache = cache
+    return lora_backward(activation_backward(dy, activation_cache), lora_cache)
+
+
+def mlp_forward(x, p, activation, rng=None):
     """Two linear layers with an activation between them.
 
     Parameters
@@ -191,22 +228,24 @@ def mlp_forward(x, p, activation):
     p : {"c_fc": {"w" (C, 4C)[, "b"]}, "c_proj": {"w" (4C, C)[, "b"]}}
     activation : str
         "gelu", "gelu_tanh" or "relu".
+    rng : Rng, optional
+        For the dropout of adapters.
 
     Returns
     -------
     y : (B, T, C)
     cache : tuple
     """
-    h, fc_cache = linear_activation_forward(x, **p["c_fc"], kind=activation)
-    y, proj_cache = linear_forward(h, **p["c_proj"])
+    h, fc_cache = project_activation_forward(x, p["c_fc"], activation, fold_key(rng, FIRST))
+    y, proj_cache = project_forward(h, p["c_proj"], fold_key(rng, LAST))
     return y, (fc_cache, proj_cache)
 
 
 def mlp_backward(dy, cache):
     """Return dx (B, T, C) and grads."""
     fc_cache, proj_cache = cache
-    dh, c_proj = linear_backward(dy, proj_cache)
-    dx, c_fc = linear_activation_backward(dh, fc_cache)
+    dh, c_proj = project_backward(dy, proj_cache)
+    dx, c_fc = project_activation_backward(dh, fc_cache)
     return dx, {"c_fc": c_fc, "c_proj": c_proj}
 
 
@@ -254,7 +293,7 @@ def block_forward(
     )
     key = fold_key(rng, SITE_RESIDUAL_2)
     (x, y), ln_2 = add_norm_forward(x, h, **p["ln_2"], dropout=dropout, rng=key)
-    h, mlp = mlp_forward(y, p["mlp"], activation)
+    h, mlp = mlp_forward(y, p["mlp"], activation, fold_key(rng, SITE_MLP))
     return x, h, BlockCache(ln_1, attn, ln_2, mlp)
 
 

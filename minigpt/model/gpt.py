@@ -227,6 +227,7 @@ def gpt_forward(
     -------
     y : (B, T, C), dtype of the parameters
     cache : (of embed_forward, [of each block], of the final layernorm)
+        The first is None in a frozen model (model/lora.py), whose embeddings have no gradient.
     """
     h, embed_cache = embed_forward(ids, p, kv)
     on_layer("wte", h)
@@ -254,6 +255,8 @@ def gpt_forward(
     on_layer("ln_f", y)
     if kv is not None:
         kv.advance(ids)
+    if "frozen" in p:
+        embed_cache = None
     return y, (embed_cache, block_caches, norm_cache)
 
 
@@ -272,7 +275,8 @@ def gpt_backward(dy, cache, dwte=None):
     for block_cache in reversed(block_caches):
         dx, dh, grads = block_backward(dx, dh, block_cache)
         blocks.append(grads)
-    return {**embed_backward(dh, embed_cache, dwte), "h": blocks[::-1], "ln_f": ln_f}
+    embedding = {} if embed_cache is None else embed_backward(dh, embed_cache, dwte)
+    return {**embedding, "h": blocks[::-1], "ln_f": ln_f}
 
 
 def head_params(p):
@@ -303,13 +307,14 @@ def loss_forward(ids, targets, p, config, rng=None, count=None):
     """
     x, cache = gpt_forward(ids, p, config, rng)
     loss, loss_cache = cross_entropy_forward(x, targets, **head_params(p), count=count)
-    return loss, (cache, loss_cache, "lm_head" in p)
+    return loss, (cache, loss_cache, "lm_head" in p, "frozen" in p)
 
 
 def loss_backward(dloss, cache):
     """Return the tree of gradients of loss_forward, nested as the parameters."""
-    cache, loss_cache, untied = cache
-    return below_head(gpt_backward, cache, untied, *cross_entropy_backward(dloss, loss_cache))
+    cache, loss_cache, untied, frozen = cache
+    of_head = cross_entropy_backward(dloss, loss_cache, frozen)
+    return below_head(gpt_backward, cache, untied, *of_head)
 
 
 def loss_and_gradients(ids, targets, p, config, rng=None, count=None, dloss=1.0, recompute=False):
@@ -324,7 +329,9 @@ def loss_and_gradients(ids, targets, p, config, rng=None, count=None, dloss=1.0,
         dloss times the gradient of the loss, nested as the parameters.
     """
     x, cache = gpt_forward(ids, p, config, rng, recompute=recompute)
-    loss, *of_head = cross_entropy_both(x, targets, **head_params(p), count=count, dloss=dloss)
+    loss, *of_head = cross_entropy_both(
+        x, targets, **head_params(p), count=count, dloss=dloss, frozen="frozen" in p
+    )
     return loss, below_head(gpt_backward, cache, "lm_head" in p, *of_head)
 
 
@@ -346,4 +353,4 @@ def below_head(backward, cache, untied, dx, head_grads):
     """
     if untied:
         return {**backward(dx, cache), "lm_head": head_grads}
-    return backward(dx, cache, dwte=head_grads["w"])
+    return backward(dx, cache, dwte=head_grads.get("w"))

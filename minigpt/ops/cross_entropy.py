@@ -81,7 +81,7 @@ def cross_entropy_forward(x, targets, w, b=None, count=None):
 
 
 @overridable
-def cross_entropy_backward(dloss, cache):
+def cross_entropy_backward(dloss, cache, frozen=False):
     """Gradients of x, w and b: first of the logits (`logits_gradient`), then as in a linear layer.
 
         dlogits = (softmax(logits) - onehot(target)) * dloss / count
@@ -95,25 +95,28 @@ def cross_entropy_backward(dloss, cache):
     Parameters
     ----------
     dloss : () float
+    frozen : bool
+        Whether w and b are constants: then dw and db are not made.
 
     Returns
     -------
     dx : (..., C)
-    grads : {"w": dw (V, C)} and "b": db (V,) if there is a b
+    grads : {"w": dw (V, C)} and "b": db (V,) if there is a b; {} if they are frozen
     """
     x, _, w, b, _, _ = cache
     xp = array_module(x)
     V, C = w.shape
     x2 = x.reshape(-1, C)
-    dx, dw = xp.empty_like(x2), xp.zeros_like(w)
-    db = None if b is None else xp.zeros_like(b)
+    dx, grads = xp.empty_like(x2), {}
+    if not frozen:
+        grads = {name: xp.zeros_like(y) for name, y in (("w", w), ("b", b)) if y is not None}
     for rows in row_chunks(len(x2), V):
         dlogits = logits_gradient(dloss, cache, rows)
         dx[rows] = dlogits @ w
-        dw += dlogits.T @ x2[rows]
-        if b is not None:
-            db += dlogits.sum(axis=0)
-    grads = {"w": dw} if b is None else {"w": dw, "b": db}
+        if "w" in grads:
+            grads["w"] += dlogits.T @ x2[rows]
+        if "b" in grads:
+            grads["b"] += dlogits.sum(axis=0)
     return dx.reshape(x.shape), grads
 
 
@@ -143,7 +146,7 @@ def logits_gradient(dloss, cache, rows=slice(None)):
 
 
 @overridable
-def cross_entropy_both(x, targets, w, b=None, count=None, dloss=1.0):
+def cross_entropy_both(x, targets, w, b=None, count=None, dloss=1.0, frozen=False):
     """Both passes at once, as training wants them. Arguments as in the two.
 
     Overrides make the gradients of a chunk while its logits exist, and compute those only once.
@@ -152,10 +155,10 @@ def cross_entropy_both(x, targets, w, b=None, count=None, dloss=1.0):
     -------
     loss : () float
     dx : (..., C)
-    grads : {"w": dw (V, C)} and "b": db (V,) if there is a b
+    grads : {"w": dw (V, C)} and "b": db (V,) if there is a b; {} if they are frozen
     """
     loss, cache = cross_entropy_forward(x, targets, w, b, count)
-    return loss, *cross_entropy_backward(dloss, cache)
+    return loss, *cross_entropy_backward(dloss, cache, frozen)
 
 
 def row_chunks(n, V, logits=None):

@@ -22,6 +22,7 @@ from minigpt.ops.embedding import embedding_backward, embedding_forward
 from minigpt.ops.layernorm import layernorm_backward, layernorm_forward
 from minigpt.ops.linear import linear_backward, linear_forward
 from minigpt.ops.linear_activation import linear_activation_backward, linear_activation_forward
+from minigpt.ops.lora import lora_backward, lora_forward
 from minigpt.ops.rotary import (
     rotary_backward,
     rotary_forward,
@@ -52,6 +53,16 @@ def draw(numbers, *shapes):
 def linear(numbers, shape, n_out, bias):
     x, w, b = draw(numbers, shape, (shape[-1], n_out), n_out)
     return (x,), {"w": w, "b": b} if bias else {"w": w}, {}
+
+
+def lora(numbers, shape, n_out, rank, bias, **options):
+    x, w, b, *factors = draw(
+        numbers, shape, (shape[-1], n_out), n_out, (shape[-1], rank), (rank, n_out)
+    )
+    frozen = {"w": w, "b": b} if bias else {"w": w}
+    frozen = {name: x.astype(np.float32).astype(float) for name, x in frozen.items()}
+    named = dict(zip(("lora_a", "lora_b"), factors, strict=True)) if rank else {}
+    return (x,), named, {**frozen, "scale": 0.5, **options}
 
 
 def layernorm(numbers, shape, bias):
@@ -129,6 +140,12 @@ CASES = {
         for kind in ("relu", "gelu_tanh", "gelu")
         for shape, n_out in (((5,), 3), ((0, 4), 3), ((1, 1), 1), (BIG, 97))
         for bias in (False, True)
+    ],
+    (lora_forward, lora_backward): [
+        (lora, *spec, dropout)
+        for dropout in ({}, {"dropout": 0.3})
+        for spec in (((4,), 3, 1, True), ((0, 4), 3, 2, True), ((2, 3, 4), 5, 0, True))
+        + (((2, 3, 4), 5, 7, False), (BIG, 97, 8, True))
     ],
     (dropout_forward, dropout_backward): [
         (elementwise, shape, {"p": p, "rng": key})

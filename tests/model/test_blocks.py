@@ -15,6 +15,10 @@ from minigpt.model.blocks import (
     keys_values,
     mlp_backward,
     mlp_forward,
+    project_activation_backward,
+    project_activation_forward,
+    project_backward,
+    project_forward,
     self_attention_backward,
     self_attention_forward,
 )
@@ -83,6 +87,25 @@ def by_name(layer, *args):
 
     forward.inputs = positional(layer)
     return forward
+
+
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_backward_of_a_linear_layer_frozen_or_not(rng, activation):
+    args = (activation,) if activation else ()
+    forward, backward = (
+        (project_activation_forward, project_activation_backward)
+        if activation
+        else (project_forward, project_backward)
+    )
+    x, p = rng.standard_normal((2, 3, C)), linear(rng, C, 5, True)
+    check_backward(by_name(forward, *args), backward, x, **p, rng=rng)
+    factors = {"lora_a": rng.standard_normal((C, 2)), "lora_b": rng.standard_normal((2, 5))}
+
+    def frozen(x, **factors):
+        return forward(x, {**p, **factors, "scale": 0.5, "dropout": 0.3}, *args, RNG)
+
+    check_backward(frozen, backward, x, **factors, rng=rng)
+    check_backward(frozen, backward, x, rng=rng)
 
 
 @pytest.mark.parametrize("dropout, key", [(0.0, None), (0.3, RNG), (0.3, RNG._replace(row=5))])

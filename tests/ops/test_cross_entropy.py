@@ -16,6 +16,7 @@ from minigpt.ops.cross_entropy import (
     logits_gradient,
 )
 from tests.tools.gradcheck import (
+    assert_same,
     check_backends,
     check_backward,
     check_float32,
@@ -119,6 +120,26 @@ def test_both_passes_at_once_give_what_one_after_the_other_gives(rng, xp, shape,
         ):
             xp.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-15)
     assert cross_entropy_both(x, targets, p["w"])[2].keys() == {"w"}
+
+
+@pytest.mark.cupy
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", ""])
+def test_a_frozen_head_has_no_gradient_and_gives_the_same_dx(rng, xp, bias):
+    x, p, targets = inputs(rng, (3, 4), 7)
+    x, targets, p = xp.asarray(x), xp.asarray(targets), {k: xp.asarray(a) for k, a in p.items()}
+    p = p if bias else {"w": p["w"]}
+    for forward, backward, both in (
+        (cross_entropy_forward, cross_entropy_backward, cross_entropy_both),
+        (
+            cross_entropy_forward.reference,
+            cross_entropy_backward.reference,
+            cross_entropy_both.reference,
+        ),
+    ):
+        loss, dx, _ = both(x, targets, **p, dloss=0.3)
+        assert_same(both(x, targets, **p, dloss=0.3, frozen=True), (loss, dx, {}), 0)
+        _, cache = forward(x, targets, **p)
+        assert_same(backward(0.3, cache, frozen=True), (backward(0.3, cache)[0], {}), 0)
 
 
 @pytest.mark.cupy

@@ -17,8 +17,9 @@ OPS = [importlib.import_module(f"minigpt.ops.{m.name}") for m in pkgutil.iter_mo
 PLAIN = {
     *("ids", "source", "targets", "seen", "start", "kind", "causal", "key_mask", "kv", "p"),
     *("activation", "n_head", "config", "on_layer", "rng", "dropout", "eps", "count", "dloss"),
-    "rotary",
+    *("rotary", "scale", "frozen", "recompute"),
 }
+FROZEN = {"lora": {"w", "b"}}  # of an op: constants, which have no gradient either
 SMALLEST = encoder_decoder.Seq2SeqConfig(4, 4, 1, 1, 4, source_vocab_size=4)
 
 
@@ -46,6 +47,8 @@ def layers():
     block, cross = init.block_shapes(SMALLEST), init.cross_block_shapes(SMALLEST)
     trees = {"block": block, "cross_block": cross, "cross_attention": cross["cross"]}
     trees |= {"self_attention": block["attn"], "mlp": block["mlp"]}
+    any_linear = {"w": (), "b": (), "lora_a": (), "lora_b": ()}
+    trees |= {"project": any_linear, "project_activation": any_linear}
     return {layer: {name for name, _ in leaves(tree)} for layer, tree in trees.items()}
 
 
@@ -65,7 +68,7 @@ def inventory():
     found = {}
     for module in OPS:
         for name, forward in backward_passes(module):
-            found[f"ops.{name}"] = arrays(forward)
+            found[f"ops.{name}"] = arrays(forward) - FROZEN.get(name, set())
     for name, forward in backward_passes(blocks):
         found[f"blocks.{name}"] = arrays(forward) | layers().get(name, {"parameters"})
     for module, place in ((gpt, "gpt"), (encoder_decoder, "encoder_decoder")):

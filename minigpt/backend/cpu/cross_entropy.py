@@ -21,23 +21,23 @@ def cross_entropy_forward(x, targets, w, b=None, count=None):
     return loss, cache
 
 
-def cross_entropy_backward(dloss, cache):
+def cross_entropy_backward(dloss, cache, frozen=False):
     """As the op; the logits and their lse are computed again, for both come in one pass."""
     x, targets, w, b, _, count = cache
     if x.size == 0:
         return NotImplemented
-    return compute(x, targets, w, b, count, dloss)[1]
+    return compute(x, targets, w, b, count, dloss, frozen)[1]
 
 
-def cross_entropy_both(x, targets, w, b=None, count=None, dloss=1.0):
+def cross_entropy_both(x, targets, w, b=None, count=None, dloss=1.0, frozen=False):
     """As the op; the logits of some rows are computed once, for loss and gradients."""
     if x.size == 0:
         return NotImplemented
-    loss, gradients, _ = compute(x, targets, w, b, count, dloss)
+    loss, gradients, _ = compute(x, targets, w, b, count, dloss, frozen)
     return loss, *gradients
 
 
-def compute(x, targets, w, b, count, dloss=None):
+def compute(x, targets, w, b, count, dloss=None, frozen=False):
     """Return the loss, (dx, grads) or, without `dloss`, None, and the cache."""
     V, C = w.shape
     x2, t = x.reshape(-1, C), targets.reshape(-1)
@@ -47,7 +47,7 @@ def compute(x, targets, w, b, count, dloss=None):
     gradients = None
     if dloss is not None:
         factor = ((t >= 0) * (dloss / count)).astype(x.dtype)[:, None]
-        gradients = zero_gradients(x, w, b)
+        gradients = zeros(x.shape, x.dtype), {} if frozen else zero_gradients(w, b)
     size = (1, ROWS) if gradients is None else (V, KEPT)
     for rows in cross_entropy.row_chunks(len(x2), *size):
         lse[rows], total, tiles = normalize(x2[rows], w, b, keep=gradients is not None)
@@ -61,12 +61,12 @@ def compute(x, targets, w, b, count, dloss=None):
     return loss / count, gradients, cross_entropy.CrossEntropyCache(x, targets, w, b, lse, count)
 
 
-def zero_gradients(x, w, b):
-    """Return (dx, {"w": dw, "b": db}) of zeros, in memory that is reused."""
+def zero_gradients(w, b):
+    """Return {"w": dw, "b": db} of zeros, the first in memory that is reused."""
     grads = {"w": zeros(w.shape, w.dtype)}
     if b is not None:
         grads["b"] = np.zeros_like(b)
-    return zeros(x.shape, x.dtype), grads
+    return grads
 
 
 def add_gradients(gradients, x, w, t, factor, total, rows, tiles):
@@ -80,9 +80,9 @@ def add_gradients(gradients, x, w, t, factor, total, rows, tiles):
         (here,) = np.nonzero((tr >= columns.start) & (tr < columns.stop))
         p[here, tr[here] - columns.start] -= factor[here, 0]
         dx += p @ w[columns]
-        if rows.start == 0:
+        if "w" in grads and rows.start == 0:
             np.matmul(p.T, xr, out=grads["w"][columns])
-        else:
+        elif "w" in grads:
             grads["w"][columns] += p.T @ xr
         if "b" in grads:
             grads["b"][columns] += p.sum(axis=0)

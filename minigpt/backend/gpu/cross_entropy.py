@@ -17,42 +17,43 @@ def cross_entropy_forward(x, targets, w, b=None, count=None):
     return loss, cache
 
 
-def cross_entropy_backward(dloss, cache):
+def cross_entropy_backward(dloss, cache, frozen=False):
     """As the op; the logits and their lse are computed again, for both come in one pass."""
     x, targets, w, b, _, count = cache
     if not supported(x, w, b):
         return NotImplemented
-    return compute(x, targets, w, b, count, dloss)[1]
+    return compute(x, targets, w, b, count, dloss, frozen)[1]
 
 
-def cross_entropy_both(x, targets, w, b=None, count=None, dloss=1.0):
+def cross_entropy_both(x, targets, w, b=None, count=None, dloss=1.0, frozen=False):
     """As the op; the logits of some rows are computed once, for loss and gradients.
 
     dloss may be a number, or an array () float32 on the GPU.
     """
     if not supported(x, w, b):
         return NotImplemented
-    loss, gradients, _ = compute(x, targets, w, b, count, dloss)
+    loss, gradients, _ = compute(x, targets, w, b, count, dloss, frozen)
     return loss, *gradients
 
 
-def compute(x, targets, w, b, count, dloss=None):
+def compute(x, targets, w, b, count, dloss=None, frozen=False):
     """Return the loss, (dx, grads) or, without `dloss`, None, and the cache."""
     V, C = w.shape
     x2, t = x.reshape(-1, C), cupy.ascontiguousarray(targets.reshape(-1), np.int32)
     if count is None:
         count = max(int((t >= 0).sum()), 1)
     lse, losses = cupy.empty((len(x2), 1), np.float32), cupy.empty(len(x2), np.float32)
-    dx, dw, db = None if dloss is None else cupy.empty_like(x2), None, None
+    dx, grads = None if dloss is None else cupy.empty_like(x2), {}
     for rows in cross_entropy.row_chunks(len(x2), V, LOGITS):
         logits = x2[rows] @ w.T
         softmax(logits, b, t[rows], lse[rows], losses[rows], count, dloss)
         if dloss is not None:
             cupy.dot(logits, w, out=dx[rows])
-            dw = plus(dw, logits.T @ x2[rows])
-            if b is not None:
-                db = plus(db, cupy.ones(len(logits), b.dtype) @ logits)
-    grads = {"w": dw} if b is None else {"w": dw, "b": db}
+            if not frozen:
+                grads["w"] = plus(grads.get("w"), logits.T @ x2[rows])
+            if not frozen and b is not None:
+                ones = cupy.ones(len(logits), b.dtype)
+                grads["b"] = plus(grads.get("b"), ones @ logits)
     gradients = None if dloss is None else (dx.reshape(x.shape), grads)
     cache = cross_entropy.CrossEntropyCache(x, targets, w, b, lse, count)
     return losses.sum(), gradients, cache

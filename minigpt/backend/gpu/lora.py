@@ -1,0 +1,34 @@
+"""Frozen linear layers and their adapters on a GPU: products of two dimensions, without copies."""
+
+from minigpt.backend.gpu.linear import linear_forward
+from minigpt.ops.dropout import dropout_backward, dropout_forward
+from minigpt.ops.lora import LoraCache, check_factors
+
+
+def lora_forward(x, w, b=None, lora_a=None, lora_b=None, scale=1.0, dropout=0.0, rng=None):
+    """As the op."""
+    check_factors(w, lora_a, lora_b)
+    y, _ = linear_forward(x, w, b)
+    if lora_a is None:
+        return y, LoraCache(None, None, w, None, None, scale, None)
+    dropped, dropout_cache = dropout_forward(x, dropout, rng)
+    u, _ = linear_forward(dropped, lora_a)
+    y += linear_forward(scale * u, lora_b)[0]
+    return y, LoraCache(dropped, u, w, lora_a, lora_b, scale, dropout_cache)
+
+
+def lora_backward(dy, cache):
+    """As the op."""
+    dropped, u, w, lora_a, lora_b, scale, dropout_cache = cache
+    dy2, shape = dy.reshape(-1, w.shape[1]), (*dy.shape[:-1], len(w))
+    dx = (dy2 @ w.T).reshape(shape)
+    if lora_a is None:
+        return dx, {}
+    du = dy2 @ lora_b.T
+    du *= scale
+    grads = {
+        "lora_a": dropped.reshape(-1, len(w)).T @ du,
+        "lora_b": scale * (u.reshape(-1, len(lora_b)).T @ dy2),
+    }
+    dx += dropout_backward((du @ lora_a.T).reshape(shape), dropout_cache)
+    return dx, grads
