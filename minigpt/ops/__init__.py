@@ -1,7 +1,7 @@
 """The mathematics: one file per op, with the backward pass directly below the forward pass.
 
 Reading order: linear, embedding, layernorm, softmax, dropout, rotary, attention, activation,
-linear_activation, add_norm, cross_entropy.
+linear_activation, add_norm, cross_entropy; lora, for fine-tuning.
 
 Names: B batch, T time (Tq of queries, Tk of keys), C channels, H heads, D = C / H, V vocabulary.
 L is the loss. `dx` is dL/dx, of the shape and dtype of x, and `dy` is dL/dy: never a derivative

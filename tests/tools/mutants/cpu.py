@@ -5,6 +5,14 @@ FORMULA = "optim/test_adamw.py::test_adamw_is_its_formula"
 FUTURE = "ops/test_attention.py::test_no_query_sees_the_future"
 
 MUTANTS = {
+    "minigpt/backend/cpu/lora.py::lora_backward": [
+        (
+            "the mask is not in dx",
+            "dropout_backward((du @ lora_a.T).reshape(dx.shape), dropout_cache)",
+            "(du @ lora_a.T).reshape(dx.shape)",
+            "ops/test_lora.py::test_backward_is_the_gradient",
+        ),
+    ],
     "minigpt/backend/cpu/add_norm.py::normalize": [
         ("no eps", "rstd += eps", "", "ops/test_layernorm.py::test_eps_is_gpt2s"),
         (

@@ -285,7 +285,7 @@ MUTANTS = {
     "minigpt/backend/gpu/cross_entropy.py::compute": [
         (
             "dw of the last chunk of rows only",
-            "plus(dw, logits.T @ x2[rows])",
+            'plus(grads.get("w"), logits.T @ x2[rows])',
             "logits.T @ x2[rows]",
             HEAD,
         ),

@@ -30,6 +30,44 @@ MUTANTS = {
         ),
         ("shapes are not checked", "if came != needed:", "if came[0] != needed[0]:", METADATA),
     ],
+    "minigpt/model::Lora.scale": [
+        (
+            "rsLoRA divides by the rank",
+            "math.sqrt(self.rank) if self.rslora else self.rank",
+            "self.rank",
+            "model/test_lora.py::test_the_scale_is_alpha_by_rank_or_by_its_root",
+        ),
+    ],
+    "minigpt/model::init_adapter": [
+        (
+            "the wrong factor begins at 0",
+            'name.endswith("lora_a")',
+            'name.endswith("lora_b")',
+            "model/test_lora.py::test_first_factors_are_uniform_and_second_ones_0",
+        ),
+    ],
+    "minigpt/model::join": [
+        (
+            "a frozen model computes the gradients of its embeddings",
+            '{**tree, "frozen": True}',
+            "tree",
+            "model/test_lora.py::test_both_passes_at_once_give_no_gradient_of_embeddings_and_head",
+        ),
+    ],
+    "minigpt/model::merge": [
+        (
+            "the base is merged into",
+            "params.flat.copy()",
+            "params.flat",
+            "model/test_lora.py::test_merged_weights_give_what_the_joined_ones_give",
+        ),
+        (
+            "merged without the scale",
+            "lora.scale * (lora_a @ lora_b)",
+            "lora_a @ lora_b",
+            "model/test_lora.py::test_merged_weights_give_what_the_joined_ones_give",
+        ),
+    ],
     "minigpt/model::decoder_backward": [
         (
             "only the first block's gradient of memory",
@@ -171,13 +209,13 @@ MUTANTS = {
     "minigpt/model::below_head": [
         (
             "a tied head forgets the embedding",
-            'backward(dx, cache, dwte=head_grads["w"])',
+            'backward(dx, cache, dwte=head_grads.get("w"))',
             '{**backward(dx, cache), "wte": head_grads["w"]}',
             LOSS,
         ),
         (
             "a tied embedding forgets the head",
-            'backward(dx, cache, dwte=head_grads["w"])',
+            'backward(dx, cache, dwte=head_grads.get("w"))',
             "backward(dx, cache)",
             LOSS,
         ),

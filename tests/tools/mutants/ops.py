@@ -3,6 +3,8 @@
 PAIRINGS = "backend/test_overrides.py::test_all_pairings_of_the_passes"
 ROTATION = "ops/test_rotary.py::test_is_a_product_of_complex_numbers"
 FUTURE = "ops/test_attention.py::test_no_query_sees_the_future"
+ADAPTER = "ops/test_lora.py::test_backward_is_the_gradient"
+ADAPTER_FORMULA = "ops/test_lora.py::test_is_the_formula_of_the_paper"
 
 MUTANTS = {
     "minigpt/ops::ERFC": [
@@ -66,8 +68,8 @@ MUTANTS = {
     "minigpt/ops::cross_entropy_backward": [
         (
             "dw of the last chunk of rows only",
-            "dw += dlogits.T @ x2[rows]",
-            "dw = dlogits.T @ x2[rows]",
+            'grads["w"] += dlogits.T @ x2[rows]',
+            'grads["w"] = dlogits.T @ x2[rows]',
             "ops/test_cross_entropy.py::test_backward_is_the_gradient_in_chunks",
         ),
     ],
@@ -280,6 +282,37 @@ MUTANTS = {
             "False",
             "ops/test_linear_activation.py::test_a_slope_that_was_not_kept_is_recomputed_with_the_bias",
         ),
+    ],
+    "minigpt/ops::lora_backward": [
+        (
+            "the adapter's share of dx is lost",
+            "dx + dropout_backward(du @ lora_a.T, dropout_cache)",
+            "dx",
+            ADAPTER,
+        ),
+        (
+            "the mask is not in dx",
+            "dropout_backward(du @ lora_a.T, dropout_cache)",
+            "du @ lora_a.T",
+            ADAPTER,
+        ),
+        (
+            "the columns of du in another order",
+            "du = scale * (dy @ lora_b.T)",
+            "du = scale * (dy @ lora_b.T)[..., ::-1]",
+            ADAPTER,
+        ),
+        (
+            "s is not in the gradient of lora_b",
+            "scale * (u.reshape(du2.shape).T @ dy2)",
+            "u.reshape(du2.shape).T @ dy2",
+            ADAPTER,
+        ),
+    ],
+    "minigpt/ops::lora_forward": [
+        ("s is missing", "(scale * u) @ lora_b", "u @ lora_b", ADAPTER_FORMULA),
+        ("no dropout of the adapter", "u = dropped", "u = x", ADAPTER_FORMULA),
+        ("the mask is not in the gradient of lora_a", "LoraCache(dropped", "LoraCache(x", ADAPTER),
     ],
     "minigpt/ops::embedding_backward_tied": [
         (
