@@ -73,6 +73,21 @@ def tiktoken_encoding():
     )
 
 
+@functools.cache
+def byte_characters():
+    """Return {character: byte} of GPT-2's files: printable bytes stand for themselves, the others,
+    in their order, for the characters from 256 on.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def token_bytes(token):
+    """Return the bytes of a token that is written in the characters of GPT-2's files."""
+    return bytes(map(byte_characters().__getitem__, token))
+
+
 def random_gpt2(seed=0, **options):
     """Return a GPT2LMHeadModel of SIZES and options, in float32, with no weight at its default.
 
@@ -119,22 +134,18 @@ def save(model, folder, *, prefix=True, buffers=None, dtype="float32", head=None
     from safetensors.torch import save_file
 
     model.config.save_pretrained(folder)
-    tied, T = model.config.tie_word_embeddings, model.config.n_positions
-    tensors = dict(model.named_parameters(remove_duplicate=False))
-    if not (not tied if head is None else head):
-        tensors.pop("lm_head.weight", None)
-    if buffers:
-        mask = torch.ones(T, T).tril().view(1, 1, T, T).to(getattr(torch, buffers))
-        for i in range(model.config.n_layer):
-            tensors[f"transformer.h.{i}.attn.bias"] = mask
-            tensors[f"transformer.h.{i}.attn.masked_bias"] = torch.tensor(-1e4)
-    cut = "" if prefix else "transformer."
-    named = {
-        name.removeprefix(cut): w.detach().to(getattr(torch, dtype)) if w.dim() < 4 else w
-        for name, w in tensors.items()
+    untied, T = not model.config.tie_word_embeddings, model.config.n_positions
+    tensors = {
+        name if prefix else name.removeprefix("transformer."): w.detach().to(getattr(torch, dtype))
+        for name, w in model.named_parameters(remove_duplicate=False)
+        if name != "lm_head.weight" or (untied if head is None else head)
     }
-    named = {name: w.clone().contiguous() for name, w in named.items()}
-    save_file(named, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+    for i in range(model.config.n_layer if buffers else 0):
+        name = f"{'transformer.' if prefix else ''}h.{i}.attn"
+        mask = torch.ones(1, 1, T, T).tril().to(getattr(torch, buffers))
+        tensors |= {f"{name}.bias": mask, f"{name}.masked_bias": torch.tensor(-1e4)}
+    tensors = {name: w.clone() for name, w in tensors.items()}  # no two share memory
+    save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
 
 
 def our_names(model, get=lambda w: w.detach()):
