@@ -101,7 +101,7 @@ def renamed_flags():
 PRECISION = "use --backend cupy with --dtype float16 or --dtype tf32"
 DEVICE = "use --backend cupy for the GPU, --backend numpy for the CPU"
 METRICS = "metrics are written to metrics.jsonl in --out-dir, and to no other service"
-PRETRAINED = "pretrained weights are not loaded; --preset NAME sets the size of a new model"
+PRETRAINED = "use --init-from MODEL to fine-tune one; --preset NAME sets the size of a new model"
 PROCESSES = "one process trains on one GPU or one CPU; --threads N shards a batch over CPU cores"
 LORA = "LoRA is not implemented; all weights are trained"
 STEPS = "the length of a run is given in steps: use --max-iters N, or --max-seconds X"
@@ -115,8 +115,6 @@ TRAIN = {  # nanoGPT, transformers, Lightning, torchrun
     **ANYWHERE,
     **dict.fromkeys(("--amp", "--fp16", "--half", "--mixed-precision", "--precision"), PRECISION),
     **dict.fromkeys(("--bf16", "--bfloat16"), BFLOAT16),
-    "--init-from": "a run starts from random weights, or with --resume from --out-dir; "
-    "pretrained weights are not loaded",
     **dict.fromkeys(("--model", "--model-name-or-path", "--model-type"), PRETRAINED),
     **dict.fromkeys(("--dataset", "--dataset-name", "--train-file", "--input"), "use --data FILE"),
     **dict.fromkeys(("--epochs", "--num-epochs", "--max-epochs", "--num-train-epochs"), STEPS),

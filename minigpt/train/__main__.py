@@ -17,6 +17,7 @@ from minigpt.report.loss_curve import draw_losses
 from minigpt.report.picture import NoPicture, NotInstalled
 from minigpt.sample.command import sample
 from minigpt.sample.tasks import TASKS
+from minigpt.train.base import open_base
 from minigpt.train.config import resolve, train_config_of
 from minigpt.train.cost import describe, describe_model
 from minigpt.train.interrupt import Interrupt
@@ -36,10 +37,12 @@ def dry_run(own, options):
     if own["resume"]:
         config, train_config = stored_run(options)[2:]
     else:
+        base, options = open_base(options)
         train_config = train_config_of(options)
-        sizes = TASKS[train_config.task].builtin_sizes if train_config.data is None else None
+        known = train_config.data is None and base is None
+        sizes = TASKS[train_config.task].builtin_sizes if known else None
         if sizes is None:
-            data = open_data(train_config, options)
+            data = open_data(train_config, options, base)
             sizes = data.sizes
         config, train_config = resolve(options, sizes)
         if data is not None:
@@ -89,11 +92,12 @@ def introduce(run):
         hardware = f"cupy in {train_config.dtype}"
     end = f"for {seconds:g} seconds" if seconds else f"to step {train_config.max_iters:,}"
     start = f"from step {state.step:,} " if state.step else ""
+    begun = f", from {train_config.init_from}" if train_config.init_from else ""
     batch = f"{train_config.batch_size} {run.task.batch_unit.format(T=config.block_size)}"
     text = (
         f"{run.data.description}\n"
         f"model: {count_parameters(config):,} parameters, {describe_model(config)}"
-        f"{', with a bigram embedding' * config.bigram}\n"
+        f"{', with a bigram embedding' * config.bigram}{begun}\n"
         f"training: {start}{end}, batches of {batch}, on {hardware}, into {run.folder}\n"
         f"learning rate: {describe_schedule(train_config)}\n"
         f"loss of random guessing: {math.log(config.vocab_size):.4f} nats per token"

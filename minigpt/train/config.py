@@ -36,6 +36,20 @@ class AtLeast(int):
         return int(self) if needed <= self else -(-needed // BLOCK_STEP) * BLOCK_STEP
 
 
+class Within(AtLeast):
+    """That of a preset for a model that there is: it grows up to the model's, `most`."""
+
+    def __new__(cls, value, most):
+        """Make the block size."""
+        self = super().__new__(cls, min(value, most))
+        self.most = most
+        return self
+
+    def grow(self, needed):
+        """Return the block size for so many tokens, or the model's."""
+        return min(super().grow(needed), self.most)
+
+
 @dataclass(frozen=True)
 class TrainConfig(cli.Config):
     """Training.
@@ -60,6 +74,14 @@ class TrainConfig(cli.Config):
         group="Run",
         path=True,
         several=True,
+    )
+    init_from: str | None = option(
+        None,
+        "fine-tune a model: a run's folder or checkpoint; it brings its tokenizer and config, of "
+        "which only dropout and a smaller block size may be given (default preset: finetune)",
+        metavar="MODEL",
+        group="Run",
+        path=True,
     )
     out_dir: str = option(
         "out", "folder for checkpoints and metrics", metavar="DIR", group="Run", path=True

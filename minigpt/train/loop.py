@@ -37,7 +37,7 @@ def train_steps(run, shown, stop):
     """
     state, throughput = run.state, Throughput()
     shown.notes()
-    if state.due:  # the run was interrupted during an evaluation
+    if state.due:  # the run was interrupted during an evaluation, or begins with one
         record(run, state.due, 0.0, shown, stop)
     while not state.over and stop.signal is None:
         start, tokens = time.perf_counter(), state.tokens

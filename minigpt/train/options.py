@@ -10,7 +10,15 @@ from minigpt.files import read_text
 from minigpt.model.encoder_decoder import Seq2SeqConfig
 from minigpt.model.gpt import GPTConfig
 from minigpt.train.config import BIGRAM_MAX_VOCAB, TrainConfig, check_options
-from minigpt.train.presets import DEFAULT, DEFAULTS, PRESETS, options_of, put_together
+from minigpt.train.presets import (
+    DEFAULT,
+    DEFAULTS,
+    FINETUNE,
+    PRESETS,
+    options_of,
+    put_together,
+    training_options,
+)
 
 PROG = "python -m minigpt.train"
 BIGRAM_DEFAULT = f"on, if the text has at most {BIGRAM_MAX_VOCAB} different tokens"
@@ -19,7 +27,10 @@ WHAT = (
     f"{DEFAULT}."
 )
 OTHERS = (f"; {name} for --task {task}" for task, name in DEFAULTS.items() if name != DEFAULT)
-PRESET_HELP = f"set of options: {', '.join(PRESETS)} (default: {DEFAULT}{''.join(OTHERS)})"
+PRESET_HELP = (
+    f"set of options: {', '.join(PRESETS)} (default: {DEFAULT}{''.join(OTHERS)}; {FINETUNE} with "
+    "--init-from)"
+)
 OWN = ("preset", "config", "resume", "overwrite", "dry_run", "plain")
 
 
@@ -68,6 +79,10 @@ def options(own, given):
     """
     if own["resume"]:
         return given
+    if given.get("init_from") is not None:
+        return put_together(training_options(own["preset"] or FINETUNE), given)
+    if own["preset"] == FINETUNE:
+        raise UserError(f"preset {FINETUNE} is for a model that there is: name it by --init-from")
     task = given.get("task", TrainConfig.task)
     return put_together(options_of(own["preset"] or DEFAULTS[task], given.get("task")), given)
 

@@ -1,6 +1,7 @@
 """Named sets of options, and how they are put together with those that are given."""
 
 from minigpt import cli
+from minigpt.model.encoder_decoder import Seq2SeqConfig
 from minigpt.model.gpt import GPTConfig
 from minigpt.sample.tasks import TASKS
 from minigpt.train.config import (
@@ -123,8 +124,24 @@ PRESETS = {
         "min_lr": 2e-4,
         "warmup_iters": 200,
     },
+    # For a model that there is (--init-from): a low learning rate, short windows, no dropout.
+    # nanoGPT, config/finetune_shakespeare.py: 3e-5 and steps of 32 windows.
+    "finetune": {
+        "block_size": 256,
+        "dropout": 0.0,
+        "batch_size": 4,
+        "gradient_accumulation_steps": 8,
+        "max_iters": 200,
+        "optimizer": "adamw",
+        "learning_rate": 3e-5,
+        "min_lr": 3e-6,
+        "warmup_iters": 20,
+        "lr_schedule": "cosine",
+        "eval_interval": 20,
+    },
 }
 DEFAULT = "quick"
+FINETUNE = "finetune"  # where there is a model to begin from
 DEFAULTS = {"text": DEFAULT, "seq2seq": "dates"}  # by task
 
 
@@ -154,6 +171,18 @@ def options_of(preset, task=None):
     if not entry.padded_vocab:
         options.pop("vocab_size", None)
     return options
+
+
+def training_options(preset):
+    """Return the options of a preset for a model that there is: all but those of a model.
+
+    Of these there are dropout and a block size, which the model's own may cut. Task, tokenizer and,
+    unless the preset names one, the sampler are left to the model as well.
+    """
+    model, options = cli.fields_of(Seq2SeqConfig), options_of(preset)
+    left = {"task", "tokenizer", "vocab_size", *({"sampler"} - PRESETS[preset].keys())}
+    left |= model.keys() - {"dropout", "block_size"}
+    return {name: value for name, value in options.items() if name not in left}
 
 
 def put_together(base, given):

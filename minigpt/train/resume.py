@@ -11,6 +11,7 @@ from minigpt.files import BEST, LAST, METRICS
 from minigpt.model.checkpoint import ELSE, data_of, load, read_state
 from minigpt.optim.schedule import learning_rate
 from minigpt.sample.tasks import TASKS
+from minigpt.train.base import check_same_model, model_options
 from minigpt.train.config import SCHEDULE, SIZES, TrainConfig, check_together, resolve
 from minigpt.train.input import folder_given, keep_pipe, locate
 from minigpt.train.presets import put_together
@@ -57,14 +58,13 @@ def stored_run(given):
         raise UserError(f"--resume: there is no {path} to resume from; {begin} to begin")
     checkpoint = load(path)
     state = state_of(checkpoint, path)
-    model = dataclasses.asdict(checkpoint.config)
-    model["task"] = state.train.get("task", TrainConfig.task)
-    for name, value in given.items():
-        if name in model and name != "dropout" and value != model[name]:
-            raise UserError(
-                f"--resume: {name} is {model[name]} in {folder}; it is part of the model and "
-                f"cannot become {value}: leave it out"
-            )
+    model = model_options(checkpoint.config)
+    check_same_model(given, model, "--resume", folder, free={"dropout"})
+    begun = state.train.get("init_from")
+    if given.get("init_from", begun) != begun:
+        raise UserError(
+            f"--resume: the run in {folder} goes on from its own weights: leave out --init-from"
+        )
     used = state.train.get("optimizer", "adamw")
     if given.get("optimizer", used) != used:
         raise UserError(

@@ -18,6 +18,7 @@ from minigpt.optim.schedule import budget_used
 from minigpt.params import Params
 from minigpt.sample.evaluation import bits_per_byte, count_bytes
 from minigpt.sample.tasks import TASKS, task_of
+from minigpt.train.base import cropped, open_base
 from minigpt.train.clock import Clock
 from minigpt.train.config import resolve, train_config_of
 from minigpt.train.input import keep_pipe
@@ -32,6 +33,7 @@ from minigpt.train.validation import Validation
 
 FEW = 10  # steps, which are too few for a warm-up and a decay
 CUT_SHORT = 0.3  # of the way down: where a learning rate ends that has missed its decay
+BEFORE = {"learning_rate": 0.0, "grad_norm": None}  # in the metrics of step 0: no step is taken
 OVERHEAD_S = 1.5  # of a command before it reads its data and after its last checkpoint, about
 
 
@@ -48,6 +50,8 @@ class Run:
         Of the run that is resumed.
     began : float, optional
         Reading of time.perf_counter() when the command began.
+    base : Checkpoint, optional
+        Of the model that a new run begins from.
 
     Attributes
     ----------
@@ -74,11 +78,11 @@ class Run:
         Lines for the user, which whoever prints them takes out.
     """
 
-    def __init__(self, config, train_config, data, state, checkpoint=None, began=None):
+    def __init__(self, config, train_config, data, state, checkpoint=None, began=None, base=None):
         self.config, self.train_config, self.data, self.state = config, train_config, data, state
         self.task, self.folder = task_of(config), Path(train_config.out_dir)
         data.check(config.block_size)
-        self.checkpoint, self.trainer = checkpoint, None
+        self.checkpoint, self.base, self.trainer = checkpoint, base, None
         self.losses = LossMean(state.loss_sum, state.loss_count)
         self.grad_norm, self.lr, self.evaluated, self.logged = 0.0, 0.0, False, False
         self.skips = Skips(state.skips_in_a_row)
@@ -97,13 +101,14 @@ class Run:
 
     @memory_for("while the model was made", SMALLER_MODEL)
     def start(self, workers):
-        """Make the weights and the optimizer, or take them over from the checkpoint."""
+        """Make the weights and the optimizer, or take them over from a checkpoint."""
         xp, (checkpoint, self.checkpoint) = backend_of(self.train_config), (self.checkpoint, None)
+        begun, self.base = checkpoint or self.base, None
         self.data.move(xp)
-        if checkpoint is None:
+        if begun is None:
             params = init_params(self.config, self.train_config.seed, xp)
         else:
-            params = checkpoint.params
+            params = cropped(begun.params, self.config)
             params = Params(params.shapes, xp, "float32", to_device(params.flat, xp))
         self.trainer = Trainer(params, self.config, self.train_config, xp, workers)
         if checkpoint is not None:
@@ -259,10 +264,12 @@ class Run:
             If `signal` is not None; state.due is left for another try.
         """
         state, validation = self.state, self.validation
+        map = interruptible(self.trainer.workers.map, stop)
+        if validation.limit is None and validation.budget_s and not self.trainer.count:
+            self.loss_of(*validation.trial(), map, None)  # no step has shown how fast this is
         note = validation.choose(self.train_rate)
         self.notes += [note] if note else []
         state.eval_targets = validation.limit
-        map = interruptible(self.trainer.workers.map, stop)
         state.val_loss = self.loss_of(validation.which, 0, validation.limit, map, show)
         self.val_bpb = self.bits_per_byte(state.val_loss, validation.which)
         start = self.clock.seconds
@@ -365,7 +372,7 @@ def backend_of(train_config):
     return xp
 
 
-def open_data(train_config, options):
+def open_data(train_config, options, base=None):
     """Return the data set that a new run is trained on.
 
     Parameters
@@ -373,25 +380,33 @@ def open_data(train_config, options):
     train_config : TrainConfig
     options : dict
         Of the run; share_embedding is one of the model's.
+    base : Checkpoint, optional
+        Of the model that it begins from, whose tokenizer reads the data.
     """
-    return TASKS[train_config.task].open_data({**dataclasses.asdict(train_config), **options})
+    options = {**dataclasses.asdict(train_config), **options}
+    tokenizer = None if base is None else base.tokenizer
+    return TASKS[train_config.task].open_data(options, tokenizer)
 
 
 def new_run(options, overwrite):
     """Return the Run that a dict of options describes, in a folder of its own."""
     began = time.perf_counter()
+    base, options = open_base(options)
     train_config = train_config_of(options)  # reports what is wrong with them before any work
     backend_of(train_config)
     check_folder(Path(train_config.out_dir), overwrite)
     with keep_pipe(train_config) as (name, file):
         options = {**options, "data": name}
-        data = open_data(train_config, options)
+        data = open_data(train_config, options, base)
         config, train_config = resolve(options, data.sizes)
         if config.block_size > options.get("block_size", config.block_size):
             data.notes.append(
                 f"block_size is {config.block_size}, as the longest pair needs "
                 f"{data.sizes['block_size']} tokens"
             )
-        run = Run(config, train_config, data, RunState.of(train_config, data), began=began)
+        state = RunState.of(train_config, data)
+        if base is not None:
+            state.due = dict(BEFORE)
+        run = Run(config, train_config, data, state, began=began, base=base)
         run.files.kept = file
         return run

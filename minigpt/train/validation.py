@@ -12,6 +12,7 @@ from minigpt.sample.evaluation import even_part
 
 SPEED = 2  # how much faster than training an evaluation is, at least
 EVAL_FRACTION = 0.05  # of a wall-clock budget that an evaluation may take, at most
+TRIAL_TOKENS = 4096  # of an evaluation that only shows how fast it is
 REST_FRACTION = 0.1  # that the evaluation of the rest may take at the end
 
 
@@ -54,6 +55,11 @@ class Validation:
     def speed(self, train_rate):
         """Return targets per second: measured, or estimated."""
         return self.rate or SPEED * train_rate
+
+    def trial(self):
+        """Return a small part (which, done, targets) that shows how fast an evaluation is."""
+        few = min(TRIAL_TOKENS, self.targets)
+        return even_part(self.items, self.targets, few), 0, few
 
     def choose(self, train_rate):
         """Choose the part, before the first evaluation; return a line on it, or None."""
