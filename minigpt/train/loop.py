@@ -71,11 +71,11 @@ def record(run, numbers, rate, shown, stop):
         state.due = None
         run.try_to_save(LAST)
         shown.notes()
+        speed = f"   {rate:,.0f} {run.task.counted}/s" if state.step else ""
         shown.line(
             f"step {state.step:>6,}   train {format_loss(run.losses.mean)}   validation "
             f"{state.val_loss:.4f}{format_bits(run.val_bpb)}{format_measures(state.measures)}   "
-            f"{state.seconds:7.1f} s   "
-            f"{rate:,.0f} {run.task.counted}/s"
+            f"{state.seconds:7.1f} s{speed}"
         )
     elif state.seconds - run.saved_s > SAVE_S:
         run.try_to_save(LAST)

@@ -132,7 +132,7 @@ def test_too_little_memory(tmp_path, capsys, monkeypatch):
 FOREIGN = [
     "--device=cuda",
     "--compile=False",
-    "--init_from=gpt2",
+    "--gradient_checkpointing",
     "--dataset=openwebtext",
     "--epochs=3",
     "--lr=1e-3",

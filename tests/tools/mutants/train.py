@@ -507,4 +507,36 @@ MUTANTS = {
             "data/test_sources.py::test_a_quoted_home_is_expanded_in_options_that_name_files",
         ),
     ],
+    "minigpt/train::new_run": [
+        (
+            "the model as it came is not evaluated",
+            "if base is not None:",
+            "if False:",
+            "train/test_init_from.py::test_the_first_evaluation_is_the_model_as_it_came",
+        ),
+    ],
+    "minigpt/train::cropped": [
+        (
+            "the last positions are kept",
+            "whole[name][: len(view)]",
+            "whole[name][-len(view) :]",
+            "train/test_init_from.py::test_a_shorter_block_keeps_the_first_positions[False]",
+        ),
+    ],
+    "minigpt/train::check_same_model": [
+        (
+            "an option that contradicts the model is left aside",
+            "value != model[key] and",
+            "False and",
+            "train/test_init_from.py::test_a_file_of_options_and_fit_begin_from_a_model_too",
+        ),
+    ],
+    "minigpt/train::open_data": [
+        (
+            "the text makes a tokenizer of its own",
+            "None if base is None else base.tokenizer",
+            "None",
+            "train/test_init_from.py::test_no_model_and_characters_it_does_not_know_are_errors",
+        ),
+    ],
 }
