@@ -15,6 +15,7 @@ FLOORS = (  # from the lowest
     ("backend", "ops"),
     ("data", "optim"),
     ("model",),
+    ("interchange",),
     ("sample",),
     ("report",),
     ("train",),

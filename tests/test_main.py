@@ -42,7 +42,8 @@ def test_version_is_the_packages(capsys):
         ("trian", "unknown command 'trian'; did you mean 'train'?"),
         (
             "generate",
-            "unknown command 'generate'; choose from train, sample, score, data, attention, doctor",
+            "unknown command 'generate'; choose from train, sample, score, data, attention, "
+            "export, doctor",
         ),
         ("--verson", "unknown flag '--verson'; choose from "),
     ],

@@ -12,6 +12,8 @@ from minigpt.backend.blas import blas_threads
 from minigpt.backend.devices import load_backend
 from minigpt.errors import UserError
 from minigpt.files import read_metrics
+from minigpt.interchange.card import facts_of_best
+from minigpt.interchange.export import export
 from minigpt.library.ids import as_batch, as_ids
 from minigpt.model import checkpoint, count_parameters, gpt
 from minigpt.params import Params, map_tree
@@ -92,6 +94,30 @@ class Model:
             If the file cannot be written.
         """
         checkpoint.save(path, self.params, self.config, tokenizer=self.tokenizer, state={})
+
+    def export(self, folder, data=None, force=False):
+        """Write a folder that transformers loads: what `minigpt export` does.
+
+        >>> model.export("mine")
+        >>> transformers.AutoModelForCausalLM.from_pretrained("mine")
+
+        Parameters
+        ----------
+        folder : str or path
+            Made if it is missing; whole or not there at all.
+        data : str, optional
+            What the model was trained on, for the model card.
+        force : bool
+            Whether files in the folder may be replaced.
+
+        Raises
+        ------
+        UserError
+            If the folder is not empty or cannot be written; or if the model has no counterpart in
+            transformers, naming the option that is in the way.
+        """
+        facts = facts_of_best(self.history, data)
+        export(folder, self.params, self.config, self.tokenizer, facts, force)
 
     def generate(
         self,

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from minigpt import backend, cli
 from minigpt.cli.characters import display_width, pad, visible
 from minigpt.errors import UserError
+from minigpt.interchange.command import CheckpointConfig, parse
 from minigpt.report.picture import NoPicture, check_picture, drawing, fonts_for, save
 from minigpt.sample.answers import END, MAP_KINDS
-from minigpt.sample.command import CheckpointConfig, parse
 from minigpt.sample.tasks import task_of
 
 SHADES = " .:-=+*#%@"  # by the square root of the weight: a blank is below 0.01, @ from 0.81

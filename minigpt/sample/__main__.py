@@ -11,7 +11,8 @@ empty, too long, not UTF-8, or holds an unknown character spoils no other.
 from minigpt import backend, cli
 from minigpt.cli import aliases
 from minigpt.errors import memory_for
-from minigpt.sample.command import SampleConfig, parse, sample
+from minigpt.interchange.command import parse
+from minigpt.sample.command import SampleConfig, sample
 from minigpt.sample.tasks import TASKS
 
 

@@ -1,32 +1,13 @@
-"""Which checkpoint to use, for all commands that load one; and what `minigpt sample` does."""
+"""What `minigpt sample` does."""
 
 from dataclasses import dataclass
 
 from minigpt import cli
 from minigpt.backend.blas import blas_threads
-from minigpt.backend.devices import BACKENDS, load_backend
 from minigpt.errors import UserError
-from minigpt.model.checkpoint import find_checkpoint, load
+from minigpt.interchange.command import CheckpointConfig, build_of
 from minigpt.sample.prompt import read_prompt
 from minigpt.sample.tasks import TASKS, task_of
-
-
-@dataclass(frozen=True)
-class CheckpointConfig(cli.Config):
-    """Which trained model, and where it computes."""
-
-    out_dir: str = cli.option(
-        "out", "folder of a run: its best checkpoint, else its last", metavar="DIR", path=True
-    )
-    checkpoint: str | None = cli.option(
-        None, "a checkpoint, instead of --out-dir", metavar="FILE", path=True
-    )
-    backend: str = cli.option("numpy", "where to compute", BACKENDS)
-
-    def load(self):
-        """Return the Checkpoint, without the optimizer's moments."""
-        xp = load_backend(self.backend)
-        return load(find_checkpoint(self.checkpoint or self.out_dir), xp, with_optimizer=False)
 
 
 @dataclass(frozen=True)
@@ -45,28 +26,6 @@ class SampleConfig(CheckpointConfig):
         metavar="FILE",
         path=True,
     )
-
-
-def parse(parser, argv, *classes):
-    """Parse the arguments of a command that loads a checkpoint.
-
-    Returns
-    -------
-    given : dict
-        The options that were given, of the config classes, by name.
-    plain : bool
-        Whether --plain was given.
-    """
-    cli.add_flags(parser, *classes)
-    cli.add_plain(parser)
-    given = vars(parser.parse_args(argv))
-    parser.allow_one(given, "checkpoint", "out_dir")
-    return given, given.pop("plain")
-
-
-def build_of(cls, given):
-    """Make a config of those options in a dict that are its own."""
-    return cli.build(cls, {name: given[name] for name in cli.fields_of(cls).keys() & given})
 
 
 def check_flags(given, task, kind="options"):

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from minigpt import backend, cli
 from minigpt.cli import aliases
 from minigpt.errors import SMALLER_DATA, UserError, memory_for
+from minigpt.interchange.command import CheckpointConfig, build_of, parse
 from minigpt.sample.answers import on_one_line
-from minigpt.sample.command import CheckpointConfig, build_of, check_flags, parse
+from minigpt.sample.command import check_flags
 from minigpt.sample.progress import Progress
 from minigpt.sample.tasks import TASKS, task_of
 

@@ -1,0 +1,1 @@
+"""Models from and for others: transformers' folders and peft's adapters."""

@@ -1,0 +1,74 @@
+"""A trained model for transformers: `minigpt export --out-dir DIR --to FOLDER`.
+
+Then, without code of minigpt:
+
+    model = AutoModelForCausalLM.from_pretrained("FOLDER")
+    tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+"""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from minigpt import backend, cli
+from minigpt.cli import aliases
+from minigpt.errors import UserError, memory_for
+from minigpt.files import read_metrics
+from minigpt.interchange.card import facts_of
+from minigpt.interchange.command import CheckpointConfig, build_of, parse
+from minigpt.interchange.export import check_folder, export
+
+
+@dataclass(frozen=True)
+class ExportConfig(CheckpointConfig):
+    """Export."""
+
+    to: str | None = cli.option(
+        None, "folder for the files of transformers", metavar="FOLDER", path=True
+    )
+    force: bool = cli.option(False, "replace what is in the folder that would be in the way")
+
+
+def run_export(config):
+    """Export the model that an ExportConfig names, and say what was written.
+
+    Raises
+    ------
+    UserError
+        If there is no --to, or as `export`.
+    """
+    if config.to is None:
+        raise UserError("there is no folder to export to; name one by --to FOLDER")
+    check_folder(config.to, config.force)
+    checkpoint = config.load()
+    metrics = []
+    with contextlib.suppress(OSError):
+        metrics = [*read_metrics(Path(config.checkpoint or config.out_dir))]
+    facts = facts_of(checkpoint.state, metrics)
+    name = export(
+        config.to,
+        checkpoint.params,
+        checkpoint.config,
+        checkpoint.tokenizer,
+        facts,
+        config.force,
+    )
+    print(f"{cli.printable(config.to)}: a {name} for transformers; its README.md shows its use")
+
+
+def main(argv=None, prog="python -m minigpt.interchange"):
+    """Write a trained model as a folder that transformers loads.
+
+    A GPT with learnt positions becomes a GPT2LMHeadModel, one with rotary positions a
+    Starcoder2ForCausalLM, with the same logits. The folder also has the tokenizer, and a model
+    card.
+    """
+    parser = cli.parser(prog, main.__doc__, aliases.ANYWHERE)
+    given, plain = parse(parser, argv, ExportConfig)
+    with memory_for("while exporting", "export on a machine with more"), backend.plain(plain):
+        run_export(build_of(ExportConfig, given))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
