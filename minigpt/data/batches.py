@@ -1,4 +1,4 @@
-"""From a text to batches of token ids: the split, batches for training, consecutive windows.
+"""From the ids of a text to batches: random ones for training, consecutive windows.
 
 Run `python -m minigpt.data` for a walk from a text to the examples that a GPT learns from.
 """
@@ -12,12 +12,6 @@ PART = 1 << 16  # tokens looked at together
 LARGEST = 1 << 32  # tokens that `weyl` can tell apart
 
 
-def split(ids):
-    """Cut token ids into the first nine tenths, for training, and the rest, for validation."""
-    n = int(0.9 * len(ids))
-    return ids[:n], ids[n:]
-
-
 def only_in(ids, others, vocab_size):
     """Return the tokens that are in `ids` and not in `others`, ascending: (K,) int."""
     only = np.zeros(vocab_size, bool)
@@ -27,6 +21,12 @@ def only_in(ids, others, vocab_size):
             if not only.any():
                 break
     return only.nonzero()[0]
+
+
+def count_of(tokens, ids):
+    """Return how many of the ids are one of some tokens."""
+    starts = range(0, len(ids), PART)
+    return sum(int(np.isin(ids[start : start + PART], tokens).sum()) for start in starts)
 
 
 def check_length(train, val, block_size):

@@ -50,7 +50,7 @@ class Table(NamedTuple):
     end_of_text: str | None
 
 
-def read_table(path, where="--tokenizer"):
+def read_files(path, where="--tokenizer"):
     """Return the Table in a folder, or in a tokenizer.json.
 
     Parameters

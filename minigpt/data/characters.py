@@ -33,6 +33,7 @@ class CharTokenizer(Tokenizer):
 
     kind = "char"
     unit = "characters"
+    concatenates = True
 
     def __init__(self, chars):
         self.chars = chars

@@ -12,25 +12,31 @@ Both have the same attributes:
     notes                what is odd about the data, a sentence each
 """
 
+import itertools
+
 from minigpt.backend import to_device
 from minigpt.cli import first_of
 from minigpt.cli.characters import visible
-from minigpt.data.batches import check_length, only_in, split
-from minigpt.data.characters import CharTokenizer
+from minigpt.data.batches import check_length, count_of, only_in
 from minigpt.data.corpus import builtin_source
 from minigpt.data.dates import date_pairs
 from minigpt.data.pair_files import read_pairs
 from minigpt.data.pairs import SPLITS, Pairs, check_lengths, digest, needed_length, notes_on
-from minigpt.data.sources import describe, empty_note, find_sources, hold
+from minigpt.data.sources import describe, empty_note, find_sources, hold, read_parts
 from minigpt.data.survey import survey
-from minigpt.data.token_files import encode_text
-from minigpt.data.tokenizers import PairTokenizer
+from minigpt.data.token_files import cut_at, encode_text
+from minigpt.data.tokenizers import (
+    BPE_VOCAB_SIZE,
+    PairTokenizer,
+    few_tokens_note,
+    new_tokenizer,
+)
 
 MAX_SHOWN = 20  # tokens in a note
 
 
 class TextData:
-    """A text as token ids: the first nine tenths are for training.
+    """A text as token ids: those of the first nine tenths of its characters are for training.
 
     Parameters
     ----------
@@ -40,6 +46,9 @@ class TextData:
         That of a run that is resumed; made from the text if left out.
     name : str, optional
         What a run that is resumed was trained on.
+    kind, vocab_size : str, int
+        Of a tokenizer that is to be made: see `new_tokenizer`. BPE is trained on the first nine
+        tenths alone.
 
     Attributes
     ----------
@@ -48,28 +57,42 @@ class TextData:
     sources : list of Source
     size, length : int
         Of the text, in bytes and in characters.
+    split_at : int
+        Characters of the part for training.
     """
 
     split = "position"
 
-    def __init__(self, path=None, tokenizer=None, name=None):
+    def __init__(self, path=None, tokenizer=None, name=None, kind="char", vocab_size=None):
         sources = [builtin_source(name)] if path is None else hold(find_sources(path))
         self.name, found = describe(sources), survey(sources)
-        self.tokenizer = tokenizer or CharTokenizer.from_text(found.chars)
+        self.split_at = int(0.9 * found.length)
+        few = []
+        if tokenizer is None:
+            tokenizer = self.new_tokenizer(found.chars, sources, kind, vocab_size)
+            few = few_tokens_note(tokenizer, vocab_size or BPE_VOCAB_SIZE) * (kind == "bpe")
+        self.tokenizer = tokenizer
         self.sizes = {"vocab_size": self.tokenizer.vocab_size}
         self.sha256, self.sources = found.sha256, sources
         self.size, self.length = found.size, found.length
-        ids, notes = encode_text(sources, found, self.tokenizer)
-        self.train, self.val = split(ids)
-        where = "the validation part only (the last tenth)"
-        unseen = unseen_note(self.train, self.val, self.tokenizer, where)
-        self.notes = [*empty_note(sources), *found.notes, *unseen, *notes]
+        ids, border, notes = encode_text(sources, found, tokenizer, self.split_at)
+        self.train, self.val = ids[:border], ids[border:]
+        part = "the validation part", " (the last tenth)"
+        unseen = unseen_note(self.train, self.val, self.tokenizer, *part)
+        self.notes = [*empty_note(sources), *found.notes, *few, *unseen, *notes]
         unit = self.tokenizer.unit
         tokens = "" if unit == "characters" else f"{len(ids):,} {unit}, "
         self.description = (
             f"{self.name}: {found.length:,} characters, {tokens}{self.tokenizer.vocab_size} "
             "different"
         )
+
+    def new_tokenizer(self, chars, sources, kind, vocab_size):
+        """Return a tokenizer for the text: of all its characters, or trained on the first part."""
+        if kind == "char":
+            return new_tokenizer(kind, [chars])
+        texts = cut_at((text for _, text in read_parts(sources)), self.split_at)
+        return new_tokenizer(kind, itertools.takewhile(bool, texts), vocab_size)
 
     def check(self, block_size):
         """Raise a UserError if the text is too short for a model of this block size."""
@@ -83,7 +106,7 @@ class TextData:
         self.train, self.val = (to_device(part, xp) for part in (self.train, self.val))
 
 
-def unseen_note(train, val, tokenizer, where):
+def unseen_note(train, val, tokenizer, part, which=""):
     """Return a note, in a list, if the validation part has tokens that training never sees.
 
     Parameters
@@ -91,16 +114,24 @@ def unseen_note(train, val, tokenizer, where):
     train, val : (N,) int
         Ids of the tokenizer, and the one after its last.
     tokenizer : Tokenizer
-    where : str
-        What the validation part is called.
+    part, which : str
+        What the validation part is called, and which it is.
     """
     unseen = only_in(val, train, tokenizer.vocab_size + 1)
     if not len(unseen):
         return []
+    if tokenizer.unseen_share:
+        share = count_of(unseen, val) / len(val)
+        if share <= tokenizer.unseen_share:
+            return []
+        return [
+            f"{share:.1%} of the {tokenizer.unit} in {part} are never seen in training: the table "
+            "is of other texts, or the text changes on its way"
+        ]
     shown = first_of([visible(tokenizer.label(i)) for i in unseen.tolist()], MAX_SHOWN, " ")
     return [
-        f"{len(unseen)} of {tokenizer.vocab_size} different {tokenizer.unit} occur in {where}, so "
-        f"training never sees them: {shown}"
+        f"{len(unseen)} of {tokenizer.vocab_size} different {tokenizer.unit} occur in {part} "
+        f"only{which}, so training never sees them: {shown}"
     ]
 
 
@@ -119,6 +150,8 @@ class PairData:
         That of a run that is resumed; made from the pairs if left out.
     split : str
         Which pairs are for validation: a key of pairs.SPLITS. The dates have their own split.
+    kind, vocab_size : str, int
+        As of TextData, the size being that of each table; BPE is trained on the pairs for training.
 
     Attributes
     ----------
@@ -129,7 +162,16 @@ class PairData:
         Whether there is a model already, that of a run that is resumed.
     """
 
-    def __init__(self, path=None, seed=0, shared=False, tokenizer=None, split="source"):
+    def __init__(
+        self,
+        path=None,
+        seed=0,
+        shared=False,
+        tokenizer=None,
+        split="source",
+        kind="char",
+        vocab_size=None,
+    ):
         self.split, self.notes, self.fixed = split, [], tokenizer is not None
         if path is None:
             (train, val), self.name = date_pairs(seed), f"dates, seed {seed}"
@@ -139,7 +181,14 @@ class PairData:
             train, val = SPLITS[split](pairs)
             self.notes += notes_on(train, val)
         self.pairs, self.val_pairs = train + val, val
-        self.tokenizer = tokenizer or PairTokenizer.from_pairs(self.pairs, shared)
+        if tokenizer is None:
+            known = self.pairs if kind == "char" else train
+            tokenizer = PairTokenizer.from_pairs(known, shared, kind, vocab_size)
+            if kind == "bpe":
+                asked = vocab_size or BPE_VOCAB_SIZE
+                notes = [note for side in {*tokenizer} for note in few_tokens_note(side, asked)]
+                self.notes += notes
+        self.tokenizer = tokenizer
         self.train, self.val = (Pairs(part, self.tokenizer) for part in (train, val))
         source, target = self.tokenizer
         self.notes += self.unseen()
@@ -165,9 +214,7 @@ class PairData:
         return [
             note
             for train, val, tokenizer, name in sides
-            for note in unseen_note(
-                train.ids, val.ids, tokenizer, f"{name} of the validation part only"
-            )
+            for note in unseen_note(train.ids, val.ids, tokenizer, f"{name} of the validation part")
         ]
 
     def check(self, block_size):

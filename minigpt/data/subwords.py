@@ -21,7 +21,7 @@ import re
 import numpy as np
 
 from minigpt.cli.characters import described
-from minigpt.data.bpe_files import BYTE_OF, Table, json_of, read_table, table_of
+from minigpt.data.bpe_files import BYTE_OF, Table, json_of, read_files, table_of
 from minigpt.data.tokenizer import StreamDecoder, Tokenizer
 from minigpt.errors import UserError
 
@@ -51,6 +51,7 @@ class BpeTokenizer(Tokenizer):
     """
 
     kind = "bpe"
+    unseen_share = 0.1  # GPT-2's table has 2 % of such tokens for the end of tiny Shakespeare
 
     def __init__(self, table):
         self.vocab, self.merges, self.special, end = table
@@ -101,7 +102,7 @@ class BpeTokenizer(Tokenizer):
         UserError
             If there is none, or another kind; begins with `where`, which names the path.
         """
-        return cls(read_table(path, where))
+        return cls(read_files(path, where))
 
     @classmethod
     def from_json(cls, table):

@@ -32,7 +32,7 @@ def dtype_of(vocab_size):
     return np.dtype(next((dtype for n, dtype in sizes.items() if vocab_size <= n), np.int32))
 
 
-def encode_text(sources, found, tokenizer):
+def encode_text(sources, found, tokenizer, split=None):
     """Return the ids of a text.
 
     Parameters
@@ -41,11 +41,15 @@ def encode_text(sources, found, tokenizer):
     found : Survey
         Theirs.
     tokenizer : Tokenizer
+    split : int, optional
+        Characters after which the text is cut in two, each encoded as if the other were not there.
 
     Returns
     -------
     ids : (N,) uint8, uint16 or int32
         Not to be written to.
+    border : int or None
+        How many of them are before the split.
     notes : list of str
         What a user should know of it.
 
@@ -54,47 +58,80 @@ def encode_text(sources, found, tokenizer):
     UserError
         If the text has something that has no token, or is another than at its survey.
     """
-    parts = small_ids(sources, found, tokenizer)
-    if found.size < LARGE:
-        return in_memory(parts, tokenizer), []
-    folder = cache_folder()
+    parts = SmallIds(sources, found, tokenizer, split)
+    folder = None if found.size < LARGE else cache_folder()
     if folder is None:
-        return in_memory(parts, tokenizer), []
-    table = tokenizer.to_json().encode("utf-8")
-    key = hashlib.sha256(found.sha256.encode("ascii") + table).hexdigest()
+        return in_memory(parts, tokenizer), parts.border, []
+    key = key_of(found, tokenizer, split)
     path = folder / f"{key[:32]}{SUFFIX}"
     with make_folder(folder), turn(path):
-        ids = read_tokens(path, key)
-        if ids is not None:
-            return ids, []
+        kept = read_tokens(path, key)
+        if kept is not None:
+            return *kept, []
         try:
             write_tokens(path, key, parts, dtype_of(tokenizer.vocab_size))
-            ids = read_tokens(path, key)
+            kept = read_tokens(path, key)
         except OSError as error:
             reason = error.strerror or error
         else:
             reason = "what was written cannot be read back"
-    if ids is None:
-        parts = small_ids(sources, found, tokenizer)
+    if kept is None:
         note = f"the text's tokens cannot be kept in {path}: {reason}; they are held in memory"
-        return in_memory(parts, tokenizer), [note]
-    return ids, [f"the text's tokens are kept for next time: {path}, {ids.nbytes / 1e6:,.0f} MB"]
+        return in_memory(parts, tokenizer), parts.border, [note]
+    size = f"{kept[0].nbytes / 1e6:,.0f} MB"
+    return *kept, [f"the text's tokens are kept for next time: {path}, {size}"]
 
 
-def small_ids(sources, found, tokenizer):
-    """Iterate over the ids of a text, a part at a time, as the dtype of the vocabulary."""
-    sha256 = hashlib.sha256()
+def key_of(found, tokenizer, split):
+    """Return what tells the file of a text, a tokenizer and, where it matters, a split."""
+    table = tokenizer.to_json().encode("utf-8")
+    cut = b"" if split is None or tokenizer.concatenates else b" %d" % split
+    return hashlib.sha256(found.sha256.encode("ascii") + table + cut).hexdigest()
 
-    def texts():
-        for raw, text in read_parts(sources):
-            sha256.update(raw)
-            yield text
 
-    dtype = dtype_of(tokenizer.vocab_size)
-    for ids in tokenizer.encode_parts(texts()):
-        yield ids.astype(dtype)
-    if sha256.hexdigest() != found.sha256:
-        raise UserError(f"{sources[0].where}: the text has changed while it was read; try again")
+class SmallIds:
+    """The ids of a text, a part at a time, as the dtype of the vocabulary; see `encode_text`.
+
+    Attributes
+    ----------
+    border : int or None
+        How many are before the split, as soon as they have been gone over.
+    """
+
+    def __init__(self, sources, found, tokenizer, split=None):
+        self.sources, self.found, self.tokenizer, self.split = sources, found, tokenizer, split
+        self.border = None
+
+    def __iter__(self):
+        sha256, count = hashlib.sha256(), 0
+
+        def texts():
+            for raw, text in read_parts(self.sources):
+                sha256.update(raw)
+                yield text
+
+        dtype = dtype_of(self.tokenizer.vocab_size)
+        for ids in self.tokenizer.encode_parts(cut_at(texts(), self.split)):
+            if not len(ids):
+                self.border = count
+            count += len(ids)
+            yield ids.astype(dtype)
+        if sha256.hexdigest() != self.found.sha256:
+            where = self.sources[0].where
+            raise UserError(f"{where}: the text has changed while it was read; try again")
+
+
+def cut_at(texts, split):
+    """Iterate over the parts of a text, with an empty one after so many characters, if any."""
+    left = split
+    for text in texts:
+        if left is not None and left < len(text):
+            if left:
+                yield text[:left]
+            yield ""
+            text, left = text[left:], None
+        yield text
+        left = None if left is None else left - len(text)
 
 
 def in_memory(parts, tokenizer):
@@ -117,14 +154,18 @@ def turn(path):
         release(lock)
 
 
-def header(key, ids_dtype, count, crc32):
-    """Return the first HEADER bytes of a file, which say what it is."""
+def header(key, ids_dtype, count, crc32, border):
+    """Return the first HEADER bytes of a file, which say what it is.
+
+    The border is there if it is not that of characters, nine tenths of all ids.
+    """
     fields = {"minigpt_tokens": 1, "key": key, "dtype": ids_dtype.str, "count": count}
-    return json.dumps({**fields, "crc32": crc32}).encode("ascii").ljust(HEADER)
+    fields |= {"crc32": crc32} | ({} if border == int(0.9 * count) else {"border": border})
+    return json.dumps(fields).encode("ascii").ljust(HEADER)
 
 
 def write_tokens(path, key, parts, dtype):
-    """Write a file of tokens, atomically, and delete those that have not been used for long.
+    """Write a file of SmallIds, atomically, and delete those that have not been used for long.
 
     It is not synced: after a loss of power, its checksum tells, and it is made anew.
 
@@ -140,7 +181,7 @@ def write_tokens(path, key, parts, dtype):
             count, crc32 = count + len(ids), zlib.crc32(ids, crc32)
             file.write(ids.data)
         file.seek(0)
-        file.write(header(key, dtype, count, crc32))
+        file.write(header(key, dtype, count, crc32, parts.border))
     for old in path.parent.glob(f"*{SUFFIX}*"):
         limit = LEFT_S if old.suffix == TEMPORARY else UNUSED
         with contextlib.suppress(OSError):
@@ -149,7 +190,7 @@ def write_tokens(path, key, parts, dtype):
 
 
 def read_tokens(path, key):
-    """Return the ids in a file, mapped into memory; None if it is missing or damaged.
+    """Return (ids, mapped into memory, border) of a file; None if it is missing or damaged.
 
     Its time of modification becomes that of its last use.
     """
@@ -159,11 +200,12 @@ def read_tokens(path, key):
             fields, crc32 = json.loads(begin), 0
             while block := file.read(BLOCK):
                 crc32 = zlib.crc32(block, crc32)
-        dtype = np.dtype(fields["dtype"])
-        if begin != header(key, dtype, fields["count"], crc32):
+        dtype, count = np.dtype(fields["dtype"]), fields["count"]
+        border = fields.get("border", int(0.9 * count))
+        if begin != header(key, dtype, count, crc32, border):
             return None
         with contextlib.suppress(OSError):  # it is another user's, perhaps
             os.utime(path)
-        return np.asarray(np.memmap(path, dtype, "r", HEADER, (fields["count"],)))
+        return np.asarray(np.memmap(path, dtype, "r", HEADER, (count,))), border
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -19,6 +19,10 @@ class Tokenizer:
         Its name in KINDS and in the JSON of `to_json`.
     unit : str
         What its tokens are, in the plural, for messages.
+    concatenates : bool
+        Whether the ids of a text are those of its two halves, wherever it is cut.
+    unseen_share : float
+        Of the tokens of a validation part: so many may never come in training without a note.
     vocab_size : int
         Number of tokens; ids run from 0 to one less.
     byte_lengths : (vocab_size,) int64
@@ -29,6 +33,8 @@ class Tokenizer:
 
     kind = ""
     unit = "tokens"
+    concatenates = False
+    unseen_share = 0.0
     vocab_size: int
     byte_lengths: np.ndarray
     end_of_text = None

@@ -27,12 +27,19 @@ class PairTokenizer(NamedTuple):
     target: Tokenizer
 
     @classmethod
-    def from_pairs(cls, pairs, shared=False):
-        """Make the vocabularies of a list of (source, target); shared is one for both."""
-        texts = ["".join(side) for side in zip(*pairs, strict=True)]
+    def from_pairs(cls, pairs, shared=False, kind="char", vocab_size=None):
+        """Make the tokenizers of a list of (source, target); shared is one for both.
+
+        The other parameters are those of `new_tokenizer`.
+        """
+        sides = [*zip(*pairs, strict=True)]
         if shared:
-            texts = ["".join(texts)] * 2
-        return cls(*map(CharTokenizer.from_text, texts))
+            sides = [sum(sides, ())]
+        made = [
+            new_tokenizer(kind, (part for text in side for part in (text, "")), vocab_size)
+            for side in sides
+        ]
+        return cls(made[0], made[-1])
 
     @classmethod
     def from_json(cls, table):
@@ -84,6 +91,7 @@ class PairTokenizer(NamedTuple):
         )
 
 
+BPE_VOCAB_SIZE = 1024  # tokens of a table that is trained, unless asked otherwise
 KINDS = {"char": CharTokenizer, "bpe": BpeTokenizer, "pair": PairTokenizer}
 
 
@@ -106,6 +114,46 @@ def tokenizer_from_json(table, kinds=None):
     except (ValueError, TypeError, KeyError):
         kind = "char"  # its error shows the table
     return cli.choose(kind, kinds or KINDS, "the kind of tokenizer").from_json(table)
+
+
+def new_tokenizer(kind, parts, vocab_size=None):
+    """Return the tokenizer that --tokenizer and --vocab-size ask for.
+
+    Parameters
+    ----------
+    kind : str
+        "char": the characters of the text; "bpe": trained on it; else a path, see read_tokenizer.
+    parts : iterable of str
+        The text, as in `Tokenizer.encode_parts`.
+    vocab_size : int, optional
+        Of "bpe".
+
+    Raises
+    ------
+    UserError
+        If there is no such tokenizer, or it cannot be made.
+    """
+    if kind == "char":
+        return CharTokenizer.from_text("".join(parts))
+    if kind == "bpe":
+        return BpeTokenizer.train(parts, vocab_size or BPE_VOCAB_SIZE)
+    path = Path(kind).expanduser()
+    if not path.exists():
+        raise UserError(
+            f"--tokenizer {kind} is neither char nor bpe, and no folder or {TOKENIZER} has that "
+            "name"
+        )
+    return read_tokenizer(path)
+
+
+def few_tokens_note(tokenizer, asked):
+    """Return a note, in a list, if training has given a tokenizer fewer tokens than asked for."""
+    if tokenizer.vocab_size >= asked:
+        return []
+    return [
+        f"BPE has found {tokenizer.vocab_size:,} tokens, not the {asked:,} of --vocab-size: no "
+        "other two neighbours come twice in what it is trained on"
+    ]
 
 
 def read_tokenizer(path, where="--tokenizer"):

@@ -46,8 +46,9 @@ class Task:
     padded_vocab : bool
         Whether a model may have more tokens than its data need.
     open_data : callable
-        (options, tokenizer=None, name=None, split=None) -> data set. Of options it reads data, seed
-        and share_embedding; the others are those of a run that is resumed.
+        (options, tokenizer=None, name=None, split=None) -> data set. Of options it reads data,
+        seed, share_embedding and, if no tokenizer is given, tokenizer and vocab_size; the others
+        are those of a run that is resumed.
     builtin_sizes : dict or None
         Vocabulary sizes of the data that there are without --data, if known without reading them.
     batch : callable
@@ -130,7 +131,8 @@ def seq2seq_hidden(ids, targets, p, config, rng, on_layer):
 @memory_for("while the text was read", SMALLER_DATA)
 def open_text(options, tokenizer=None, name=None, split=None):
     """Return the TextData of a dict of options; there is one way to split a text."""
-    return TextData(options.get("data"), tokenizer, name)
+    made = options.get("tokenizer") or "char", options.get("vocab_size")
+    return TextData(options.get("data"), tokenizer, name, *made)
 
 
 def text_batch(ids, config, train_config, number, row):
@@ -161,7 +163,8 @@ def open_pairs(options, tokenizer=None, name=None, split=None):
     """Return the PairData of a dict of options; the name of a run's pairs says nothing more."""
     shared = options.get("share_embedding", False)
     seed = options.get("seed", 0)
-    return PairData(options.get("data"), seed, shared, tokenizer, split or "source")
+    made = options.get("tokenizer") or "char", options.get("vocab_size")
+    return PairData(options.get("data"), seed, shared, tokenizer, split or "source", *made)
 
 
 def pair_batch(split, config, train_config, number, row):

@@ -9,13 +9,18 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minigpt.data import corpus, token_files
 from minigpt.data.characters import CharTokenizer
 from minigpt.data.datasets import TextData
-from minigpt.data.token_files import HEADER, dtype_of
+from minigpt.data.subwords import BpeTokenizer
+from minigpt.data.survey import survey
+from minigpt.data.token_files import HEADER, cut_at, dtype_of
 from minigpt.errors import UserError
 from minigpt.train import __main__ as train
+from tests.tools.reference import vocabulary
 from tests.tools.training import FLAGS, TEXT
 
 MANY = "".join(map(chr, range(0x100, 0x100 + 600)))  # more characters than a byte can number
@@ -78,6 +83,100 @@ def test_ids_in_a_file_are_those_in_memory(cache, own, monkeypatch):
     assert path.stat().st_size == HEADER + 2 * len(expected)
     assert first.notes == [f"the text's tokens are kept for next time: {path}, 0 MB"]
     assert second.notes == small.notes == []  # made once
+
+
+@given(st.lists(st.text("ab", min_size=1), min_size=1), st.data())
+def test_a_text_is_cut_after_so_many_characters(parts, data):
+    text = "".join(parts)
+    split = data.draw(st.integers(0, len(text) - 1))
+    found = [*cut_at(parts, split)]
+    assert [*cut_at(parts, None)] == parts
+    border = found.index("")
+    assert "".join(found[:border]) == text[:split] and "".join(found[border:]) == text[split:]
+    assert found.count("") == 1
+
+
+def test_a_text_is_cut_at_nine_tenths_of_its_characters(own):
+    data, text = TextData(str(own)), own.read_text("utf-8")
+    n = int(0.9 * len(text))
+    assert data.tokenizer.decode(data.train) == text[:n] and data.split_at == n
+    assert data.tokenizer.decode(data.val) == text[n:]
+
+
+@pytest.mark.bpe
+def test_subwords_are_of_one_part_of_the_split(cache, tmp_path, monkeypatch):
+    (tmp_path / "t.txt").write_text("the cat sat on the mat " * 19 + "the cats", "utf-8")
+    text = (tmp_path / "t.txt").read_text()
+    n = int(0.9 * len(text))
+    assert text[n - 1 : n + 1] == "sa"  # within a word
+    made = [TextData(str(tmp_path / "t.txt"), kind="bpe", vocab_size=290) for _ in "ab"]
+    monkeypatch.setattr(token_files, "LARGE", 1 << 24)
+    for data in (*made, TextData(str(tmp_path / "t.txt"), kind="bpe", vocab_size=290)):
+        assert data.tokenizer.decode(data.train) == text[:n]
+        assert data.val.tolist() == data.tokenizer.encode(text[n:]).tolist()
+        assert data.train.tolist() == data.tokenizer.encode(text[:n]).tolist()
+        assert len(data.train) != int(0.9 * (len(data.train) + len(data.val)))
+        assert data.sizes == {"vocab_size": data.tokenizer.vocab_size}
+
+
+@pytest.mark.bpe
+def test_bpe_is_trained_on_the_training_part_alone(tmp_path):
+    text = "the cat sat on the mat. " * 90 + "xyz" * 80
+    (tmp_path / "t.txt").write_text(text, "utf-8")
+    data = TextData(str(tmp_path / "t.txt"), kind="bpe", vocab_size=270)
+    expected = BpeTokenizer.train([text[: int(0.9 * len(text))]], 270)
+    assert data.tokenizer.to_json() == expected.to_json()
+    assert data.tokenizer.to_json() != BpeTokenizer.train([text], 270).to_json()
+
+
+@pytest.mark.bpe
+def test_the_whole_text_has_another_file_than_its_two_parts(cache, tmp_path):
+    (tmp_path / "t.txt").write_text("the cat sat on the mat " * 19 + "the cats", "utf-8")
+    data = TextData(str(tmp_path / "t.txt"), kind="bpe", vocab_size=290)
+    found = survey(data.sources)
+    for _ in range(2):
+        ids, border, _ = token_files.encode_text(data.sources, found, data.tokenizer)
+        whole = (tmp_path / "t.txt").read_text()
+        assert ids.tolist() == data.tokenizer.encode(whole).tolist()
+    assert len([*cache.glob("*.tokens")]) == 2
+
+
+@pytest.mark.bpe
+def test_a_text_with_few_neighbours_says_how_many_tokens_it_gives(tmp_path):
+    (tmp_path / "t.txt").write_text("ab ab cd " * 2 + "ab ab", "utf-8")
+    (note,) = TextData(str(tmp_path / "t.txt"), kind="bpe").notes
+    assert note.startswith("BPE has found 260 tokens, not the 1,024 of --vocab-size: no other two")
+    assert TextData(str(tmp_path / "t.txt"), kind="bpe", vocab_size=260).notes == []
+
+
+@pytest.mark.bpe
+def test_only_many_tokens_that_training_never_sees_are_worth_a_note(tmp_path):
+    (tmp_path / "t.txt").write_text("the cat sat on the mat. " * 900 + "\u044f", "utf-8")
+    assert TextData(str(tmp_path / "t.txt"), kind="bpe", vocab_size=260).notes == []
+    (tmp_path / "t.txt").write_text("the cat sat on the mat. " * 90 + "\u044f" * 240, "utf-8")
+    (note,) = TextData(str(tmp_path / "t.txt"), kind="bpe", vocab_size=260).notes
+    assert note == (
+        "100.0% of the tokens in the validation part are never seen in training: the table is of "
+        "other texts, or the text changes on its way"
+    )
+
+
+@pytest.mark.bpe
+def test_gpt2s_table_cuts_tiny_shakespeare_as_nanogpt_does(corpus, tmp_path):
+    folder = vocabulary()
+    (tmp_path / "t.txt").write_text(corpus, "utf-8")
+    data = TextData(str(tmp_path / "t.txt"), kind=str(folder))
+    assert (len(data.train), len(data.val)) == (301_966, 36_059)
+    assert data.notes == [] and data.tokenizer.vocab_size == 50257
+    assert data.tokenizer.byte_lengths[data.val].sum() == 111_540
+
+
+@pytest.mark.bpe
+@pytest.mark.parametrize("vocab_size, tokens", [(511, 59_436), (1023, 49_422)])
+def test_a_table_of_tiny_shakespeare_gives_so_many_tokens(corpus, tmp_path, vocab_size, tokens):
+    (tmp_path / "t.txt").write_text(corpus, "utf-8")
+    data = TextData(str(tmp_path / "t.txt"), kind="bpe", vocab_size=vocab_size)
+    assert (data.tokenizer.vocab_size, len(data.val)) == (vocab_size, tokens)
 
 
 @pytest.mark.report("22")

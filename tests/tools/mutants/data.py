@@ -115,12 +115,94 @@ MUTANTS = {
             "data/test_batches.py::test_steps_and_seeds_share_no_draws",
         ),
     ],
-    "minigpt/data::split": [
+    "minigpt/data::TextData.__init__": [
         (
             "validation text is trained on",
-            "return ids[:n], ids[n:]",
-            "return ids, ids[n:]",
-            "data/test_batches.py::test_split_is_nine_tenths",
+            "ids[:border], ids[border:]",
+            "ids, ids[border:]",
+            "data/test_token_files.py::test_a_text_is_cut_at_nine_tenths_of_its_characters",
+        ),
+        (
+            "a text is split after it was encoded",
+            "encode_text(sources, found, tokenizer, self.split_at)",
+            "(ids := encode_text(sources, found, tokenizer)[0], int(0.9 * len(ids)), [])",
+            "data/test_token_files.py::test_subwords_are_of_one_part_of_the_split",
+        ),
+    ],
+    "minigpt/data::TextData.new_tokenizer": [
+        (
+            "BPE is trained on the validation part, too",
+            "itertools.takewhile(bool, texts)",
+            "texts",
+            "data/test_token_files.py::test_bpe_is_trained_on_the_training_part_alone",
+        ),
+    ],
+    "minigpt/data::key_of": [
+        (
+            "a text has the same ids whatever the tokenizer",
+            'found.sha256.encode("ascii") + table',
+            'found.sha256.encode("ascii")',
+            "data/test_token_files.py::test_another_text_or_tokenizer_has_a_file_of_its_own",
+        ),
+        (
+            "a text in two parts has the file of the whole text",
+            "if split is None or tokenizer.concatenates",
+            "if True",
+            "data/test_token_files.py::test_the_whole_text_has_another_file_than_its_two_parts",
+        ),
+    ],
+    "minigpt/data::cut_at": [
+        (
+            "only the first part of a text is looked at",
+            "left - len(text)",
+            "left",
+            "data/test_token_files.py::test_a_text_is_cut_after_so_many_characters",
+        ),
+    ],
+    "minigpt/data::separate": [
+        (
+            "a text is cut within a word",
+            "cut = found.end() if found else 0",
+            "cut = len(part)",
+            "data/test_subwords.py::test_a_text_in_parts_has_the_ids_of_the_whole",
+        ),
+        (
+            "two texts are encoded as one",
+            "if (cut or not part) and (whole",
+            "if cut and (whole",
+            "data/test_subwords.py::test_a_text_in_parts_has_the_ids_of_the_whole",
+        ),
+    ],
+    "minigpt/data::BpeTokenizer.__init__": [
+        (
+            "special tokens count as bytes",
+            "self.byte_lengths = np.array([*map(len, self._bytes)], np.int64)",
+            "self.byte_lengths = np.array([*map(len, self.vocab | self.special)], np.int64)",
+            "data/test_subwords.py::test_special_tokens_are_no_text_but_are_shown",
+        ),
+    ],
+    "minigpt/data::ByteDecoder.flush": [
+        (
+            "bytes that wait at the end are lost",
+            'self._decoder.decode(b"", final=True)',
+            '""',
+            "data/test_subwords.py::test_a_stream_shows_whole_characters_and_in_the_end_all_of_the_text",
+        ),
+    ],
+    "minigpt/data::BpeTokenizer.decoder": [
+        (
+            "half a character is shown",
+            "return ByteDecoder(self._joined)",
+            "return StreamDecoder(self)",
+            "data/test_subwords.py::test_a_stream_shows_whole_characters_and_in_the_end_all_of_the_text",
+        ),
+    ],
+    "minigpt/data::new_model": [
+        (
+            "a space is put in front of a text",
+            "add_prefix_space=False",
+            "add_prefix_space=True",
+            "data/test_subwords.py::test_any_text_comes_back",
         ),
     ],
     "minigpt/data::split_by_position": [
@@ -291,23 +373,21 @@ MUTANTS = {
             "data/test_token_files.py::test_ids_are_as_small_as_the_vocabulary_allows",
         ),
     ],
-    "minigpt/data::small_ids": [
+    "minigpt/data::SmallIds.__iter__": [
         (
             "a text that changes is kept under the name of the one before",
-            "sha256.hexdigest() != found.sha256",
+            "sha256.hexdigest() != self.found.sha256",
             "False",
             "data/test_token_files.py::test_a_text_that_changes_while_it_is_read_is_refused",
         ),
     ],
-    "minigpt/data::encode_text": [
-        (
-            "a text has the same ids whatever the tokenizer",
-            'found.sha256.encode("ascii") + table',
-            'found.sha256.encode("ascii")',
-            "data/test_token_files.py::test_another_text_or_tokenizer_has_a_file_of_its_own",
-        ),
-    ],
     "minigpt/data::read_tokens": [
+        (
+            "the border in a file is not read",
+            'fields.get("border", int(0.9 * count))',
+            "int(0.9 * count)",
+            "data/test_token_files.py::test_subwords_are_of_one_part_of_the_split",
+        ),
         (
             "a damaged file is trained on",
             "crc32 = zlib.crc32(block, crc32)",
