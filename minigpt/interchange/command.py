@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from minigpt import cli
 from minigpt.backend.devices import BACKENDS, load_backend
+from minigpt.interchange.peft import adapted
 from minigpt.model.checkpoint import find_checkpoint, load
 
 
@@ -17,12 +18,20 @@ class CheckpointConfig(cli.Config):
     checkpoint: str | None = cli.option(
         None, "a checkpoint, instead of --out-dir", metavar="FILE", path=True
     )
+    adapter: str | None = cli.option(
+        None,
+        "a LoRA adapter of that model, in peft's format: it is merged into the weights",
+        metavar="FOLDER",
+        path=True,
+    )
     backend: str = cli.option("numpy", "where to compute", BACKENDS)
 
     def load(self):
         """Return the Checkpoint, without the optimizer's moments."""
         xp = load_backend(self.backend)
-        return load(find_checkpoint(self.checkpoint or self.out_dir), xp, with_optimizer=False)
+        path = find_checkpoint(self.checkpoint or self.out_dir)
+        found = load(path, xp, with_optimizer=False)
+        return found if self.adapter is None else adapted(found, self.adapter)
 
 
 def parse(parser, argv, *classes):

@@ -1,0 +1,98 @@
+"""Bugs in what goes to other libraries, and comes from them."""
+
+EXPORT = "interchange/test_export.py::"
+LOGITS = f"{EXPORT}test_starcoder2_of_the_exported_files_gives_the_same_logits"
+PEFT = "interchange/test_peft.py::"
+
+MUTANTS = {
+    "minigpt/interchange::halves": [
+        ("channels of a head are not reordered", "heads.swapaxes(1, 2)", "heads", LOGITS),
+    ],
+    "minigpt/interchange::rename": [
+        (
+            "values are reordered with queries and keys",
+            'if letter == "v" else',
+            'if letter == "x" else',
+            LOGITS,
+        ),
+        (
+            "a matrix of Starcoder2 is not transposed",
+            'tensors[f"h.{i}.{ours}.{end}"].T',
+            'tensors[f"h.{i}.{ours}.{end}"]',
+            LOGITS,
+        ),
+    ],
+    "minigpt/interchange/starcoder2.py::describe": [
+        ("the base of the rotation is ours", "BASE ** (D / (D - 2))", "BASE ** (D / D)", LOGITS),
+        (
+            "an untied head is said to be tied",
+            "config.tie_head",
+            "True",
+            f"{EXPORT}test_the_head_is_said_to_be_tied_where_it_is",
+        ),
+    ],
+    "minigpt/interchange/gpt2.py::describe": [
+        (
+            "an untied head of GPT-2 is said to be tied",
+            "config.tie_head",
+            "True",
+            f"{EXPORT}test_the_head_is_said_to_be_tied_where_it_is",
+        ),
+    ],
+    "minigpt/interchange::completed": [
+        (
+            "tokens that are padding are exported",
+            "vocab_size=V, ",
+            "",
+            f"{EXPORT}test_what_gpt2_lacks_is_rewritten_and_the_logits_stay",
+        ),
+    ],
+    "minigpt/interchange::moved": [
+        (
+            "a head's bias that has no place is dropped",
+            "if not change <= CHANGE:",
+            "if False:",
+            f"{EXPORT}test_what_has_no_counterpart_names_the_flag_and_writes_nothing",
+        ),
+    ],
+    "minigpt/interchange::check_folder": [
+        (
+            "a folder that is not empty is replaced",
+            "if not force and",
+            "if False and",
+            f"{EXPORT}test_a_folder_that_is_not_empty_is_left_alone_without_force",
+        ),
+    ],
+    "minigpt/interchange::fitting": [
+        (
+            "factors of peft are not transposed",
+            "return x.T",
+            "return x.reshape(shape[::-1])",
+            f"{PEFT}test_an_adapter_comes_back_bit_for_bit",
+        ),
+    ],
+    "minigpt/interchange::peft_name": [
+        (
+            "A and B change places",
+            "FACTORS[factor]",
+            'FACTORS["lora_a" if factor == "lora_b" else "lora_b"]',
+            f"{PEFT}test_files_have_the_names_and_shapes_of_peft",
+        ),
+    ],
+    "minigpt/interchange/peft.py::describe": [
+        (
+            "a base's matrices are said to be torch's",
+            '"fan_in_fan_out": True',
+            '"fan_in_fan_out": False',
+            f"{PEFT}test_files_have_the_names_and_shapes_of_peft",
+        ),
+    ],
+    "minigpt/interchange::lora_of": [
+        (
+            "rank-stabilized scaling is lost",
+            'bool(fields.get("use_rslora"))',
+            "False",
+            f"{PEFT}test_a_command_sees_the_merged_weights",
+        ),
+    ],
+}
