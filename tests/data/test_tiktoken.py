@@ -9,6 +9,8 @@ import json
 import numpy as np
 import pytest
 
+from minigpt.data.datasets import TextData
+from minigpt.data.subwords import BpeTokenizer
 from tests.tools import reference
 
 tiktoken = pytest.importorskip("tiktoken")
@@ -89,16 +91,12 @@ def texts(n=10_000):
 @pytest.fixture(scope="module")
 def gpt2():
     """The tokenizer made of OpenAI's two files."""
-    from minigpt.data.subwords import BpeTokenizer
-
     return BpeTokenizer.read(reference.vocabulary())
 
 
 @pytest.fixture(scope="module")
 def trained():
     """A tokenizer of 1,000 tokens, of texts of all scripts."""
-    from minigpt.data.subwords import BpeTokenizer
-
     return BpeTokenizer.train(texts()[:2_000], 1_000)
 
 
@@ -183,9 +181,9 @@ def test_a_text_that_comes_in_parts_has_the_ids_of_the_whole(gpt2):
     np.testing.assert_array_equal(found, reference.tiktoken_encoding().encode_ordinary(whole))
 
 
-def test_tiny_shakespeare_is_301966_and_36059_tokens(gpt2, corpus):
-    cut = int(0.9 * len(corpus))
-    for part, n in ((corpus[:cut], 301_966), (corpus[cut:], 36_059)):
-        ids = gpt2.encode(part)
+def test_tiny_shakespeare_is_301966_and_36059_tokens(gpt2, corpus, tmp_path):
+    (tmp_path / "text").write_text(corpus, "utf-8", newline="")
+    data, cut = TextData(str(tmp_path / "text"), gpt2), int(0.9 * len(corpus))
+    for ids, part, n in ((data.train, corpus[:cut], 301_966), (data.val, corpus[cut:], 36_059)):
         assert len(ids) == n
         np.testing.assert_array_equal(ids, reference.tiktoken_encoding().encode_ordinary(part))

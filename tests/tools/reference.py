@@ -166,6 +166,54 @@ def our_names(model, get=lambda w: w.detach()):
     return names
 
 
+def adapted(base, lora, seed=0):
+    """Return a model of transformers with an adapter of peft, its factors random, none of them 0.
+
+    Parameters
+    ----------
+    base : GPT2LMHeadModel
+    lora : Lora
+        Its dropout is of no account: there is none.
+    """
+    import peft
+    import torch
+
+    config = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=[*lora.targets],
+        use_rslora=lora.rslora,
+        fan_in_fan_out=True,
+        task_type="CAUSAL_LM",
+    )
+    model, rng = peft.get_peft_model(base, config), np.random.default_rng(seed)
+    with torch.no_grad():
+        for name, w in model.named_parameters():
+            if "lora_" in name:
+                w.copy_(torch.tensor(0.3 * rng.standard_normal(w.shape)))
+    return model.eval()
+
+
+def our_factors(model, get=lambda w: w.detach()):
+    """Return {minigpt's name: array} of an adapter of peft; `get` as in our_names."""
+    factors = {}
+    for name, w in model.named_parameters():
+        if "lora_" in name:
+            name = name.removeprefix("base_model.model.transformer.").replace(".default", "")
+            name = name.replace("lora_A.weight", "lora_a").replace("lora_B.weight", "lora_b")
+            factors[name] = get(w).numpy().T
+    return factors
+
+
+def fill(params, arrays):
+    """Copy {name: array} into Params, asserting that these are the names of all."""
+    views = dict(params.leaves())
+    assert views.keys() == arrays.keys()
+    for name, x in arrays.items():
+        views[name][...] = x
+    return params
+
+
 def as_float64(params):
     """Return Params, float32, in float64: the same numbers."""
     return Params(params.shapes, np, "float64", params.flat.astype("float64"))
