@@ -262,6 +262,26 @@ def test_time_to_loss(tmp_path):
 
 
 @pytest.mark.slow
+def test_tokenizers(tmp_path):
+    pytest.importorskip("tokenizers")
+    (tmp_path / "text").write_text("First Citizen:\nBefore we proceed any further, hear me. " * 200)
+    flags = "--n-embd 16 --block-size 8 --batch-size 2 --eval-interval 5 --n-layer 1"
+    argv = ("--runs", "char", "300", "--seeds", "1", "2", "--seconds", "4")
+    entries = records(
+        tmp_path, "tokenizers.py", *argv, "--data", tmp_path / "text", f"--flags={flags}"
+    )
+    assert [entry["tokenizer"] for entry in entries] == ["char", "300"]
+    for entry in entries:
+        assert [found["seed"] for found in entry["results"]] == [1, 2]
+        for found in entry["results"]:
+            assert 0 < found["best_bpb"] <= found["val_bpb"] < 8
+            assert found["steps"] >= 1 and found["cpu_s"] > 0 and found["seconds"] <= 5
+    losses = [entry["results"][0]["val_loss"] for entry in entries]
+    bits = [entry["results"][0]["val_bpb"] for entry in entries]
+    assert losses[0] / bits[0] < losses[1] / bits[1]  # a subword has more bytes
+
+
+@pytest.mark.slow
 @pytest.mark.reference
 def test_time_to_loss_beside_torch(tmp_path):
     pytest.importorskip("torch")

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -206,3 +207,50 @@ def test_as_a_user_runs_it(tmp_path):
         bad = run(*flags)
         assert (bad.returncode, bad.stdout) == (2, "")
         assert bad.stderr.count("\n") == 1 and "error: " in bad.stderr
+
+
+def test_a_code_by_counts_takes_the_bits_of_its_probabilities():
+    train, val = np.array([0, 0, 1, 0, 1]), np.array([0, 1, 1])
+    p = [4 / 8, 3 / 8, 1 / 8]  # one more than each count, of three tokens
+    assert walkthrough.count_bits(train, val, 3) == pytest.approx(-2 * np.log2(p[1]))
+    after_0, after_1 = (2 + 10 * p[1]) / (3 + 10), (0 + 10 * p[1]) / (1 + 10)
+    bits = -np.log2(after_0) - np.log2(after_1)
+    assert walkthrough.count_bits(train, val, 3, pairs=True) == pytest.approx(bits)
+
+
+def test_a_walk_with_subwords_shows_tokens_merges_and_what_they_save(walk, tmp_path):
+    pytest.importorskip("tokenizers")
+    text = "the cat and the hat, the häß\n" * 40
+    out = walk(text, "--tokenizer", "bpe", "--vocab-size", "262", "--block-size", "2")
+    for fact in (
+        "Vocabulary: 262 tokens, by their length\n    1 byte        256\n",
+        "6 merges, in the order in which they were learnt\n       1  'h' + 'e'\n",
+        "Token table: id and token\n    0 !",
+        "... and 142 more, up to 261 ",
+        "Split: n = int(0.9 * 1160) characters, encoded\n",
+        "First block: train[:3] holds 2 examples, context -> next",
+        "Characters or subwords, by this text's numbers\n",
+    ):
+        assert fact in out, fact
+    tokens = out.split(" tokens:\n")[1].split("\n\n")[0].replace("|", "").strip()
+    assert tokens == "the cat and the hat, the h\\xc3\\xa4\\xc3\\x9f"
+    rows = dict(
+        line.strip().split("  ", 1) for line in out.splitlines() if "bits per byte, " in line
+    )
+    for numbers in rows.values():
+        of_chars, of_tokens = map(float, numbers.split())
+        assert 0 < of_tokens < of_chars < 8
+    assert all(display_width(line) <= 80 for line in out.splitlines()[1:])
+
+
+def test_a_walk_with_a_table_from_a_file_is_that_with_the_table(walk, tmp_path):
+    pytest.importorskip("tokenizers")
+    from minigpt.data.subwords import BpeTokenizer
+
+    text = "the cat and the hat\n" * 40
+    table = BpeTokenizer.train([text[: int(0.9 * len(text))]], 262).tokenizer_json()
+    (tmp_path / "tokenizer.json").write_text(table, encoding="utf-8")
+    trained = walk(text, "--tokenizer=bpe", "--vocab-size=262")
+    assert walk(text, f"--tokenizer={tmp_path}") == trained
+    with pytest.raises(UserError, match="--vocab-size is for --tokenizer bpe"):
+        walk(text, "--vocab-size=300")

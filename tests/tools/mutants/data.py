@@ -9,6 +9,14 @@ MUTANTS = {
             "train/test_train_seq2seq.py::test_a_step_is_the_mean_over_all_targets_of_all_its_batches",
         ),
     ],
+    "minigpt/data::count_bits": [
+        (
+            "what follows a token is not weighed by how often the token comes",
+            "(firsts + PRIOR)",
+            "(len(train) + PRIOR)",
+            "data/test_walk.py::test_a_code_by_counts_takes_the_bits_of_its_probabilities",
+        ),
+    ],
     "minigpt/data::PairTokenizer.byte_lengths": [
         (
             "END counts as a byte of its target",
