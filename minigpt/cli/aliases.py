@@ -30,6 +30,7 @@ OLD_DEFAULTS = {
     "share_embedding": False,
     "task": "text",
     "data": None,
+    "tokenizer": None,
     "init_from": None,
     "out_dir": "out",
     "backend": "numpy",

@@ -39,7 +39,10 @@ class GPTConfig(cli.Config):
     """
 
     vocab_size: int = option(
-        65, "tokens in the vocabulary (default: as many as the text has)", min=1, rare=True
+        65,
+        "tokens in the vocabulary (default: as many as the tokenizer has)",
+        min=1,
+        rare=True,
     )
     block_size: int = option(64, "longest context, in tokens", min=1)
     n_layer: int = option(2, "number of blocks", min=1)

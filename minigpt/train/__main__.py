@@ -39,7 +39,8 @@ def dry_run(own, options):
     else:
         base, options = open_base(options)
         train_config = train_config_of(options)
-        known = train_config.data is None and base is None
+        chars = train_config.tokenizer in (None, "char")
+        known = chars and train_config.data is None and base is None
         sizes = TASKS[train_config.task].builtin_sizes if known else None
         if sizes is None:
             data = open_data(train_config, options, base)

@@ -8,6 +8,7 @@ from minigpt.backend.cores import usable_cores
 from minigpt.backend.devices import BACKENDS, PRECISIONS
 from minigpt.cli import fields_of, option
 from minigpt.data.batches import SAMPLERS
+from minigpt.data.subwords import check_vocab_size
 from minigpt.errors import UserError
 from minigpt.model import gpt
 from minigpt.optim.adamw import AdamW
@@ -74,6 +75,14 @@ class TrainConfig(cli.Config):
         group="Run",
         path=True,
         several=True,
+    )
+    tokenizer: str | None = option(
+        None,
+        "char; bpe: byte-level BPE of --vocab-size tokens (default: 1024) that is trained on the "
+        "training part; or a folder or tokenizer.json with one (default: char)",
+        metavar="NAME",
+        group="Run",
+        path=True,
     )
     init_from: str | None = option(
         None,
@@ -263,6 +272,8 @@ def train_config_of(options):
     """
     train_config = each_checked(options)
     check_together(train_config)
+    if train_config.tokenizer == "bpe" and "vocab_size" in options:
+        check_vocab_size(options["vocab_size"])
     return train_config
 
 
@@ -333,9 +344,11 @@ def resolve(options, sizes):
     model = of_class(model_class, options)
     if isinstance(model.get("block_size"), AtLeast):
         model["block_size"] = model["block_size"].grow(sizes.get("block_size", 0))
+    if train_config.tokenizer == "bpe":
+        model.pop("vocab_size", None)  # of the table that has been trained
     needed = of_class(model_class, {name: sizes[name] for name in SIZES if name in sizes})
     for name, size in needed.items():
-        model[name] = fitting_size(name, model.get(name, size), size, TASKS[train_config.task])
+        model[name] = fitting_size(name, model.get(name, size), size, train_config)
     if model.get("bigram") == AUTO["bigram"]:
         model["bigram"] = sizes["vocab_size"] <= BIGRAM_MAX_VOCAB
     model_config = cli.build(model_class, model)
@@ -348,10 +361,13 @@ def of_class(cls, options):
     return {name: value for name, value in options.items() if name in fields_of(cls)}
 
 
-def fitting_size(name, asked, needed, task):
+def fitting_size(name, asked, needed, train_config):
     """Return the vocabulary size of a model; that of some tasks may be larger than needed."""
+    task = TASKS[train_config.task]
     if task.padded_vocab and asked < needed:
-        raise UserError(f"{name} is {asked}, but the text has {needed} different tokens")
+        own = train_config.tokenizer in (None, "char")
+        has = "the text has" if own else f"--tokenizer {train_config.tokenizer} has"
+        raise UserError(f"{name} is {asked}, but {has} {needed} different tokens")
     if not task.padded_vocab and asked != needed:
         raise UserError(f"{name} is {asked}, but the pairs need {needed}: leave it out")
     return asked

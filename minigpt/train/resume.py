@@ -65,6 +65,12 @@ def stored_run(given):
         raise UserError(
             f"--resume: the run in {folder} goes on from its own weights: leave out --init-from"
         )
+    named = state.train.get("tokenizer") or "char"
+    if (given.get("tokenizer") or named) != named:
+        raise UserError(
+            f"--resume: tokenizer is {named} in {folder}; the model knows no other's tokens: leave "
+            "it out"
+        )
     used = state.train.get("optimizer", "adamw")
     if given.get("optimizer", used) != used:
         raise UserError(

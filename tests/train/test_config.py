@@ -206,7 +206,7 @@ def test_nothing_is_left_to_decide_in_a_config():
     for preset in PRESETS:
         for config in configs_of(preset):
             left = {name for name, value in vars(config).items() if value is None}
-            assert left <= {"data", "init_from", "max_seconds"}
+            assert left <= {"data", "tokenizer", "init_from", "max_seconds"}
     assert GPTConfig(bias=True).qkv_bias and not GPTConfig(bias=True, qkv_bias=False).qkv_bias
     train_config = TrainConfig(max_iters=7)
     assert train_config.lr_decay_iters == 7
