@@ -37,6 +37,7 @@ from tests.tools.mutants import (
     data,
     environment,
     gpu,
+    interchange,
     library,
     model,
     ops,
@@ -46,7 +47,10 @@ from tests.tools.mutants import (
     train,
 )
 
-MODULES = cli, ops, cpu, data, optim, model, sample, train, library, environment, top, gpu
+MODULES = (
+    *(cli, ops, cpu, data, optim, model, interchange, sample, train, library, environment, top),
+    gpu,
+)
 ROOT = Path(__file__).parents[2]
 PARTS = ("minigpt", "tests", "setup.cfg")
 CUPY_ON_CPU = ROOT.parent / "shared" / "cupy-on-cpu" / "run.sh"

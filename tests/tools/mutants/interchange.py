@@ -8,7 +8,7 @@ MUTANTS = {
     "minigpt/interchange::halves": [
         ("channels of a head are not reordered", "heads.swapaxes(1, 2)", "heads", LOGITS),
     ],
-    "minigpt/interchange::rename": [
+    "minigpt/interchange/starcoder2.py::rename": [
         (
             "values are reordered with queries and keys",
             'if letter == "v" else',
@@ -74,8 +74,8 @@ MUTANTS = {
     "minigpt/interchange::peft_name": [
         (
             "A and B change places",
-            "FACTORS[factor]",
-            'FACTORS["lora_a" if factor == "lora_b" else "lora_b"]',
+            'f"{MODEL}{GPT}{layer}.{FACTORS[factor]}"',
+            "MODEL + GPT + layer + '.' + FACTORS['lora_b' if factor == 'lora_a' else 'lora_a']",
             f"{PEFT}test_files_have_the_names_and_shapes_of_peft",
         ),
     ],
