@@ -192,6 +192,15 @@ class BpeTokenizer(Tokenizer):
             return super().default_prompt()
         return np.array([self.end_of_text], np.int32)
 
+    def prompt_notes(self, prompt):
+        """Return a note on a space at the end of a prompt."""
+        if not prompt.endswith(" "):
+            return []
+        return [
+            "the prompt ends in a space, which is a part of the next word's token: without the "
+            "space, the text that follows is better"
+        ]
+
 
 class ByteDecoder(StreamDecoder):
     """Shows a character with the last of its bytes.

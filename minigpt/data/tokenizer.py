@@ -115,6 +115,10 @@ class Tokenizer:
         except UserError:
             return np.zeros(1, np.int32)
 
+    def prompt_notes(self, prompt):
+        """Return what a user should know of a prompt, a text that is continued: a sentence each."""
+        return []
+
     def fits(self, config):
         """Tell whether a model of this config has these tokens; it may have more, as padding."""
         return self.vocab_size <= config.vocab_size and not hasattr(config, "source_vocab_size")

@@ -4,6 +4,7 @@ One text is printed as it is made; several are made side by side, as many as fit
 printed one after the other.
 """
 
+import operator
 import sys
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -47,10 +48,13 @@ class Texts(NamedTuple):
         As far as they are certain: without what may be the start of the stop string.
     stopped : list of bool
         Which have met the stop string.
+    ended : list of bool
+        Which the model has ended, by the tokenizer's end of text, which is no part of them.
     """
 
     texts: list
     stopped: list
+    ended: list
 
 
 def encode_prompt(prompt, tokenizer, where):
@@ -89,17 +93,20 @@ def stream_texts(params, config, tokenizer, ids, options, rows=(0,)):
     settings = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed")}
     settings |= {"rows": rows, "vocab_size": tokenizer.vocab_size}
     ids, stop = np.broadcast_to(ids, (len(rows), len(ids))), options.stop
-    texts, stopped = [""] * len(rows), [False] * len(rows)
+    texts, stopped, ended = [""] * len(rows), [False] * len(rows), [False] * len(rows)
     decoders = [tokenizer.decoder() for _ in rows]
     for new in generate(params.tree, config, ids, options.max_new_tokens, **settings):
-        pieces = [decoder.push([i]) for decoder, i in zip(decoders, new, strict=True)]
-        texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+        ended = [over or i == tokenizer.end_of_text for over, i in zip(ended, new, strict=True)]
+        texts = [
+            text if over else text + decoder.push([i])
+            for text, over, decoder, i in zip(texts, ended, decoders, new, strict=True)
+        ]
         stopped = [bool(stop) and stop in text for text in texts]
-        if all(stopped):
+        if all(map(operator.or_, stopped, ended)):
             break
-        yield Texts([cut_at_stop(text, stop, more=True) for text in texts], stopped)
+        yield Texts([cut_at_stop(text, stop, more=True) for text in texts], stopped, ended)
     texts = [text + decoder.flush() for text, decoder in zip(texts, decoders, strict=True)]
-    yield Texts([cut_at_stop(text, stop, more=False) for text in texts], stopped)
+    yield Texts([cut_at_stop(text, stop, more=False) for text in texts], stopped, ended)
 
 
 def generate_text(params, config, tokenizer, prompt, options):
@@ -134,45 +141,57 @@ def generate_text(params, config, tokenizer, prompt, options):
 def _pieces(texts):
     """Yield what is new in each of the growing texts of one row."""
     shown = 0
-    for (text,), _ in texts:
+    for (text,), *_ in texts:
         if len(text) > shown:
             yield text[shown:]
             shown = len(text)
 
 
 def print_samples(checkpoint, options, prompt, ids):
-    """Print the samples, each with the prompt in front; return how many met the stop string."""
+    """Print the samples, each with the prompt in front.
+
+    Returns
+    -------
+    stopped, ended : int
+        How many met the stop string; how many of the others the model has ended.
+    """
     model = checkpoint.params, checkpoint.config, checkpoint.tokenizer
-    n, tokens, count, progress = options.num_samples, options.max_new_tokens, 0, Progress()
+    n, tokens, progress = options.num_samples, options.max_new_tokens, Progress()
+    counts = np.zeros(2, int)
     for rows in in_parts(range(n), texts_that_fit(checkpoint.config)):
         growing = enumerate(stream_texts(*model, ids, options, rows), 1)
         if n == 1:
             return print_sample(growing, prompt, progress, tokens)
         for t, now in growing:
-            texts, stopped = now
+            texts = now.texts
             progress.show(f"{rows[0]:,} of {n:,} texts, {min(t, tokens):,} of {tokens:,} tokens")
         progress.clear()
         for i, text in zip(rows, texts, strict=True):
             print(cli.printable(prompt + text))
             if i < n - 1:
                 print(SEPARATOR, flush=True)
-        count += sum(stopped)
-    return count
+        counts += count_ends(now)
+    return counts
 
 
 def print_sample(growing, prompt, progress, tokens):
-    """Print one text as it grows; return 1 if it met the stop string, else 0."""
+    """Print one text as it grows; return what `print_samples` returns."""
     print(cli.printable(prompt), end="", flush=True)
     shown, in_sight = 0, sys.stdout.isatty()
     for t, now in growing:
-        (text,), stopped = now
+        (text,) = now.texts
         print(cli.printable(text[shown:]), end="", flush=len(text) > shown)
         shown = len(text)
         if not in_sight:
             progress.show(f"{min(t, tokens):,} of {tokens:,} tokens")
     progress.clear()
     print()
-    return sum(stopped)
+    return count_ends(now)
+
+
+def count_ends(now):
+    """Return how many of Texts met the stop string, and how many others the model has ended."""
+    return sum(now.stopped), sum(map(operator.gt, now.ended, now.stopped))
 
 
 def print_texts(checkpoint, prompt, options):
@@ -190,13 +209,15 @@ def print_texts(checkpoint, prompt, options):
     ids = encode_prompt(text, tokenizer, name)
     if len(ids) > block_size:
         cli.note(f"of the prompt's {len(ids)} tokens, the model sees the last {block_size}")
-    n, stopped = options.num_samples, print_samples(checkpoint, options, text, ids)
+    for note in tokenizer.prompt_notes(text):
+        cli.note(note)
+    n, (stopped, ended) = options.num_samples, print_samples(checkpoint, options, text, ids)
     if options.stop and stopped < n:
         which = "the text" if n == 1 else f"{n - stopped:,} of {n:,} texts"
-        cli.note(
-            f"--stop {quoted(options.stop)} did not come in {which}, which ended at "
-            f"{options.max_new_tokens:,} tokens"
-        )
+        end = f"at {options.max_new_tokens:,} tokens"
+        if ended:
+            end = "by itself" if n == 1 else f"by themselves or {end}"
+        cli.note(f"--stop {quoted(options.stop)} did not come in {which}, which ended {end}")
     return 0
 
 

@@ -9,7 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from minigpt.data.bpe_files import BYTE_OF, Table
 from minigpt.data.datasets import PairData, TextData
+from minigpt.data.subwords import BpeTokenizer
 from minigpt.data.tokenizer import StreamDecoder, Tokenizer
 from minigpt.data.tokenizers import KINDS, PairTokenizer
 from minigpt.errors import UserError
@@ -21,7 +23,7 @@ from minigpt.sample import text
 from minigpt.sample.__main__ import main
 from minigpt.sample.answers import answer_lines
 from minigpt.sample.tasks import TASKS
-from minigpt.sample.text import TextOptions, generate_text
+from minigpt.sample.text import TextOptions, generate_text, stream_texts
 from tests.tools.options import gpt_config
 
 TEXT = "Wörter: 漢字, 😀!\n" * 20
@@ -152,6 +154,93 @@ def test_a_text_ends_before_a_stop_string_of_several_tokens(gpt, monkeypatch):
     monkeypatch.setattr(text, "generate", lambda *_, **__: ([i] for i in "aé漢b😀é漢".encode()))
     for stop, pieces in (("漢", "aé"), ("é😀", "aé漢b😀é漢"), ("😀é", "aé漢b"), ("é漢b", "a")):
         assert "".join(generate_text(*model, "x", TextOptions(stop=stop))) == pieces
+
+
+@pytest.fixture
+def subwords(tmp_path):
+    """Path of the checkpoint of a GPT on bytes, "ab", "é漢" and two special tokens, 258 and 259."""
+    tokens = [*BYTE_OF, "ab", "Ã©æ"]  # the second has the first byte of 漢
+    merges = [("a", "b")]
+    special = {"<pad>": 258, "<end>": 259}
+    table = Table({token: i for i, token in enumerate(tokens)}, merges, special, "<end>")
+    config = gpt_config(vocab_size=260, block_size=16, n_layer=1, n_head=2, n_embd=8)
+    path = tmp_path / "best.safetensors"
+    save(path, random_weights(config), config, tokenizer=BpeTokenizer(table), state={})
+    return path
+
+
+def draws(monkeypatch, *rows):
+    """Make these the ids that are drawn, one row a text."""
+    steps = zip(*rows, strict=True)
+    monkeypatch.setattr(text, "generate", lambda *_, **__: (np.array(step) for step in steps))
+
+
+def test_subwords_that_share_a_character_are_shown_with_its_last_byte(subwords, monkeypatch):
+    checkpoint = load(subwords)
+    model = checkpoint.params, checkpoint.config, checkpoint.tokenizer
+    vocab = checkpoint.tokenizer.vocab
+    ids = [vocab["ab"], vocab["Ã©æ"], vocab["¼"], vocab["¢"], 258, vocab["æ"]]
+    draws(monkeypatch, ids)
+    assert [*generate_text(*model, "", TextOptions())] == ["ab", "é", "漢", "<pad>", "\ufffd"]
+    draws(monkeypatch, ids)
+    assert "".join(generate_text(*model, "", TextOptions(stop=""))) == "abé漢<pad>\ufffd"
+
+
+@pytest.mark.bpe
+def test_a_stop_string_may_end_within_a_subword(subwords, monkeypatch):
+    checkpoint = load(subwords)
+    model = checkpoint.params, checkpoint.config, checkpoint.tokenizer
+    c, ab = checkpoint.tokenizer.vocab["c"], checkpoint.tokenizer.vocab["ab"]
+    cases = ("a", "c"), ("b", "ca"), ("bc", "ca"), ("ba", "cabcc"), ("cabcab", "cabcc")
+    for stop, shown in cases:
+        draws(monkeypatch, [c, ab, c, c])
+        assert "".join(generate_text(*model, "", TextOptions(stop=stop))) == shown
+
+
+def test_the_end_of_a_text_ends_it_and_is_not_shown(subwords, monkeypatch, capsys):
+    checkpoint = load(subwords)
+    model = checkpoint.params, checkpoint.config, checkpoint.tokenizer
+    draws(monkeypatch, [256, 97 - 33, 259, 256])
+    assert "".join(generate_text(*model, "", TextOptions())) == "aba"
+    rows = [65, 259, 65, 65], [66, 66, 66, 66], [67, 67, 259, 67]
+    draws(monkeypatch, *rows)
+    *_, last = stream_texts(*model, [0], TextOptions(stop="d" * 3), range(3))
+    assert last == (["b", "cccc", "dd"], [False] * 3, [True, False, True])
+    draws(monkeypatch, [65, 259, 65], [66, 66, 259])
+    assert len([*stream_texts(*model, [0], TextOptions(), range(2))]) == 3  # all have ended
+
+
+def test_the_command_says_how_a_text_without_the_stop_string_ended(subwords, monkeypatch, capsys):
+    tokenizer = load(subwords).tokenizer
+    monkeypatch.setattr(type(tokenizer), "encode", lambda self, text: np.zeros(0, np.int32))
+
+    def run(*rows):
+        draws(monkeypatch, *rows)
+        n = f"--num-samples={len(rows)}"
+        main(["--checkpoint", str(subwords), "--max-new-tokens=3", "--stop=zz", n])
+        return capsys.readouterr()
+
+    shown = run([65, 259, 65])
+    assert shown.out == "b\n"
+    assert "--stop 'zz' did not come in the text, which ended by itself" in shown.err
+    assert "which ended at 3 tokens" in run([65, 65, 65]).err
+    shown = run([65, 259, 65], [66, 66, 66], [89, 89, 259])  # the last one meets it
+    assert "in 2 of 3 texts, which ended by themselves or at 3 tokens" in shown.err
+
+
+@pytest.mark.bpe
+def test_a_prompt_that_ends_in_a_space_is_worth_a_note(subwords, capsys):
+    for prompt, notes in (("ab ", 1), ("ab", 0), ("", 0)):
+        main(["--checkpoint", str(subwords), "--max-new-tokens=3", f"--prompt={prompt}"])
+        assert capsys.readouterr().err.count("the prompt ends in a space, which is a part") == notes
+
+
+def test_an_empty_prompt_begins_after_the_end_of_a_text(subwords, monkeypatch):
+    seen, checkpoint = [], load(subwords)
+    model = checkpoint.params, checkpoint.config, checkpoint.tokenizer
+    monkeypatch.setattr(text, "generate", lambda p, c, ids, *_, **__: seen.append(ids) or [])
+    assert "".join(generate_text(*model, "", TextOptions())) == ""
+    assert [ids.tolist() for ids in seen] == [[[259]]]
 
 
 def test_the_command_samples_and_continues_a_new_line(gpt, capsys):

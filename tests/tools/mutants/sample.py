@@ -120,6 +120,18 @@ MUTANTS = {
     ],
     "minigpt/sample::stream_texts": [
         (
+            "what follows the end of a text is a part of it",
+            "text if over else text + decoder.push([i])",
+            "text + decoder.push([i])",
+            "sample/test_any_tokenizer.py::test_the_end_of_a_text_ends_it_and_is_not_shown",
+        ),
+        (
+            "texts that have all ended go on",
+            "if all(map(operator.or_, stopped, ended)):",
+            "if all(stopped):",
+            "sample/test_any_tokenizer.py::test_the_end_of_a_text_ends_it_and_is_not_shown",
+        ),
+        (
             "a character that is not complete at the end is left out",
             "text + decoder.flush()",
             "text",
