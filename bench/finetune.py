@@ -186,7 +186,7 @@ def train(params, config, args, split, steps, rate, lora=False):
 
 def bench_loss(args):
     """Return a record of the first text's training and of each way to train on the second."""
-    texts = [builtin_source().read().decode(), reference_text()]
+    texts = [builtin_source().raw.decode(), reference_text()]
     if args.short:
         texts = [text[:20000] for text in texts]
     table = "".join(sorted({*"".join(texts)}))

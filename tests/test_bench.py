@@ -348,3 +348,12 @@ def test_follow(tmp_path):
     assert len(found["torch"]) == len(found["minigpt"]) == 12
     assert found["torch"][0] > found["torch"][-1] + 0.5
     assert found["minigpt"] == pytest.approx(found["torch"], abs=1e-4)
+
+
+def test_fine_tuning_has_a_record_of_every_way(tmp_path):
+    full, again, lora, *_ = records(
+        tmp_path, "finetune.py", "memory", "--short", "--steps", "1", *ONE_THREAD, before=NO_TORCH
+    )
+    assert [r["mode"] for r in (full, again, lora)] == ["full", "recompute", "lora"]
+    assert full["trained"] == again["trained"] == full["parameters"] > 10 * lora["trained"]
+    assert full["peak"] > 0 and full["median_s"] > 0
