@@ -9,7 +9,14 @@ import textwrap
 import numpy as np
 
 from minigpt import cli
-from minigpt.cli.characters import display_width, quoted, token_table, visible, wrap
+from minigpt.cli.characters import (
+    display_width,
+    quoted,
+    token_table,
+    visible,
+    visible_char,
+    wrap,
+)
 from minigpt.data.characters import CharTokenizer
 from minigpt.data.datasets import TextData
 from minigpt.data.sources import read_parts
@@ -124,13 +131,18 @@ def describe_lengths(tokenizer):
         rest = f"... and longer ones, up to {len(counts) - 1} bytes"
         rows = [*rows[: MERGES - 1], rest]
     longest = np.argsort(-lengths, kind="stable")[:MERGES].tolist()
-    shown = [quoted(tokenizer.label(i)).replace(" ", "\0") for i in longest if lengths[i] > 1]
+    shown = [marked(tokenizer.label(i)).replace(" ", "\0") for i in longest if lengths[i] > 1]
     body = "\n".join(rows) + special
     if shown:
         text = textwrap.fill(" ".join(["the longest:", *shown]), WIDTH)
         body += "\n" + text.replace("\0", " ")  # no line ends within a token
     title = f"Vocabulary: {tokenizer.vocab_size:,} {tokenizer.unit}, by their length"
     return _section(title, body)
+
+
+def marked(label):
+    """Return the label of a token in quotes; bytes that are no character are escapes already."""
+    return f"'{''.join(map(visible_char, label))}'"
 
 
 def describe_merges(tokenizer):
@@ -142,7 +154,7 @@ def describe_merges(tokenizer):
     first = [*enumerate(parts[:MERGES], 1)]
     last = [*enumerate(parts, 1)][max(len(first), len(parts) - MERGES) :]
     rows = [
-        f"{number:>6,}  {' + '.join(quoted(tokenizer.label(i)) for i in pair)}"
+        f"{number:>6,}  {' + '.join(marked(tokenizer.label(i)) for i in pair)}"
         for number, pair in [*first, *last]
     ]
     if len(merges) > 2 * MERGES:
@@ -179,7 +191,7 @@ def describe_codec(text, tokenizer, config):
         long = display_width(call) + display_width(result) >= WIDTH
         body.append(call + ("\n    " if long else " ") + result)
     if tokenizer.kind != "char":
-        cut = "|".join(quoted(tokenizer.label(i))[1:-1] for i in ids[:CUT])
+        cut = "|".join(marked(tokenizer.label(i))[1:-1] for i in ids[:CUT])
         body.append(f"its {len(ids):,} tokens:")
         body += [f"    {line}" for line in wrap(cut, WIDTH - 4)]
     return _section("Encode and decode", "\n".join(body))
