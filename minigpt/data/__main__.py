@@ -45,11 +45,14 @@ class WalkConfig(cli.Config):
     )
     tokenizer: str = cli.option(
         "char",
-        "what a token is: char, a character; bpe, a subword learnt from the text; or a folder or "
-        "tokenizer.json that has some",
-        metavar="KIND",
+        "char; bpe: byte-level BPE of --vocab-size tokens that is trained on the training part; or "
+        "a folder or tokenizer.json with one",
+        metavar="NAME",
+        path=True,
     )
-    vocab_size: int | None = cli.option(None, "tokens of bpe (default: 1024)", min=257, below=2**31)
+    vocab_size: int | None = cli.option(
+        None, "tokens of bpe (default: 1024)", min=1, below=2**31, metavar="N"
+    )
     block_size: int = cli.option(8, "tokens of context for a prediction", min=1)
     encode: str | None = cli.option(None, "text to turn into ids (default: the first word)")
     decode: str | None = cli.option(

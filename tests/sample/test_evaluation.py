@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minigpt.data.bpe_files import END_OF_TEXT, Table
 from minigpt.data.pairs import Pairs
+from minigpt.data.subwords import BpeTokenizer
 from minigpt.data.tokenizers import PairTokenizer
 from minigpt.model.init import init_params
 from minigpt.sample.evaluation import (
@@ -87,3 +89,19 @@ def test_the_end_of_a_target_and_its_padding_have_no_bytes():
     chosen = [pairs[i][1] for i in split.order[which]]
     found = count_bytes(TASKS["seq2seq"], split, None, tokenizer.byte_lengths, which)
     assert found == (sum(len(t) + 1 for t in chosen), sum(len(t.encode()) for t in chosen))
+
+
+def test_special_tokens_have_no_bytes_and_are_no_targets_of_plain_text():
+    pytest.importorskip("tokenizers")
+    text = f"Wörter: 漢字, 😀! {END_OF_TEXT} " * 20
+    plain = BpeTokenizer.train([text], 290)
+    end = {END_OF_TEXT: plain.vocab_size}
+    tokenizer = BpeTokenizer(Table(plain.vocab, plain.merges, end, END_OF_TEXT))
+    assert tokenizer.end_of_text == tokenizer.vocab_size - 1
+    assert tokenizer.byte_lengths[tokenizer.end_of_text] == 0
+    ids = tokenizer.encode(text)
+    assert tokenizer.end_of_text not in ids
+    config = gpt_config(vocab_size=tokenizer.vocab_size, block_size=8)
+    first = int(tokenizer.byte_lengths[ids[0]])
+    found = count_bytes(TASKS["text"], ids, config, tokenizer.byte_lengths)
+    assert found == (len(ids) - 1, len(text.encode()) - first)
