@@ -114,6 +114,7 @@ def test_a_shorter_block_is_trained_and_kept(base, tmp_path):
         ("--n-layer=3", "n_layer is 1 in {}; it is part of the model and cannot become 3: leave"),
         ("--task=seq2seq", "task is text in {}; it is part of the model and cannot become seq2"),
         ("--block-size=9", "block_size is 8 in {} and can only become smaller, not 9: leave it"),
+        ("--tokenizer=char", "{} has a tokenizer of its own: leave out --tokenizer"),
         ("--vocab-size=99", "vocab_size is 27 in {}; it is part of the model and cannot become"),
     ],
 )
