@@ -213,6 +213,22 @@ MUTANTS = {
             "data/test_subwords.py::test_a_stream_shows_whole_characters_and_in_the_end_all_of_the_text",
         ),
     ],
+    "minigpt/data::checked": [
+        (
+            "a special token is found in texts",
+            "for token, i in ids.items() if token not in special}",
+            "for token, i in ids.items()}",
+            "data/test_bpe_files.py::test_a_tokenizer_json_is_read_as_it_was_written",
+        ),
+    ],
+    "minigpt/data::json_of": [
+        (
+            "a special token takes another id in the library",
+            "(table.vocab | table.special).items()",
+            "table.vocab.items()",
+            "data/test_bpe_files.py::test_a_tokenizer_json_is_one_of_the_library_with_the_same_ids",
+        ),
+    ],
     "minigpt/data::new_model": [
         (
             "a space is put in front of a text",
