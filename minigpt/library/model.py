@@ -57,8 +57,8 @@ class Model:
     tokenizer : CharTokenizer or PairTokenizer
         `encode` and `decode` turn text into ids and back.
     history : list of dict
-        The lines of metrics.jsonl: step, train_loss, at evaluations val_loss, ... Empty where a
-        model comes from a file alone.
+        The lines of metrics.jsonl: step, train_loss, at evaluations val_loss, val_bpb (bits per
+        byte), ... Empty where a model comes from a file alone.
     """
 
     config: object
@@ -232,7 +232,7 @@ class Model:
     def score(self, data, **options):
         """Return how well the model does on a file, a dict: what `minigpt score --json` prints.
 
-        >>> model.score("other.txt")["bits_per_character"]
+        >>> model.score("other.txt")["bits_per_byte"]
         >>> dates.score("pairs.csv", beam=4, wrong=10)["exact_match"]
 
         Parameters

@@ -17,14 +17,6 @@ MUTANTS = {
             "data/test_walk.py::test_a_code_by_counts_takes_the_bits_of_its_probabilities",
         ),
     ],
-    "minigpt/data/subwords.py::BpeTokenizer.__init__": [
-        (
-            "special tokens count as a byte",
-            "[*map(len, self._bytes)]",
-            "[len(raw) or 1 for raw in self._bytes]",
-            "sample/test_evaluation.py::test_special_tokens_have_no_bytes_and_are_no_targets_of_plain_text",
-        ),
-    ],
     "minigpt/data::PairTokenizer.byte_lengths": [
         (
             "END counts as a byte of its target",
