@@ -66,8 +66,9 @@ def test_a_tokenizer_json_is_read_as_it_was_written(write):
 def test_a_tokenizer_json_is_one_of_the_library_with_the_same_ids():
     import tokenizers
 
-    for special in ({END_OF_TEXT: 259}, {}):
-        ours = BpeTokenizer(TABLE._replace(special=special, end_of_text=None))
+    for special, first in (({END_OF_TEXT: 259}, 0), ({}, 0), ({END_OF_TEXT: 0, "<pad>": 1}, 2)):
+        vocab = {token: first + i for token, i in VOCAB.items()}
+        ours = BpeTokenizer(Table(vocab, MERGES, special, None))
         theirs = tokenizers.Tokenizer.from_str(ours.tokenizer_json())
         text = " the thing, naïve 😀"
         assert theirs.encode(text).ids == ours.encode(text).tolist()

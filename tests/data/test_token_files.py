@@ -117,6 +117,7 @@ def test_subwords_are_of_one_part_of_the_split(cache, tmp_path, monkeypatch):
         assert data.train.tolist() == data.tokenizer.encode(text[:n]).tolist()
         assert len(data.train) != int(0.9 * (len(data.train) + len(data.val)))
         assert data.sizes == {"vocab_size": data.tokenizer.vocab_size}
+    assert made[1].notes == data.notes  # its file has been read
 
 
 @pytest.mark.bpe

@@ -226,7 +226,7 @@ MUTANTS = {
             "a space is put in front of a text",
             "add_prefix_space=False",
             "add_prefix_space=True",
-            "data/test_subwords.py::test_any_text_comes_back",
+            "data/test_subwords.py::test_what_has_no_token_is_named",
         ),
     ],
     "minigpt/data::split_by_position": [
