@@ -106,7 +106,7 @@ DEVICE = "use --backend cupy for the GPU, --backend numpy for the CPU"
 METRICS = "metrics are written to metrics.jsonl in --out-dir, and to no other service"
 PRETRAINED = "use --init-from MODEL to fine-tune one; --preset NAME sets the size of a new model"
 PROCESSES = "one process trains on one GPU or one CPU; --threads N shards a batch over CPU cores"
-LORA = "LoRA is not implemented; all weights are trained"
+LORA = "use --lora-rank N"
 STEPS = "the length of a run is given in steps: use --max-iters N, or --max-seconds X"
 BFLOAT16 = "bfloat16 is not supported; use --backend cupy with --dtype float16 or --dtype tf32"
 
@@ -137,7 +137,9 @@ TRAIN = {  # nanoGPT, transformers, Lightning, torchrun
     **dict.fromkeys(("--heads", "--num-heads", "--num-attention-heads"), "use --n-head N"),
     **dict.fromkeys(("--d-model", "--hidden-size", "--embed-dim"), "use --n-embd N"),
     "--ema": "no moving average of the weights is kept; best.safetensors is the best evaluation",
-    **dict.fromkeys(("--lora", "--lora-r", "--lora-rank", "--lora-alpha", "--use-lora"), LORA),
+    "--use-rslora": "use --lora-rslora",
+    "--target-modules": "use --lora-targets LAYER",
+    **dict.fromkeys(("--lora", "--lora-r", "--use-lora"), LORA),
     **dict.fromkeys(
         ("--wandb", "--wandb-log", "--wandb-project", "--wandb-run-name"), METRICS
     ),

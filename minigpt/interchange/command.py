@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from minigpt import cli
 from minigpt.backend.devices import BACKENDS, load_backend
 from minigpt.interchange.peft import adapted
-from minigpt.model.checkpoint import find_checkpoint, load
+from minigpt.model.base import load_plain
+from minigpt.model.checkpoint import find_checkpoint
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class CheckpointConfig(cli.Config):
         """Return the Checkpoint, without the optimizer's moments."""
         xp = load_backend(self.backend)
         path = find_checkpoint(self.checkpoint or self.out_dir)
-        found = load(path, xp, with_optimizer=False)
+        found = load_plain(path, xp)
         return found if self.adapter is None else adapted(found, self.adapter)
 
 

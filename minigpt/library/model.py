@@ -15,7 +15,7 @@ from minigpt.files import read_metrics
 from minigpt.interchange.card import facts_of_best
 from minigpt.interchange.export import export
 from minigpt.library.ids import as_batch, as_ids
-from minigpt.model import checkpoint, count_parameters, gpt
+from minigpt.model import base, checkpoint, count_parameters, gpt
 from minigpt.params import Params, map_tree
 from minigpt.sample.answers import AnswerOptions, answer_lines
 from minigpt.sample.tasks import task_of
@@ -414,7 +414,7 @@ def load(path, backend="numpy"):
         used.
     """
     xp, path = load_backend(backend), Path(path)
-    found = checkpoint.load(checkpoint.find_checkpoint(path), xp, with_optimizer=False)
+    found = base.load_plain(checkpoint.find_checkpoint(path), xp)
     return Model(found.config, found.params, found.tokenizer, read_history(path))
 
 

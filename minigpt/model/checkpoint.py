@@ -1,11 +1,13 @@
 """Checkpoints: a safetensors file that holds all there is to know of a model, without pickle.
 
-    metadata   format      "minigpt 1"
+    metadata   format      "minigpt 1", or "minigpt 1 adapter"
                model       "gpt" or "seq2seq"; "gpt" if left out
                config      GPTConfig or Seq2SeqConfig, as JSON
                tokenizer   the tokenizer's table, as JSON; two, of an encoder-decoder
                state       what the caller keeps beside them (step, losses, ...), as JSON
+               lora, base  of an adapter: model/lora.py's Lora and Base, as JSON
     tensors    the weights, float32, under their dotted names: wte, wpe, h.0.ln_1.w, ...
+               or of an adapter its factors alone: h.0.attn.c_attn.lora_a, ...
                optimizer.m.NAME and optimizer.v.NAME: the optimizer's moments, where they are kept
 
 Format: https://huggingface.co/docs/safetensors, "Format". The safetensors library reads the files.
@@ -30,9 +32,11 @@ from minigpt.errors import UserError
 from minigpt.files import BEST, LAST, describe_size, write_atomically
 from minigpt.model.encoder_decoder import Seq2SeqConfig
 from minigpt.model.gpt import GPTConfig
+from minigpt.model.lora import Base, Lora, adapter_shapes
 from minigpt.params import Params, leaves
 
 FORMAT = "minigpt 1"
+ADAPTER = "minigpt 1 adapter"  # a format of its own: versions without adapters say so
 CONFIGS = {"gpt": GPTConfig, "seq2seq": Seq2SeqConfig}  # by their names in the file
 MOMENTS = ("m", "v")
 ELSE = "take another checkpoint, or train one with `python -m minigpt.train`"
@@ -46,9 +50,11 @@ class Checkpoint(NamedTuple):
     config : GPTConfig or Seq2SeqConfig
     tokenizer : Tokenizer or PairTokenizer
     params : Params
-        float32, on the backend asked for.
+        float32, on the backend asked for; of an adapter its factors.
     optimizer_arrays : {"m": Params, "v": Params} or None
     state : dict
+    lora, base : Lora and Base, or None
+        Of an adapter; model/base.py merges it.
     """
 
     config: object
@@ -56,9 +62,11 @@ class Checkpoint(NamedTuple):
     params: Params
     optimizer_arrays: dict | None
     state: dict
+    lora: Lora | None = None
+    base: Base | None = None
 
 
-def save(path, params, config, *, tokenizer, state, optimizer=None):
+def save(path, params, config, *, tokenizer, state, optimizer=None, lora=None, base=None):
     """Write a checkpoint. At any moment there is a whole one at `path`: the old or the new.
 
     Parameters
@@ -72,6 +80,8 @@ def save(path, params, config, *, tokenizer, state, optimizer=None):
         Of what JSON knows; floats come back to the bit.
     optimizer : AdamW, optional
         Its moments are saved; the rest of it is the caller's to keep in `state`.
+    lora, base : Lora and Base, optional
+        Where `params` are an adapter's.
 
     Raises
     ------
@@ -93,12 +103,15 @@ def save(path, params, config, *, tokenizer, state, optimizer=None):
             "before is unchanged; resume from it with a lower --learning-rate"
         )
     metadata = {
-        "format": FORMAT,
+        "format": FORMAT if lora is None else ADAPTER,
         "model": next(name for name, cls in CONFIGS.items() if cls is type(config)),
         "config": json.dumps(dataclasses.asdict(config)),
         "tokenizer": tokenizer.to_json(),
         "state": json.dumps(state, allow_nan=False),
     }
+    if lora is not None:
+        metadata["lora"] = json.dumps(dataclasses.asdict(lora))
+        metadata["base"] = json.dumps(base._asdict())
     parts = [header(tensors, metadata), *tensors.values()]
     try:
         write_atomically(Path(path), parts)
@@ -187,11 +200,12 @@ def read(file, xp, with_optimizer):
     found = metadata.get("format", "")
     if not found.startswith("minigpt "):
         raise UserError(f"not a minigpt checkpoint: it has no minigpt metadata; {ELSE}")
-    if found != FORMAT:
+    if found not in (FORMAT, ADAPTER):
         raise UserError(f"its format is {found!r}, but this version reads {FORMAT!r} only; {ELSE}")
     names = set(file.keys())
     config, tokenizer, state = read_metadata(metadata, len(names))
-    shape_tree = config.shapes()
+    lora, base = (None, None) if found == FORMAT else read_adapter(metadata)
+    shape_tree = config.shapes() if lora is None else adapter_shapes(config, lora)
     weights = dict(leaves(shape_tree))
     moments = {f"optimizer.{moment}.{name}": s for moment in MOMENTS for name, s in weights.items()}
     has_moments = any(name.startswith("optimizer.") for name in names)
@@ -199,7 +213,8 @@ def read(file, xp, with_optimizer):
     arrays = None
     if with_optimizer and has_moments:
         arrays = {m: read_params(file, shape_tree, xp, f"optimizer.{m}.") for m in MOMENTS}
-    return Checkpoint(config, tokenizer, read_params(file, shape_tree, xp), arrays, state)
+    params = read_params(file, shape_tree, xp)
+    return Checkpoint(config, tokenizer, params, arrays, state, lora, base)
 
 
 def read_metadata(metadata, n_tensors):
@@ -226,6 +241,21 @@ def read_metadata(metadata, n_tensors):
             f"vocab_size {config.vocab_size}; {ELSE}"
         )
     return config, tokenizer, fields["state"]
+
+
+def read_adapter(metadata):
+    """Return (Lora, Base) from their JSON, or raise a UserError."""
+    made = []
+    for key, cls in (("lora", Lora), ("base", Base)):
+        try:
+            made.append(cls(**json.loads(metadata[key])))
+        except UserError as error:
+            raise UserError(f"damaged: {error}; {ELSE}") from None
+        except (KeyError, ValueError, TypeError, RecursionError):
+            raise UserError(f"damaged: its metadata {key!r} is not an adapter's; {ELSE}") from None
+    if not all(type(value) is str for value in made[1]):
+        raise UserError(f"damaged: its metadata 'base' is {made[1]!r:.60}; {ELSE}")
+    return made
 
 
 def check_tensors(file, names, expected):

@@ -139,6 +139,11 @@ def adapter_shapes(config, lora):
     return tree
 
 
+def count_adapter(config, lora):
+    """Return the number of parameters of an adapter, without making any."""
+    return sum(math.prod(shape) for _, shape in leaves(adapter_shapes(config, lora)))
+
+
 def ends_in(name, target):
     """Tell whether a dotted name is `target`, or ends in it."""
     return f".{name}".endswith(f".{target}")

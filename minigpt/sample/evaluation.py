@@ -13,6 +13,7 @@ import math
 import numpy as np
 
 from minigpt.backend import array_module, to_device
+from minigpt.params import leaves
 
 EVAL_TOKENS = 512  # per forward pass on a CPU: more is no faster
 GROUP = 16  # batches between two signs of progress
@@ -46,13 +47,13 @@ def even_part(items, targets, limit):
     return spread(items, max(1, items * limit // targets)) if targets > limit else None
 
 
-def mean_loss(task, params, config, batches, map=map, show=None):
+def mean_loss(task, tree, config, batches, map=map, show=None):
     """Return (loss, count): the mean over all targets of the batches, nats per token, and how many.
 
     Parameters
     ----------
     task : Task
-    params : Params
+    tree : Params or tree of arrays
         The batches move to where these are.
     config : GPTConfig or Seq2SeqConfig
     batches : iterator over (ids, targets)
@@ -62,12 +63,12 @@ def mean_loss(task, params, config, batches, map=map, show=None):
         show(count) is called now and then with the targets that are done.
     """
 
-    xp = array_module(params.flat)
+    xp = array_module(next(array for _, array in leaves(tree)))
 
     def total(batch):
         count = task.count_targets(batch[1])
         x, y = (to_device(array, xp) for array in batch)
-        loss, _ = task.loss_forward(x, y, params.tree, config, count=count)
+        loss, _ = task.loss_forward(x, y, tree, config, count=count)
         return float(loss) * count, count
 
     batches, totals = iter(batches), []

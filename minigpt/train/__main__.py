@@ -12,6 +12,7 @@ from minigpt.backend.blas import product_rate
 from minigpt.backend.cores import note_on_threads, usable_cores
 from minigpt.files import LAST
 from minigpt.model import count_parameters
+from minigpt.model.lora import count_adapter
 from minigpt.optim.schedule import describe as describe_schedule
 from minigpt.report.loss_curve import draw_losses
 from minigpt.report.picture import NoPicture, NotInstalled
@@ -94,6 +95,9 @@ def introduce(run):
     end = f"for {seconds:g} seconds" if seconds else f"to step {train_config.max_iters:,}"
     start = f"from step {state.step:,} " if state.step else ""
     begun = f", from {train_config.init_from}" if train_config.init_from else ""
+    if train_config.lora is not None:
+        trained = count_adapter(config, train_config.lora)
+        begun += f"; {trained:,} in adapters of rank {train_config.lora_rank} are trained"
     batch = f"{train_config.batch_size} {run.task.batch_unit.format(T=config.block_size)}"
     text = (
         f"{run.data.description}\n"

@@ -1,12 +1,12 @@
 """The model that a run begins from, with --init-from: its weights, its config, its tokenizer."""
 
 import dataclasses
-
-import numpy as np
+import os
+from pathlib import Path
 
 from minigpt.errors import UserError
-from minigpt.model.checkpoint import find_checkpoint, load
-from minigpt.params import Params, leaves
+from minigpt.model.base import base_params, open_checkpoint
+from minigpt.model.lora import Base, weights_sha256
 from minigpt.sample.tasks import TASKS, task_of
 from minigpt.train.config import AUTO, AtLeast, Within
 
@@ -38,7 +38,7 @@ def open_base(options):
         return None, options
     if options.get("tokenizer") is not None:
         raise UserError(f"--init-from: {name} has a tokenizer of its own: leave out --tokenizer")
-    base = load(find_checkpoint(name), np, with_optimizer=False)
+    base = open_checkpoint(name)
     model = model_options(base.config)
     check_same_model(options, model, "--init-from", name)
     usual = {"sampler": TASKS[model["task"]].samplers[0]}
@@ -91,22 +91,46 @@ def fitting_block_size(asked, most, name):
     return asked
 
 
-def cropped(params, config):
-    """Return the Params of a model for a shorter context: without its last positions.
+def base_of(train_config, checkpoint):
+    """Return the Base of the model that a new run adapts; None where all weights are trained.
 
-    Rotated positions have no weights: there nothing is to be cut. nanoGPT, `crop_block_size`.
+    Raises
+    ------
+    UserError
+        If the adapter would take the model's place.
+    """
+    name, out_dir = train_config.init_from, Path(train_config.out_dir)
+    if train_config.lora is None:
+        return None
+    if out_dir.resolve() in (Path(name).resolve(), Path(name).resolve().parent):
+        raise UserError(
+            f"--init-from: {name} is in {out_dir}, where the adapter would take its place, and an "
+            "adapter is of no use without its model; give another --out-dir"
+        )
+    return Base(name, place_given(name), weights_sha256(checkpoint.params))
+
+
+def same_base(checkpoint, given, path):
+    """Return the model that an adapter is of, to train on: (Checkpoint, Base), or (None, None).
 
     Parameters
     ----------
-    params : Params
-        On the host.
-    config : GPTConfig or Seq2SeqConfig
-        The model's, but for dropout and a block size that is not larger.
+    checkpoint : Checkpoint
+        Of the run that is resumed.
+    given : dict
+        Of the options beside --resume: init_from is another place of the same model.
+    path : path
+        Of the checkpoint, for errors.
     """
-    shapes = config.shapes()
-    if dict(leaves(shapes)) == dict(leaves(params.shapes)):
-        return params
-    whole, rest = dict(params.leaves()), Params(shapes, np, "float32")
-    for name, view in rest.leaves():
-        view[...] = whole[name][: len(view)]
-    return rest
+    base, name = checkpoint.base, given.get("init_from")
+    if base is None:
+        return None, None
+    if name is not None:
+        base = Base(name, place_given(name), base.sha256)
+    params = base_params(base, checkpoint.config, path)
+    return checkpoint._replace(params=params), base
+
+
+def place_given(name):
+    """Return the current folder if a model's name is relative to it; "" of others."""
+    return os.getcwd() if os.path.exists(name) and not os.path.isabs(name) else ""

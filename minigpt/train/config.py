@@ -1,5 +1,6 @@
 """How a run is trained: its options, under nanoGPT's names, and how they become configs."""
 
+import re
 import types
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from minigpt.data.batches import SAMPLERS
 from minigpt.data.subwords import check_vocab_size
 from minigpt.errors import UserError
 from minigpt.model import gpt
+from minigpt.model.lora import Lora, adapter_shapes
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.muon import MOMENTUM, Muon
 from minigpt.optim.schedule import SHAPES
@@ -192,6 +194,30 @@ class TrainConfig(cli.Config):
     grad_clip: float = option(
         1.0, "clip the gradient's norm to this; 0: no clipping", **NUMBER, group="Optimizer"
     )
+    lora_rank: int = option(
+        0,
+        "fine-tune by LoRA: rank of the adapters, which alone are trained; 0: all weights are",
+        min=0,
+        below=2**24,
+        group="LoRA",
+    )
+    lora_alpha: float | None = option(
+        None, "an adapter counts by alpha / rank (default: the rank)", above=0, group="LoRA"
+    )
+    lora_dropout: float = option(
+        0.0, "dropout of the adapters' inputs", min=0, below=1, group="LoRA"
+    )
+    lora_targets: str | None = option(
+        None,
+        "linear layers that get an adapter, by the ends of their names: c_attn, attn.c_proj, c_fc, "
+        "mlp.c_proj, or c_proj for both (default: c_attn)",
+        metavar="LAYER",
+        group="LoRA",
+        several=True,
+    )
+    lora_rslora: bool = option(
+        False, "rsLoRA: adapters count by alpha / sqrt(rank)", group="LoRA", rare=True
+    )
     eval_interval: int = option(
         350, "steps between evaluations; each saves checkpoints", **COUNT, group="Evaluation"
     )
@@ -214,13 +240,49 @@ class TrainConfig(cli.Config):
                 f"sampler is {self.sampler!r}, which task {self.task} does not have; use "
                 f"{' or '.join(samplers)}"
             )
-        for name, value in (("threads", usable_cores()), ("lr_decay_iters", self.max_iters)):
+        own = {"threads": usable_cores(), "lr_decay_iters": self.max_iters}
+        if self.lora_rank:
+            own |= {"lora_alpha": float(self.lora_rank), "lora_targets": "c_attn"}
+        for name, value in own.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
+        check_lora(self)
+
+    @property
+    def lora(self):
+        """The Lora of the adapter that is trained, or None where all weights are."""
+        if not self.lora_rank:
+            return None
+        targets = tuple(re.split(r"[\s,]+", self.lora_targets.strip(" \n,")))
+        return Lora(self.lora_rank, self.lora_alpha, self.lora_dropout, targets, self.lora_rslora)
 
     def shards(self):
         """Return the number of parts that a batch is cut into, each for a thread of its own."""
         return min(self.threads, self.batch_size) if self.backend == "numpy" else 1
+
+
+def check_lora(train_config):
+    """Raise a UserError if options of LoRA contradict each other, or others."""
+    if not train_config.lora_rank:
+        for name, field in fields_of(TrainConfig).items():
+            value = getattr(train_config, name)
+            if name.startswith("lora_") and value != field.default:
+                raise UserError(
+                    f"{name} is {value}, but lora_rank is 0, which trains all weights: give "
+                    "lora_rank, too, or leave it out"
+                )
+        return
+    if train_config.init_from is None:
+        raise UserError(
+            f"lora_rank is {train_config.lora_rank}, but there is no model to adapt: name it by "
+            "init_from"
+        )
+    if train_config.optimizer != "adamw":
+        raise UserError(
+            f"lora_rank is {train_config.lora_rank}, but optimizer is {train_config.optimizer}, "
+            "which steps whole matrices and not the factors of their changes; use adamw"
+        )
+    _ = train_config.lora  # checks the rest
 
 
 def make_optimizer(params, train_config, half_params=None):
@@ -353,6 +415,8 @@ def resolve(options, sizes):
         model["bigram"] = sizes["vocab_size"] <= BIGRAM_MAX_VOCAB
     model_config = cli.build(model_class, model)
     check_size(model_config)
+    if train_config.lora is not None:
+        adapter_shapes(model_config, train_config.lora)  # are there such layers?
     return model_config, train_config
 
 

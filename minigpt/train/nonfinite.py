@@ -107,7 +107,7 @@ def first_in_evaluation(trainer, split):
     """Say what the first thing is that is not finite in the evaluation of a split."""
     batches = trainer.task.eval_batches(split, trainer.config, trainer.eval_rows())
     keyed = ((batch, None) for batch in batches)
-    return first_forward(trainer, keyed, trainer.params.tree) or "the loss"
+    return first_forward(trainer, keyed, trainer.tree) or "the loss"
 
 
 def first_forward(trainer, keyed, tree):

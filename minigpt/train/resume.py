@@ -11,7 +11,7 @@ from minigpt.files import BEST, LAST, METRICS
 from minigpt.model.checkpoint import ELSE, data_of, load, read_state
 from minigpt.optim.schedule import learning_rate
 from minigpt.sample.tasks import TASKS
-from minigpt.train.base import check_same_model, model_options
+from minigpt.train.base import check_same_model, model_options, same_base
 from minigpt.train.config import SCHEDULE, SIZES, TrainConfig, check_together, resolve
 from minigpt.train.input import folder_given, keep_pipe, locate
 from minigpt.train.presets import put_together
@@ -61,7 +61,7 @@ def stored_run(given):
     model = model_options(checkpoint.config)
     check_same_model(given, model, "--resume", folder, free={"dropout"})
     begun = state.train.get("init_from")
-    if given.get("init_from", begun) != begun:
+    if given.get("init_from", begun) != begun and checkpoint.lora is None:
         raise UserError(
             f"--resume: the run in {folder} goes on from its own weights: leave out --init-from"
         )
@@ -71,6 +71,7 @@ def stored_run(given):
             f"--resume: tokenizer is {named} in {folder}; the model knows no other's tokens: leave "
             "it out"
         )
+    check_same_adapter(given, state.train, folder)
     used = state.train.get("optimizer", "adamw")
     if given.get("optimizer", used) != used:
         raise UserError(
@@ -84,6 +85,17 @@ def stored_run(given):
     if SCHEDULE & given.keys() - {"max_iters"}:
         check_together(train_config)
     return checkpoint, state, config, train_config
+
+
+def check_same_adapter(given, train, folder):
+    """Raise a UserError if options given beside --resume would make another adapter."""
+    for name in ("lora_rank", "lora_alpha", "lora_targets", "lora_rslora"):
+        stored = train.get(name, getattr(TrainConfig, name))
+        if given.get(name, stored) != stored:
+            raise UserError(
+                f"--resume: {name} is {stored} in {folder}; it is part of the adapter and cannot "
+                f"become {given[name]}: leave it out"
+            )
 
 
 def check_incomplete(state, train_config):
@@ -111,6 +123,7 @@ def resume_run(given):
     checkpoint, state, config, train_config = stored_run(given)
     check_incomplete(state, train_config)
     backend_of(train_config)
+    base = same_base(checkpoint, given, Path(train_config.out_dir) / LAST)
     trained_on, sha256 = state.data_name, state.data_sha256
     try:
         with given_or_found(given, train_config, state) as (train_config, name, file):
@@ -121,7 +134,7 @@ def resume_run(given):
             same_losses = (data.sha256, train_config.eval_tokens) == (sha256, asked)
             if not same_losses:  # the part of the split that evaluations take is chosen anew
                 state.eval_targets = None
-            run = Run(config, train_config, data, state, checkpoint, began)
+            run = Run(config, train_config, data, state, checkpoint, began, *base)
             run.files.kept = file
     except UserError as error:
         raise UserError(f"--resume: the run was trained on {trained_on}, but {error}") from None

@@ -11,14 +11,16 @@ from minigpt.backend.devices import check_precision, load_backend
 from minigpt.cli import plural
 from minigpt.errors import SMALLER_MODEL, UserError, memory_for
 from minigpt.files import BEST, LAST
+from minigpt.model.base import cropped
 from minigpt.model.checkpoint import save
 from minigpt.model.init import init_params
+from minigpt.model.lora import init_adapter
 from minigpt.optim.clipping import GRAD_SCALE
 from minigpt.optim.schedule import budget_used
 from minigpt.params import Params
 from minigpt.sample.evaluation import bits_per_byte, count_bytes
 from minigpt.sample.tasks import TASKS, task_of
-from minigpt.train.base import cropped, open_base
+from minigpt.train.base import base_of, open_base
 from minigpt.train.clock import Clock
 from minigpt.train.config import resolve, train_config_of
 from minigpt.train.input import keep_pipe
@@ -51,7 +53,9 @@ class Run:
     began : float, optional
         Reading of time.perf_counter() when the command began.
     base : Checkpoint, optional
-        Of the model that a new run begins from.
+        Of the model that a new run begins from; with LoRA that of a run that is resumed, too.
+    adapted : Base, optional
+        With LoRA, where that model is.
 
     Attributes
     ----------
@@ -78,11 +82,22 @@ class Run:
         Lines for the user, which whoever prints them takes out.
     """
 
-    def __init__(self, config, train_config, data, state, checkpoint=None, began=None, base=None):
+    def __init__(
+        self,
+        config,
+        train_config,
+        data,
+        state,
+        checkpoint=None,
+        began=None,
+        base=None,
+        adapted=None,
+    ):
         self.config, self.train_config, self.data, self.state = config, train_config, data, state
         self.task, self.folder = task_of(config), Path(train_config.out_dir)
         data.check(config.block_size)
         self.checkpoint, self.base, self.trainer = checkpoint, base, None
+        self.adapted = adapted
         self.losses = LossMean(state.loss_sum, state.loss_count)
         self.grad_norm, self.lr, self.evaluated, self.logged = 0.0, 0.0, False, False
         self.skips = Skips(state.skips_in_a_row)
@@ -103,14 +118,10 @@ class Run:
     def start(self, workers):
         """Make the weights and the optimizer, or take them over from a checkpoint."""
         xp, (checkpoint, self.checkpoint) = backend_of(self.train_config), (self.checkpoint, None)
-        begun, self.base = checkpoint or self.base, None
+        base, self.base = self.base, None
         self.data.move(xp)
-        if begun is None:
-            params = init_params(self.config, self.train_config.seed, xp)
-        else:
-            params = cropped(begun.params, self.config)
-            params = Params(params.shapes, xp, "float32", to_device(params.flat, xp))
-        self.trainer = Trainer(params, self.config, self.train_config, xp, workers)
+        params, frozen = self.first_weights(checkpoint, base, xp)
+        self.trainer = Trainer(params, self.config, self.train_config, xp, workers, frozen)
         if checkpoint is not None:
             optimizer = self.trainer.optimizer
             for name, moment in checkpoint.optimizer_arrays.items():
@@ -122,6 +133,19 @@ class Run:
         self.trainer.ahead = self.state.ahead
         self.skips.begin(self.trainer.progress())
         self.count_seconds(self.clock.lap())
+
+    def first_weights(self, checkpoint, base, xp):
+        """Return what is trained, as Params, and the weights that are frozen or None."""
+        config, seed, lora = self.config, self.train_config.seed, self.train_config.lora
+        params = None if base is None else moved(cropped(base.params, config), xp)
+        frozen = None if lora is None else params
+        if checkpoint is not None:
+            params = moved(checkpoint.params, xp)
+        elif lora is not None:
+            params = init_adapter(config, lora, seed, xp)
+        elif base is None:
+            params = init_params(config, seed, xp)
+        return params, frozen
 
     def advance(self, stop=NEVER):
         """Train one step, and decide whether it is the last, logged, evaluated.
@@ -344,6 +368,8 @@ class Run:
             tokenizer=self.data.tokenizer,
             state=dataclasses.asdict(self.state),
             optimizer=optimizer,
+            lora=self.train_config.lora,
+            base=self.adapted,
         )
         self.count_seconds(self.clock.lap())
         self.save_s = self.clock.seconds - start
@@ -363,6 +389,11 @@ class Run:
             self.notes.append(f"{error}; training goes on")
             return False
         return True
+
+
+def moved(params, xp):
+    """Return Params where the arrays of `xp` are."""
+    return Params(params.shapes, xp, "float32", to_device(params.flat, xp))
 
 
 def backend_of(train_config):
@@ -397,6 +428,7 @@ def new_run(options, overwrite):
     check_folder(Path(train_config.out_dir), overwrite)
     with keep_pipe(train_config) as (name, file):
         options = {**options, "data": name}
+        adapted = base_of(train_config, base)
         data = open_data(train_config, options, base)
         config, train_config = resolve(options, data.sizes)
         if config.block_size > options.get("block_size", config.block_size):
@@ -407,6 +439,6 @@ def new_run(options, overwrite):
         state = RunState.of(train_config, data)
         if base is not None:
             state.due = dict(BEFORE)
-        run = Run(config, train_config, data, state, began=began, base=base)
+        run = Run(config, train_config, data, state, None, began, base, adapted)
         run.files.kept = file
         return run

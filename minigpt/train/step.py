@@ -9,6 +9,7 @@ import operator
 
 from minigpt.backend import to_device, to_host
 from minigpt.backend.devices import PRECISIONS, on_gpu
+from minigpt.model.lora import join
 from minigpt.ops.dropout import Rng
 from minigpt.optim.clipping import GRAD_NORM, LOSS_SCALE, SKIPPED, STEPS
 from minigpt.optim.schedule import learning_rate
@@ -28,18 +29,23 @@ class Trainer:
     Parameters
     ----------
     params : Params
-        float32; with dtype float16 the passes of a step see a copy of them in that precision.
+        What is trained, float32: a model's weights, or with LoRA an adapter. With dtype float16
+        the passes of a step see a copy of all weights in that precision.
     config : GPTConfig or Seq2SeqConfig
     train_config : TrainConfig
     xp : module
         numpy or cupy, where `params` are.
     workers : Workers
+    frozen : Params, optional
+        With LoRA the weights of the base, which stay as they are.
 
     Attributes
     ----------
     optimizer : AdamW or Muon
+    tree : tree of arrays
+        What evaluations see: `params`, or the frozen weights with the adapter beside them.
     compute_tree : tree of arrays
-        What the passes of a step see: `params`, or their float16 copy.
+        What the passes of a step see: `tree`, or its float16 copy.
     grads : Params
         Of the last step, before clipping, times the loss scale.
     count : int
@@ -50,16 +56,23 @@ class Trainer:
         How many batches and rows more a run has taken than steps of the present size would have.
     """
 
-    def __init__(self, params, config, train_config, xp, workers):
+    def __init__(self, params, config, train_config, xp, workers, frozen=None):
         self.params, self.config, self.train_config, self.xp = params, config, train_config, xp
         self.task, self.workers, self.count = task_of(config), workers, 0
         self.ahead, self.evaluated = (0, 0), 0
         self.grads = params.zeros_like()
+        self.tree = self.compute_tree = self.whole_tree(params, frozen)
         dtype, half_params = PRECISIONS[train_config.dtype].compute_dtype, None
         if dtype != "float32":
             half_params = Params(params.shapes, xp, dtype)
-        self.compute_tree = (params if half_params is None else half_params).tree
+            if frozen is not None:
+                frozen = Params(frozen.shapes, xp, dtype, frozen.flat.astype(dtype))
+            self.compute_tree = self.whole_tree(half_params, frozen)
         self.optimizer = make_optimizer(params, train_config, half_params)
+
+    def whole_tree(self, params, frozen):
+        """Return the tree of all weights: of `params` alone, or with those that are frozen."""
+        return params.tree if frozen is None else join(frozen, params, self.train_config.lora)
 
     def gradients(self, ids, targets, rng, count=None, add=False):
         """Return the loss of a batch; its gradients go, or are added, to `grads`.
@@ -155,13 +168,13 @@ class Trainer:
         """Return the mean loss over a split, or the items `which` of it, nats per token.
 
         A text is cut into consecutive windows that do not overlap, so that the same weights always
-        give the same number. It is that of `params`, whatever the precision of the steps. `map` and
+        give the same number. It is that of `tree`, whatever the precision of the steps. `map` and
         `show` are as in sample/evaluation.py.
         """
         batches = self.task.eval_batches(split, self.config, self.eval_rows(), which)
         map = map or self.workers.map
-        task, params, config = self.task, self.params, self.config
-        loss, self.evaluated = mean_loss(task, params, config, batches, map, show)
+        task, tree, config = self.task, self.tree, self.config
+        loss, self.evaluated = mean_loss(task, tree, config, batches, map, show)
         return loss
 
     def eval_rows(self):
@@ -171,7 +184,7 @@ class Trainer:
         """
         if not on_gpu(self.params.flat):
             return max(1, EVAL_TOKENS // self.config.block_size)
-        half = self.compute_tree is not self.params.tree
+        half = self.compute_tree is not self.tree
         return max(1, self.train_config.batch_size // (2 if half else 1))
 
 
