@@ -9,11 +9,11 @@ import minigpt
 from minigpt.data.datasets import TextData
 from minigpt.errors import UserError
 from minigpt.model import checkpoint, gpt
+from minigpt.model.base import cropped
 from minigpt.model.init import init_params
 from minigpt.sample.evaluation import mean_loss
 from minigpt.sample.tasks import TASKS
 from minigpt.train import __main__ as train
-from minigpt.train.base import cropped
 from minigpt.train.options import options, parse
 from minigpt.train.resume import stored_run
 from tests.tools.options import gpt_config
