@@ -2,16 +2,15 @@
 
 import os
 
-import numpy as np
-
 from minigpt.backend import array_module, to_device
+from minigpt.backend.devices import load_backend
 from minigpt.errors import UserError
 from minigpt.model.checkpoint import find_checkpoint, load
 from minigpt.model.lora import merge, weights_sha256
 from minigpt.params import Params, leaves
 
 
-def load_plain(path, xp=np, open_model=None):
+def load_plain(path, xp, open_model=None):
     """Read a checkpoint for whatever does not train on: an adapter is merged into its base.
 
     Parameters
@@ -44,7 +43,7 @@ def load_plain(path, xp=np, open_model=None):
 
 def open_checkpoint(name):
     """Return the Checkpoint that a folder or a file holds, on the host."""
-    return load_plain(find_checkpoint(name))
+    return load_plain(find_checkpoint(name), load_backend("numpy"))
 
 
 def base_params(base, config, path, open_model=None):

@@ -137,7 +137,8 @@ def test_fractions_are_between_zero_and_one(name):
 
 def test_every_number_has_a_bound():
     numbers = {n for n, field in fields_of(TrainConfig).items() if field.kind in (int, float)}
-    assert numbers == {*BOUNDS, *FRACTIONS}
+    of_lora = {"lora_rank", "lora_alpha", "lora_dropout"}  # in test_lora.py
+    assert numbers == {*BOUNDS, *FRACTIONS, *of_lora}
     for cls in (GPTConfig, Seq2SeqConfig):
         for name, field in fields_of(cls).items():
             assert field.option["bounds"] or field.kind not in (int, float), name
@@ -206,7 +207,8 @@ def test_nothing_is_left_to_decide_in_a_config():
     for preset in PRESETS:
         for config in configs_of(preset):
             left = {name for name, value in vars(config).items() if value is None}
-            assert left <= {"data", "tokenizer", "init_from", "max_seconds"}
+            usual = {"data", "init_from", "max_seconds", "tokenizer"}
+            assert left <= usual | {"lora_alpha", "lora_targets"}
     assert GPTConfig(bias=True).qkv_bias and not GPTConfig(bias=True, qkv_bias=False).qkv_bias
     train_config = TrainConfig(max_iters=7)
     assert train_config.lr_decay_iters == 7

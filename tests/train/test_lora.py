@@ -129,7 +129,7 @@ def test_a_run_that_is_resumed_ends_bit_for_bit_as_one_that_was_not(base, adapte
 
 def test_whatever_does_not_train_on_sees_merged_weights(base, adapted, capsys):
     found, whole = (checkpoint.load(folder / "best.safetensors") for folder in (adapted, base))
-    plain = load_plain(adapted / "best.safetensors")
+    plain = load_plain(adapted / "best.safetensors", np)
     assert plain.lora is plain.base is None and plain.params.shapes == whole.params.shapes
     ids = np.arange(6, dtype=np.int32)[None]
     joined, _ = gpt_forward(ids, join(whole.params, found.params, found.lora), whole.config)
@@ -143,7 +143,7 @@ def test_whatever_does_not_train_on_sees_merged_weights(base, adapted, capsys):
 def test_an_adapter_can_be_fine_tuned_and_adapted_again(adapted, tmp_path):
     assert adapt(adapted, tmp_path / "again") == 0
     assert adapt(adapted, tmp_path / "whole", "--lora-rank=0") == 0
-    plain = load_plain(tmp_path / "again" / "last.safetensors")
+    plain = load_plain(tmp_path / "again" / "last.safetensors", np)
     assert checkpoint.load(tmp_path / "whole" / "last.safetensors").lora is None
     assert plain.params.size == checkpoint.load(tmp_path / "whole" / "best.safetensors").params.size
 
