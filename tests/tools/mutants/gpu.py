@@ -277,8 +277,8 @@ MUTANTS = {
     "minigpt/train::Trainer.evaluate": [
         (
             "an evaluation is of the copy in half precision",
-            "self.task, self.params, self.config",
-            "self.task, self.optimizer.half_params or self.params, self.config",
+            "self.task, self.tree, self.config",
+            "self.task, self.compute_tree, self.config",
             "train/test_precision.py::test_an_evaluation_is_in_single_precision",
         ),
     ],

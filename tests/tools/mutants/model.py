@@ -30,6 +30,14 @@ MUTANTS = {
         ),
         ("shapes are not checked", "if came != needed:", "if came[0] != needed[0]:", METADATA),
     ],
+    "minigpt/model::load_plain": [
+        (
+            "an adapter is read as if it were a model",
+            "if checkpoint.lora is None:",
+            "if True:",
+            "train/test_lora.py::test_whatever_does_not_train_on_sees_merged_weights",
+        ),
+    ],
     "minigpt/model::Lora.scale": [
         (
             "rsLoRA divides by the rank",
@@ -132,7 +140,7 @@ MUTANTS = {
         ),
     ],
     "minigpt/model::read": [
-        ("the format is not checked", "if found != FORMAT:", "if False:", METADATA),
+        ("the format is not checked", "if found not in (FORMAT, ADAPTER):", "if False:", METADATA),
     ],
     "minigpt/model::read_params": [
         (

@@ -521,7 +521,31 @@ MUTANTS = {
             "train/test_init_from.py::test_the_first_evaluation_is_the_model_as_it_came",
         ),
     ],
-    "minigpt/train::cropped": [
+    "minigpt/model::base_params": [
+        (
+            "an adapter takes any base",
+            "if sha256 != base.sha256:",
+            "if False:",
+            "train/test_lora.py::test_another_or_missing_base_is_refused",
+        ),
+    ],
+    "minigpt/train::base_of": [
+        (
+            "an adapter takes the place of its base",
+            "if out_dir.resolve() in",
+            "if out_dir.name in",
+            "train/test_lora.py::test_an_adapter_does_not_take_the_place_of_its_base",
+        ),
+    ],
+    "minigpt/train::Run.first_weights": [
+        (
+            "a resumed run begins its adapter anew",
+            "if checkpoint is not None:",
+            "if checkpoint is not None and lora is None:",
+            "train/test_lora.py::test_a_run_that_is_resumed_ends_bit_for_bit_as_one_that_was_not",
+        ),
+    ],
+    "minigpt/model::cropped": [
         (
             "the last positions are kept",
             "whole[name][: len(view)]",
