@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.lib import report, timing
 from minigpt import cli
 from minigpt.train import __main__ as train
-from minigpt.train.presets import PRESETS
+from minigpt.train.presets import FINETUNE, PRESETS
 
 CHARACTERS, DIFFERENT = 1_115_394, 65  # of tiny Shakespeare
 STEPS = {"dates": 60, "gpt2": 1}  # of the others 3
@@ -114,7 +114,8 @@ def arguments(argv):
     """Read the command line."""
     parser = cli.parser("python bench/memory.py", __doc__.split("\n\n")[0])
     add = parser.add_argument
-    add("--preset", nargs="+", choices=PRESETS, default=list(PRESETS), help="default: all")
+    presets = [name for name in PRESETS if name != FINETUNE]  # which needs a model to begin from
+    add("--preset", nargs="+", choices=presets, default=presets, help="default: all")
     add("--short", action="store_true", help="a tenth of the text")
     add("--flags", default="", metavar="TEXT", help='further flags of train: "--n-layer 2"')
     add("--own", choices=("estimate", "peak"), help=argparse.SUPPRESS)
