@@ -43,7 +43,7 @@ def run_export(config):
     checkpoint = config.load()
     metrics = []
     with contextlib.suppress(OSError):
-        metrics = [*read_metrics(Path(config.checkpoint or config.out_dir))]
+        metrics = [*read_metrics(Path(config.model or config.checkpoint or config.out_dir))]
     facts = facts_of(checkpoint.state, metrics)
     name = export(
         config.to,

@@ -1,9 +1,11 @@
 """Which checkpoint to use, for all commands that load one."""
 
+import itertools
 from dataclasses import dataclass
 
 from minigpt import cli
 from minigpt.backend.devices import BACKENDS, load_backend
+from minigpt.interchange.loading import load_model, open_on_host
 from minigpt.interchange.peft import adapted
 from minigpt.model.base import load_plain
 from minigpt.model.checkpoint import find_checkpoint
@@ -19,6 +21,13 @@ class CheckpointConfig(cli.Config):
     checkpoint: str | None = cli.option(
         None, "a checkpoint, instead of --out-dir", metavar="FILE", path=True
     )
+    model: str | None = cli.option(
+        None,
+        "a model of transformers, instead of --out-dir: its folder, or its name on the hub, such "
+        "as openai-community/gpt2",
+        metavar="FOLDER",
+        path=True,
+    )
     adapter: str | None = cli.option(
         None,
         "a LoRA adapter of that model, in peft's format: it is merged into the weights",
@@ -30,8 +39,11 @@ class CheckpointConfig(cli.Config):
     def load(self):
         """Return the Checkpoint, without the optimizer's moments."""
         xp = load_backend(self.backend)
-        path = find_checkpoint(self.checkpoint or self.out_dir)
-        found = load_plain(path, xp)
+        if self.model is not None:
+            found = load_model(self.model, xp)
+        else:
+            path = find_checkpoint(self.checkpoint or self.out_dir)
+            found = load_plain(path, xp, open_on_host)
         return found if self.adapter is None else adapted(found, self.adapter)
 
 
@@ -48,7 +60,8 @@ def parse(parser, argv, *classes):
     cli.add_flags(parser, *classes)
     cli.add_plain(parser)
     given = vars(parser.parse_args(argv))
-    parser.allow_one(given, "checkpoint", "out_dir")
+    for one, other in itertools.combinations(("model", "checkpoint", "out_dir"), 2):
+        parser.allow_one(given, one, other)
     return given, given.pop("plain")
 
 

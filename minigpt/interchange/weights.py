@@ -1,17 +1,46 @@
 """Tensors in others' safetensors files, as float32.
 
+Small files are read as a whole. Those of models are as large as memory: of them a table of tensors
+is made, whose numbers go straight to where they are needed.
+
 Format: https://huggingface.co/docs/safetensors, "Format".
 """
+
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import safetensors
 
 from minigpt.cli import one_line
 from minigpt.errors import UserError
-from minigpt.files import read_bytes
+from minigpt.files import opened, read_bytes
 
 LFS = b"version https://git-lfs"  # what stands in the place of a large file that was not fetched
-DTYPES = "F32", "F16", "BF16"
+DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # BF16 is the upper half of a float32
+CHUNK = 1 << 20  # numbers that are read at a time
+
+
+class Slot(NamedTuple):
+    """Where a tensor lies.
+
+    Attributes
+    ----------
+    path : Path
+        Of the file.
+    dtype : str
+        The format's name: F32, ...
+    shape : tuple of int
+    start : int
+        Offset in bytes in the file.
+    """
+
+    path: Path
+    dtype: str
+    shape: tuple
+    start: int
 
 
 def read_tensors(path, where):
@@ -43,10 +72,77 @@ def read_tensors(path, where):
 def as_float32(name, tensor, where):
     """Return a tensor, a dict of dtype, shape and data, as a float32 array."""
     dtype, data = tensor["dtype"], bytes(tensor["data"])
+    check_dtype(name, dtype, where)
+    return as_numbers(data, dtype).reshape(tensor["shape"])
+
+
+def check_dtype(name, dtype, where):
+    """Raise a UserError if the numbers of a tensor are of a type that is not read."""
     if dtype not in DTYPES:
         raise UserError(f"{where}: {name!r:.100} is {dtype}; it must be one of {', '.join(DTYPES)}")
-    if dtype == "BF16":  # the upper half of a float32
-        x = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
-    else:
-        x = np.frombuffer(data, {"F32": "<f4", "F16": "<f2"}[dtype]).astype(np.float32)
-    return x.reshape(tensor["shape"])
+
+
+def as_numbers(data, dtype):
+    """Return bytes as numbers (N,), float32."""
+    x = np.frombuffer(data, DTYPES[dtype])
+    if dtype == "BF16":
+        return (x.astype("<u4") << 16).view("<f4")
+    return x.astype(np.float32)
+
+
+def find_slots(path, where):
+    """Return {name: Slot} of a safetensors file, without reading its numbers.
+
+    Raises
+    ------
+    UserError
+        As `read_tensors`; types are not looked at.
+    """
+    with opened(path, where, "safetensors file") as file:
+        begin = file.read(len(LFS))
+        if begin == LFS:
+            raise UserError(
+                f"{where} {path} only points to a file of Git LFS; fetch it: git lfs pull"
+            )
+        try:
+            with safetensors.safe_open(path, framework="np"):
+                pass  # the library has checked the header against the size of the file
+        except (safetensors.SafetensorError, OSError) as error:
+            raise UserError(
+                f"{where} {path}: damaged, or not a safetensors file ({one_line(error)}); take it "
+                "again"
+            ) from None
+        file.seek(0)
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    return {
+        name: Slot(Path(path), x["dtype"], tuple(x["shape"]), 8 + size + x["data_offsets"][0])
+        for name, x in header.items()
+    }
+
+
+def chunks(slot):
+    """Yield the numbers of a tensor, CHUNK at a time, as float32 arrays."""
+    left, item = math.prod(slot.shape), np.dtype(DTYPES[slot.dtype]).itemsize
+    with open(slot.path, "rb") as file:
+        file.seek(slot.start)
+        while left:
+            yield as_numbers(file.read(min(left, CHUNK) * item), slot.dtype)
+            left -= min(left, CHUNK)
+
+
+def fill(view, slot):
+    """Copy the numbers of a tensor into an array of its shape; return whether all are finite."""
+    flat, at, finite = view.reshape(-1), 0, True
+    for part in chunks(slot):
+        flat[at : at + len(part)] = part
+        finite, at = finite and bool(np.isfinite(part).all()), at + len(part)
+    return finite
+
+
+def equal(a, b):
+    """Tell whether the numbers of two tensors, in their Slots, are the same."""
+    if a.shape != b.shape:
+        return False
+    return all(np.array_equal(x, y) for x, y in zip(chunks(a), chunks(b), strict=True))

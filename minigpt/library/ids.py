@@ -4,6 +4,7 @@ import numpy as np
 
 from minigpt.backend import to_host
 from minigpt.errors import UserError
+from minigpt.sample.prompt import encode_text
 
 
 def as_ids(ids, tokenizer, vocab_size, block_size, name="ids", least=0):
@@ -13,7 +14,7 @@ def as_ids(ids, tokenizer, vocab_size, block_size, name="ids", least=0):
     ----------
     ids : str, (T,) int or (B, T) int
         A text, or its ids.
-    tokenizer : object with `encode`
+    tokenizer : Tokenizer or None
         For a text.
     vocab_size, block_size : int
         Ids are below the one, and as many as the other at most.
@@ -33,7 +34,7 @@ def as_ids(ids, tokenizer, vocab_size, block_size, name="ids", least=0):
         If a model could not read them. On a GPU, ids beyond the vocabulary would go unnoticed.
     """
     if isinstance(ids, str):
-        ids = tokenizer.encode(ids)
+        ids = encode_text(name, ids, tokenizer)
     try:
         array = np.asarray(to_host(ids))
     except (ValueError, TypeError, OverflowError):  # rows of different lengths, ...

@@ -1,6 +1,7 @@
 """A trained model as a value: text, logits, losses, gradients and attention from Python."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +15,12 @@ from minigpt.errors import UserError
 from minigpt.files import read_metrics
 from minigpt.interchange.card import facts_of_best
 from minigpt.interchange.export import export
+from minigpt.interchange.loading import load_model
 from minigpt.library.ids import as_batch, as_ids
-from minigpt.model import base, checkpoint, count_parameters, gpt
+from minigpt.model import checkpoint, count_parameters, gpt
 from minigpt.params import Params, map_tree
 from minigpt.sample.answers import AnswerOptions, answer_lines
+from minigpt.sample.generate import generate
 from minigpt.sample.tasks import task_of
 from minigpt.sample.text import TextOptions, generate_text
 from minigpt.train.cost import describe_model
@@ -54,8 +57,9 @@ class Model:
     config : GPTConfig or Seq2SeqConfig
     params : Params
         float32. `model.params.tree["h"][0]["attn"]["c_attn"]["w"]` is an array (C, 3C).
-    tokenizer : CharTokenizer or PairTokenizer
-        `encode` and `decode` turn text into ids and back.
+    tokenizer : Tokenizer, PairTokenizer, or None
+        `encode` and `decode` turn text into ids and back. None where a model came without one: it
+        takes ids alone.
     history : list of dict
         The lines of metrics.jsonl: step, train_loss, at evaluations val_loss, val_bpb (bits per
         byte), ... Empty where a model comes from a file alone.
@@ -184,6 +188,41 @@ class Model:
         )
         model = self.params, self.config, self.tokenizer
         return on_one_thread(generate_text(*model, as_text("prompt", prompt), options))
+
+    def generate_ids(
+        self, ids, max_new_tokens=200, temperature=0.8, top_k=200, top_p=1.0, seed=1337
+    ):
+        """Return the token ids that the model continues ids with, end of text or not.
+
+        Parameters
+        ----------
+        ids : str, (T,) int or (B, T) int
+            Prompts of one length, of which the model sees the last block_size.
+        max_new_tokens, temperature, top_k, top_p, seed : as in `generate`
+
+        Returns
+        -------
+        new : (B, max_new_tokens) int32, NumPy
+            B is 1 for (T,).
+
+        Raises
+        ------
+        UserError
+            If a value is not possible, or if the model is an encoder-decoder.
+        """
+        self._check_task("text", "answer")
+        options = TextOptions(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+        )
+        names = "temperature", "top_k", "top_p", "seed"
+        settings = {name: getattr(options, name) for name in names}
+        ids = as_ids(ids, self.tokenizer, self.config.vocab_size, sys.maxsize)
+        steps = generate(self.params.tree, self.config, ids, options.max_new_tokens, **settings)
+        return np.array([*on_one_thread(steps)], np.int32).reshape(-1, len(ids)).T
 
     def answer(self, text, beam=1, errors="raise"):
         """Return what an encoder-decoder makes of a text: a str, or a list of str for a list.
@@ -395,27 +434,28 @@ def as_text(name, text):
 
 
 def load(path, backend="numpy"):
-    """Return the Model in a run's folder (its best checkpoint, else its last) or in a file.
+    """Return the Model in a run's folder, a checkpoint, a folder of transformers or on the hub.
 
     >>> model = minigpt.load("out")
     >>> print(model.generate("ROMEO:"))
+    >>> gpt2 = minigpt.load("openai-community/gpt2")
 
     Parameters
     ----------
     path : str or path
-        What `minigpt train` or `minigpt.fit` has as --out-dir, or a checkpoint.
+        What `minigpt train` or `minigpt.fit` has as --out-dir (its best checkpoint, else its
+        last), a checkpoint, or a GPT-2 of transformers: its folder, or its name on the hub.
     backend : str
         "numpy" or "cupy": where the arrays go.
 
     Raises
     ------
     UserError
-        If there is no such file, if it is damaged or no checkpoint, or if the backend cannot be
+        If there is no such file, if it is damaged or of another kind, or if the backend cannot be
         used.
     """
-    xp, path = load_backend(backend), Path(path)
-    found = base.load_plain(checkpoint.find_checkpoint(path), xp)
-    return Model(found.config, found.params, found.tokenizer, read_history(path))
+    found = load_model(path, load_backend(backend))
+    return Model(found.config, found.params, found.tokenizer, read_history(Path(path)))
 
 
 def read_history(folder):

@@ -3,7 +3,8 @@
     metadata   format      "minigpt 1", or "minigpt 1 adapter"
                model       "gpt" or "seq2seq"; "gpt" if left out
                config      GPTConfig or Seq2SeqConfig, as JSON
-               tokenizer   the tokenizer's table, as JSON; two, of an encoder-decoder
+               tokenizer   the tokenizer's table, as JSON; two, of an encoder-decoder; null, of a
+                           model that came without one
                state       what the caller keeps beside them (step, losses, ...), as JSON
                lora, base  of an adapter: model/lora.py's Lora and Base, as JSON
     tensors    the weights, float32, under their dotted names: wte, wpe, h.0.ln_1.w, ...
@@ -38,6 +39,7 @@ from minigpt.params import Params, leaves
 FORMAT = "minigpt 1"
 ADAPTER = "minigpt 1 adapter"  # a format of its own: versions without adapters say so
 CONFIGS = {"gpt": GPTConfig, "seq2seq": Seq2SeqConfig}  # by their names in the file
+NO_TOKENIZER = "null"  # a model that takes ids alone
 MOMENTS = ("m", "v")
 ELSE = "take another checkpoint, or train one with `python -m minigpt.train`"
 
@@ -48,7 +50,8 @@ class Checkpoint(NamedTuple):
     Attributes
     ----------
     config : GPTConfig or Seq2SeqConfig
-    tokenizer : Tokenizer or PairTokenizer
+    tokenizer : Tokenizer, PairTokenizer, or None
+        None where a model takes ids alone.
     params : Params
         float32, on the backend asked for; of an adapter its factors.
     optimizer_arrays : {"m": Params, "v": Params} or None
@@ -75,7 +78,7 @@ def save(path, params, config, *, tokenizer, state, optimizer=None, lora=None, b
     params : Params
         float32; from a GPU they come to the host in one copy.
     config : GPTConfig or Seq2SeqConfig
-    tokenizer : Tokenizer or PairTokenizer
+    tokenizer : Tokenizer, PairTokenizer, or None
     state : dict
         Of what JSON knows; floats come back to the bit.
     optimizer : AdamW, optional
@@ -106,7 +109,7 @@ def save(path, params, config, *, tokenizer, state, optimizer=None, lora=None, b
         "format": FORMAT if lora is None else ADAPTER,
         "model": next(name for name, cls in CONFIGS.items() if cls is type(config)),
         "config": json.dumps(dataclasses.asdict(config)),
-        "tokenizer": tokenizer.to_json(),
+        "tokenizer": NO_TOKENIZER if tokenizer is None else tokenizer.to_json(),
         "state": json.dumps(state, allow_nan=False),
     }
     if lora is not None:
@@ -231,8 +234,11 @@ def read_metadata(metadata, n_tensors):
     config = cli.build(cls, aliases.stored(fields["config"], cli.fields_of(cls)))
     if config.n_layer > n_tensors:
         raise UserError(f"damaged: {config.n_layer} layers, but {n_tensors} tensors; {ELSE}")
+    table = metadata.get("tokenizer", "")
+    if table == NO_TOKENIZER:
+        return config, None, fields["state"]
     try:
-        tokenizer = tokenizer_from_json(metadata.get("tokenizer", ""))
+        tokenizer = tokenizer_from_json(table)
     except RecursionError:
         raise UserError(f"damaged: its tokenizer is not readable JSON; {ELSE}") from None
     if not tokenizer.fits(config):

@@ -6,7 +6,7 @@ from minigpt import cli
 from minigpt.backend.blas import blas_threads
 from minigpt.errors import UserError
 from minigpt.interchange.command import CheckpointConfig, build_of
-from minigpt.sample.prompt import read_prompt
+from minigpt.sample.prompt import check_tokenizer, read_prompt
 from minigpt.sample.tasks import TASKS, task_of
 
 
@@ -53,6 +53,7 @@ def sample(given):
     checkpoint = config.load()
     task = task_of(checkpoint.config)
     check_flags(given.keys(), task)
+    check_tokenizer(checkpoint.tokenizer)
     # A step reads all weights to multiply one vector. One thread uses up the memory's bandwidth;
     # those of BLAS would wait for each other in every product, long where cores are busy.
     with blas_threads(1):

@@ -14,6 +14,10 @@ from minigpt.data.sources import STDIN
 from minigpt.errors import UserError
 from minigpt.files import FOREIGN, decode_utf8, read_bytes
 
+PUT_TOKENIZER = (
+    "put tokenizer.json, or vocab.json and merges.txt, into its folder of transformers, and load "
+    "it from there"
+)
 LINES = 64  # that an encoder-decoder answers side by side, at most
 
 
@@ -61,6 +65,15 @@ def open_stdin():
     if sys.stdin is None:
         raise UserError("there is no standard input; give lines by --prompt or --prompt-file")
     return sys.stdin.buffer
+
+
+def check_tokenizer(tokenizer):
+    """Raise a UserError if a model has no tokenizer, where a text is to be read or written."""
+    if tokenizer is None:
+        raise UserError(
+            f"this model has no tokenizer: it takes ids alone, by Model.generate_ids and "
+            f"Model.logits from Python; for text, {PUT_TOKENIZER}"
+        )
 
 
 def knows(tokenizer, text):
@@ -152,7 +165,11 @@ def read_line(where, line, tokenizer, block_size):
 
 
 def encode_text(where, text, tokenizer):
-    """Return the ids of a text, or raise a UserError that begins with `where`."""
+    """Return the ids of a text, or raise a UserError that begins with `where`.
+
+    Without a tokenizer it is that of `check_tokenizer`.
+    """
+    check_tokenizer(tokenizer)
     try:
         return tokenizer.encode(text)
     except UserError as error:

@@ -33,7 +33,15 @@ from minigpt.sample.evaluation import (
     some_of,
 )
 from minigpt.sample.memory import lines_that_fit
-from minigpt.sample.prompt import LINES, Line, encode_line, encode_text, in_parts, knows
+from minigpt.sample.prompt import (
+    LINES,
+    Line,
+    check_tokenizer,
+    encode_line,
+    encode_text,
+    in_parts,
+    knows,
+)
 
 GPU_TOKENS = 2**14  # per forward pass
 SHOWN = 10  # unknown characters in a message
@@ -77,6 +85,7 @@ def score_text(task, params, config, tokenizer, data, options, show):
         characters, tokens: that are predicted; unknown_characters; loss (nats per token),
         perplexity, bits_per_character, bits_per_byte (of UTF-8, see evaluation.py).
     """
+    check_tokenizer(tokenizer)
     sources = hold(find_sources(data))
     found = survey(sources)
     ids, removed = known_ids(sources, found, tokenizer)

@@ -5,8 +5,10 @@ import os
 from pathlib import Path
 
 from minigpt.errors import UserError
-from minigpt.model.base import base_params, open_checkpoint
+from minigpt.interchange.loading import open_on_host
+from minigpt.model.base import base_params
 from minigpt.model.lora import Base, weights_sha256
+from minigpt.sample.prompt import PUT_TOKENIZER
 from minigpt.sample.tasks import TASKS, task_of
 from minigpt.train.config import AUTO, AtLeast, Within
 
@@ -38,7 +40,9 @@ def open_base(options):
         return None, options
     if options.get("tokenizer") is not None:
         raise UserError(f"--init-from: {name} has a tokenizer of its own: leave out --tokenizer")
-    base = open_checkpoint(name)
+    base = open_on_host(name)
+    if base.tokenizer is None:
+        raise UserError(f"--init-from: {name} has no tokenizer; {PUT_TOKENIZER}")
     model = model_options(base.config)
     check_same_model(options, model, "--init-from", name)
     usual = {"sampler": TASKS[model["task"]].samplers[0]}
@@ -127,7 +131,7 @@ def same_base(checkpoint, given, path):
         return None, None
     if name is not None:
         base = Base(name, place_given(name), base.sha256)
-    params = base_params(base, checkpoint.config, path)
+    params = base_params(base, checkpoint.config, path, open_on_host)
     return checkpoint._replace(params=params), base
 
 

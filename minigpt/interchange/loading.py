@@ -1,0 +1,228 @@
+"""Models from wherever they are: a run, a checkpoint, a folder of transformers, the hub.
+
+Of a folder of transformers are read
+
+    config.json             see gpt2.py
+    model.safetensors       or model.safetensors.index.json and the files that it names
+    tokenizer.json          or vocab.json and merges.txt; without them a model takes ids alone
+
+Names of tensors begin with "transformer." or not: the files of the first GPT-2s do not. Old files
+also hold the causal masks, h.0.attn.bias and h.0.attn.masked_bias, which are no parameters.
+"""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+from minigpt.backend import to_device
+from minigpt.cli import first_of
+from minigpt.data.bpe_files import PAIRS, TOKENIZER
+from minigpt.data.tokenizers import read_tokenizer
+from minigpt.errors import UserError
+from minigpt.files import BEST, LAST, read_text
+from minigpt.interchange import gpt2, hub
+from minigpt.interchange.weights import LFS, check_dtype, equal, fill, find_slots
+from minigpt.model.base import load_plain
+from minigpt.model.checkpoint import Checkpoint, find_checkpoint
+from minigpt.params import Params, leaves
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+MASK = re.compile(r"(^|\.)attn\.(bias|masked_bias)$")
+HEAD, EMBEDDING = "lm_head.w", "wte"
+FOREIGN = "*.bin", "*.pt", "*.pth", "*.ckpt*", "*.h5", "*.msgpack", "*.gguf"
+
+
+def load_model(path, xp=np):
+    """Read a model, without an optimizer's moments.
+
+    Parameters
+    ----------
+    path : str or path
+        The folder of a run, a checkpoint, a folder of transformers, or the name of a model on the
+        hub: owner/model. A file or folder of that name goes first.
+    xp : module
+        numpy or cupy: where the arrays go.
+
+    Returns
+    -------
+    checkpoint : Checkpoint
+        Its tokenizer is None where a folder of transformers has none.
+
+    Raises
+    ------
+    UserError
+        If there is none, if its files are damaged or do not fit together, or if it is of a kind
+        that there is not here.
+    """
+    path = Path(path).expanduser()
+    name = None if path.exists() else hub.repository(path.as_posix())
+    if name is not None:
+        return read_folder(hub.fetch(name), xp)
+    if is_folder_of_transformers(path):
+        return read_folder(path, xp)
+    return load_plain(find_checkpoint(path), xp, open_on_host)
+
+
+def open_on_host(name):
+    """Return the Checkpoint of `load_model` on the host: of what a run begins from, or adapts."""
+    return load_model(name, np)
+
+
+def is_folder_of_transformers(path):
+    """Tell whether a folder has a model's config or weights, and is not that of a run."""
+    if not path.is_dir() or any((path / name).exists() for name in (BEST, LAST)):
+        return False
+    return any((path / name).exists() for name in (CONFIG, WEIGHTS, INDEX)) or bool(foreign(path))
+
+
+def foreign(folder):
+    """Return the names of files with weights that are not opened."""
+    return sorted(file.name for pattern in FOREIGN for file in folder.glob(pattern))
+
+
+def read_folder(folder, xp):
+    """Return the Checkpoint in a folder of transformers."""
+    fields = read_object(folder / CONFIG)
+    config = gpt2.config_of(fields, f"model {folder / CONFIG}")
+    slots = by_our_names(find_weights(folder), folder)
+    config = dataclasses.replace(config, tie_head=is_tied(fields, slots))
+    if config.tie_head:
+        slots.pop(HEAD, None)
+    tokenizer = tokenizer_of(folder, config)
+    params = read_params(slots, config, folder)
+    params = Params(params.shapes, xp, "float32", to_device(params.flat, xp))
+    return Checkpoint(config, tokenizer, params, None, {})
+
+
+def read_object(path):
+    """Return the JSON object in a file, or raise a UserError."""
+    text = read_text(path, "model", "folder of transformers with a config.json")
+    if text.startswith(LFS.decode()):
+        raise UserError(f"model {path} only points to a file of Git LFS; fetch it: git lfs pull")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"model {path} is damaged: it is no JSON object; take it again")
+    return found
+
+
+def find_weights(folder):
+    """Return {name: Slot} of all weights in a folder, in one file or several.
+
+    Raises
+    ------
+    UserError
+        If a file is missing or damaged, or if the weights are in files that are not opened.
+    """
+    if (folder / WEIGHTS).exists():
+        return find_slots(folder / WEIGHTS, "model")
+    if not (folder / INDEX).exists():
+        raise no_weights(folder)
+    files = read_object(folder / INDEX).get("weight_map")
+    where = f"model {folder / INDEX}"
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise UserError(f"{where} is damaged: it has no weight_map from names to files")
+    slots = {}
+    for file in sorted({*files.values()}):
+        if re.search(r"[/\\:\0]", file) or file in ("", ".", ".."):
+            raise UserError(f"{where} names the file {file!r:.100}, which is not in its folder")
+        if not (folder / file).exists():
+            raise UserError(f"{where} names {file!r:.100}, which is missing; put it beside it")
+        found = find_slots(folder / file, "model")
+        slots |= {name: slot for name, slot in found.items() if files.get(name, file) == file}
+    lost = [name for name in files if name not in slots]
+    if lost:
+        raise UserError(f"{where} names tensors that no file has: {first_of(lost, 3)}")
+    return slots
+
+
+def no_weights(folder):
+    """Return the UserError for a folder without weights that can be read."""
+    others = foreign(folder)
+    if not others:
+        return UserError(f"model {folder} has no {WEIGHTS}; put it beside its {CONFIG}")
+    pickled = others[0].endswith((".bin", ".pt", ".pth"))
+    why = "is a pickle, which can run code" if pickled else "is of a format that is not read"
+    return UserError(
+        f"model {folder}: {others[0]} {why}; get {WEIGHTS} from the hub, or convert it on a "
+        f"machine with torch: AutoModelForCausalLM.from_pretrained({str(folder)!r})"
+        ".save_pretrained(FOLDER)"
+    )
+
+
+def by_our_names(slots, folder):
+    """Return {name here: Slot} of the parameters; masks are left out."""
+    slots = {name: slot for name, slot in slots.items() if not MASK.search(name)}
+    found = {}
+    for name, slot in slots.items():
+        check_dtype(name, slot.dtype, f"model {slot.path}")
+        if found.setdefault(gpt2.our_name(name), slot) is not slot:
+            raise UserError(f"model {folder} has {name!r:.100} twice: with a prefix and without")
+    return found
+
+
+def is_tied(fields, slots):
+    """Tell whether a head is the token embedding: it is left out, or the same numbers."""
+    if HEAD not in slots:
+        return fields.get("tie_word_embeddings", True) is not False
+    return EMBEDDING in slots and equal(slots[HEAD], slots[EMBEDDING])
+
+
+def read_params(slots, config, folder):
+    """Return Params on the host, filled from files: memory for them is all that is taken.
+
+    Raises
+    ------
+    UserError
+        If tensors are missing, surplus or of other shapes, or if a number is not finite.
+    """
+    check_tensors(slots, config, folder)
+    params = Params(config.shapes(), np, "float32")
+    for name, view in params.leaves():
+        if not fill(view, slots[name]):
+            raise UserError(
+                f"model {folder}: {gpt2.hf_name(name)} holds numbers that are not finite: the "
+                "model has diverged, or its file is damaged"
+            )
+    return params
+
+
+def check_tensors(slots, config, folder):
+    """Raise a UserError if tensors are not those of a model, before there is memory for it."""
+    if config.n_layer > len(slots):
+        raise UserError(
+            f"model {folder}: n_layer is {config.n_layer:,}, but it has {len(slots):,} tensors; "
+            "take its files again"
+        )
+    expected = dict(leaves(config.shapes()))
+    faults = [f"{gpt2.hf_name(name)} is missing" for name in expected if name not in slots]
+    faults += [f"unexpected tensor {name!r:.100}" for name in sorted(slots.keys() - expected)]
+    faults += [
+        f"{gpt2.hf_name(name)} is {slots[name].shape} and not {shape}"
+        for name, shape in expected.items()
+        if name in slots and slots[name].shape != shape
+    ]
+    if faults:
+        raise UserError(
+            f"model {folder}: tensors do not fit its {CONFIG}: {first_of(faults, 3)}; take its "
+            "files again"
+        )
+
+
+def tokenizer_of(folder, config):
+    """Return the tokenizer in a folder of transformers; None if it has no file of one."""
+    names = [(TOKENIZER,), *PAIRS]
+    if not any(all((folder / name).exists() for name in files) for files in names):
+        return None
+    tokenizer = read_tokenizer(folder, "model")
+    if not tokenizer.fits(config):
+        raise UserError(
+            f"model {folder}: its tokenizer has {tokenizer.vocab_size:,} tokens, but its "
+            f"{CONFIG} has vocab_size {config.vocab_size:,}"
+        )
+    return tokenizer
