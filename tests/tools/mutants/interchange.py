@@ -3,6 +3,7 @@
 EXPORT = "interchange/test_export.py::"
 LOGITS = f"{EXPORT}test_starcoder2_of_the_exported_files_gives_the_same_logits"
 PEFT = "interchange/test_peft.py::"
+LOADING = "interchange/test_loading.py::"
 
 MUTANTS = {
     "minigpt/interchange::halves": [
@@ -93,6 +94,46 @@ MUTANTS = {
             'bool(fields.get("use_rslora"))',
             "False",
             f"{PEFT}test_a_command_sees_the_merged_weights",
+        ),
+    ],
+    "minigpt/interchange::is_tied": [
+        (
+            "a head with numbers of its own is lost",
+            "and equal(slots[HEAD], slots[EMBEDDING])",
+            "",
+            f"{LOADING}test_a_head_is_tied_where_its_numbers_are_those_of_the_embedding",
+        ),
+    ],
+    "minigpt/interchange::by_our_names": [
+        (
+            "a mask is taken for a bias",
+            "if not MASK.search(name)",
+            "",
+            f"{LOADING}test_masks_are_no_parameters_whatever_their_type",
+        ),
+    ],
+    "minigpt/interchange::our_name": [
+        (
+            "the prefix stays",
+            "name.removeprefix(PREFIX)",
+            "name",
+            f"{LOADING}test_weights_come_in_under_names_with_a_prefix_and_without",
+        ),
+    ],
+    "minigpt/interchange::as_numbers": [
+        (
+            "BF16 is shifted by too little",
+            "<< 16",
+            "<< 15",
+            f"{LOADING}test_numbers_of_16_bits_become_float32",
+        ),
+    ],
+    "minigpt/interchange::fill": [
+        (
+            "numbers that are not finite pass",
+            "return finite",
+            "return True",
+            f"{LOADING}test_tensors_that_do_not_fit_are_named",
         ),
     ],
 }
