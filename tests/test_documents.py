@@ -60,7 +60,7 @@ def test_flags_that_are_named_exist(document, source):
     """Every flag is in the source as it is, or a field of a config with underscores."""
     for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", document.read_text("utf-8"))):
         field = flag[2:].replace("-", "_")
-        known = f'"{flag}"' in source or re.search(rf"^    {field}: .* option", source, re.M)
+        known = f'"{flag}"' in source or re.search(rf"^    {field}: .*\boption", source, re.M)
         assert known, flag
 
 

@@ -10,12 +10,12 @@ import pytest
 
 from minigpt.data.datasets import TextData
 from minigpt.data.subwords import BpeTokenizer
+from minigpt.interchange.loading import load_model
 from minigpt.model.gpt import loss_and_gradients, loss_forward
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.gradients import gather
 from tests.tools import reference
 
-load_model = pytest.importorskip("minigpt.interchange.loading").load_model
 pytestmark = [pytest.mark.bpe, pytest.mark.slow]
 
 B, T = 4, 64

@@ -5,10 +5,9 @@ import pytest
 
 from minigpt.data.tokenizers import CharTokenizer
 from minigpt.interchange.export import export
+from minigpt.interchange.loading import load_model
 from minigpt.params import Params
 from tests.tools.options import gpt_config
-
-load_model = pytest.importorskip("minigpt.interchange.loading").load_model
 
 TEXT = "Sí, señor: naïve\n\n  “quotes” and\ttabs — 3,141 😀 tokens.\n" * 3
 OPTIONS = {

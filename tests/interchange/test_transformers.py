@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from minigpt.interchange.export import export
+from minigpt.interchange.loading import load_model
 from minigpt.model.gpt import gpt_forward, logits, loss_and_gradients
 from minigpt.sample.generate import generate
 from tests.tools import reference
 from tests.tools.gradcheck import assert_same, leaves
 
-load_model = pytest.importorskip("minigpt.interchange.loading").load_model
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.reference

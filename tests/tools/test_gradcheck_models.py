@@ -42,7 +42,7 @@ def test_a_tied_head_that_forgets_the_embedding_is_found(rng):
     ids, targets = rng.integers(0, 3, (2, 2, 2))
 
     def backward(dloss, cache):
-        _, loss_cache, _ = cache
+        _, loss_cache, *_ = cache
         head = cross_entropy.cross_entropy_backward(dloss, loss_cache)[1]["w"].copy()
         return {**loss_backward(dloss, cache), "wte": head}
 

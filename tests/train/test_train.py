@@ -90,7 +90,8 @@ def test_what_a_run_says(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert err == ""  # it is no terminal: no bar
     evaluation = (
-        r"step +{}   train \d\.\d{{4}}   validation \d\.\d{{4}} +\d+\.\d s   [\d,]+ tokens/s"
+        r"step +{}   train \d\.\d{{4}}   validation \d\.\d{{4}}, \d\.\d{{4}} bits/byte +\d+\.\d s"
+        r"   [\d,]+ tokens/s"
     )
     for pattern in (
         rf"^{re.escape(str(tmp_path / 'text.txt'))}: 2,000 characters, \d+ different$",
@@ -98,7 +99,8 @@ def test_what_a_run_says(tmp_path, capsys):
         r"^training: to step 12, batches of 3 x 8 tokens, on 2 threads, into .*my run$",
         r"^loss of random guessing: 3\.\d{4} nats per token$",
         *(f"^{evaluation.format(step)}$" for step in (4, 8, 12)),
-        r"^validation loss \d\.\d{4} \(last\), \d\.\d{4} \(best, step \d+\), \d+\.\d s$",
+        r"^validation loss \d\.\d{4} \(last\), \d\.\d{4} \(best, step \d+\), \d\.\d{4} bits/byte, "
+        r"\d+\.\d s$",
     ):
         assert re.search(pattern, out, re.MULTILINE), pattern
     command = out.rstrip("\n").splitlines()[-1].removeprefix("more: ")
