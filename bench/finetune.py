@@ -25,6 +25,7 @@ import numpy as np
 from bench.lib import report, timing
 from minigpt import cli
 from minigpt.backend.blas import blas_threads
+from minigpt.data.characters import CharTokenizer
 from minigpt.data.corpus import builtin_source, reference_text
 from minigpt.data.datasets import TextData
 from minigpt.model import count_parameters
@@ -184,23 +185,26 @@ def train(params, config, args, split, steps, rate, lora=False):
     return tuned.base, record | {"trained": tuned.trained, "median_s": times["median_s"]}
 
 
-def bench_loss(args):
-    """Return a record of the first text's training and of each way to train on the second."""
+def encoded_texts(short):
+    """Return (number of tokens, [(train, val) of each of the two texts]), in one vocabulary."""
     texts = [builtin_source().raw.decode(), reference_text()]
-    if args.short:
+    if short:
         texts = [text[:20000] for text in texts]
-    table = "".join(sorted({*"".join(texts)}))
+    tokenizer, splits = CharTokenizer.from_text("".join(texts)), []
     with tempfile.TemporaryDirectory() as folder:
-        from minigpt.data.characters import CharTokenizer
-
-        splits = []
         for i, text in enumerate(texts):
             path = Path(folder, f"{i}.txt")
             path.write_bytes(text.encode("utf-8"))
-            data = TextData(str(path), CharTokenizer(table))
+            data = TextData(str(path), tokenizer)
             splits.append((data.train, data.val))
+    return tokenizer.vocab_size, splits
+
+
+def bench_loss(args):
+    """Return a record of the first text's training and of each way to train on the second."""
+    vocab_size, splits = encoded_texts(args.short)
     sizes = SMALL | ({"n_embd": 16, "n_layer": 1, "block_size": 16} if args.short else {})
-    config, _ = configs({"vocab_size": len(table), **sizes}, args, bigram=False)
+    config, _ = configs({"vocab_size": vocab_size, **sizes}, args, bigram=False)
     rate, first, steps = 1e-3, args.steps * 4, args.steps
     base, record = train(init_params(config, 1, np), config, args, splits[0], first, rate)
     records = [{"run": "first text", **record}]
@@ -214,19 +218,19 @@ def bench_loss(args):
             params.flat[...] = begin.flat
         _, record = train(params, config, args, splits[1], steps, lr, lora)
         records.append({"run": name, **record})
+    print_losses(records)
+    return records
+
+
+def print_losses(records):
+    """Print the table of `bench_loss`."""
+    keys = ("run", "steps", "loss before", "after", "trained", "ms a step")
     rows = [
-        [
-            r["run"],
-            str(r["steps"]),
-            f"{r['before']:.4f}",
-            f"{r['loss']:.4f}",
-            f"{r['trained']:,}",
-            f"{1e3 * r['median_s']:.1f}",
-        ]
+        [r["run"], str(r["steps"]), f"{r['before']:.4f}", f"{r['loss']:.4f}", f"{r['trained']:,}"]
+        + [f"{1e3 * r['median_s']:.1f}"]
         for r in records
     ]
-    report.print_table(["run", "steps", "loss before", "after", "trained", "ms a step"], rows)
-    return records
+    report.print_table([*keys], rows)
 
 
 def draw(path, records, env):
