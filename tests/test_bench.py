@@ -268,7 +268,7 @@ def test_tokenizers(tmp_path):
     flags = "--n-embd 16 --block-size 8 --batch-size 2 --eval-interval 5 --n-layer 1"
     argv = ("--runs", "char", "300", "--seeds", "1", "2", "--seconds", "4")
     entries = records(
-        tmp_path, "tokenizers.py", *argv, "--data", tmp_path / "text", f"--flags={flags}"
+        tmp_path, "subwords.py", *argv, "--data", tmp_path / "text", f"--flags={flags}"
     )
     assert [entry["tokenizer"] for entry in entries] == ["char", "300"]
     for entry in entries:

@@ -1,4 +1,4 @@
-"""Bits per byte after equal time, with characters and with subwords: python bench/tokenizers.py
+"""Bits per byte after equal time, with characters and with subwords: python bench/subwords.py
 
 Each run is a whole `python -m minigpt.train` with a wall-clock budget. Those of one seed begin at
 the same moment, have a thread each and share the cores, so that other load on the machine meets all
@@ -169,7 +169,7 @@ def draw(path, records, _):
 
 def parse(argv):
     """Return the options."""
-    parser = argparse.ArgumentParser(prog="python bench/tokenizers.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python bench/subwords.py", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("preset", nargs="?", default="quick", help="of minigpt.train (quick)")
     parser.add_argument("--data", metavar="FILE", help="text (default: tiny Shakespeare)")
