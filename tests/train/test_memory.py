@@ -211,7 +211,7 @@ def test_other_commands_say_what_they_lacked_memory_for(
 
     assert begin(tmp_path / "run") == 0
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("minigpt.interchange.command.load", fail)
+    monkeypatch.setattr("minigpt.interchange.command.load_plain", fail)
     monkeypatch.setattr("minigpt.data.__main__.TextData", fail)
     folder = ["--out-dir=run"] * (command[0] != "data")
     assert said in refusal(capsys, main, [*command, *folder])

@@ -139,7 +139,6 @@ FOREIGN = [
     "--amp",
     "--wandb_log=True",
     "--tensorboard",
-    "--lora-rank=8",
     "--ema=0.99",
     "--ddp",
     "--eval_iters=200",
