@@ -11,6 +11,7 @@ the Python language reference, with the characters of both.
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 import sys
@@ -30,7 +31,7 @@ from minigpt.data.corpus import builtin_source, reference_text
 from minigpt.data.datasets import TextData
 from minigpt.model import count_parameters
 from minigpt.model.init import init_params
-from minigpt.model.lora import Lora, init_adapter, join, merge
+from minigpt.model.lora import Lora, init_adapter
 from minigpt.train.config import resolve
 from minigpt.train.presets import PRESETS
 from minigpt.train.step import Trainer
@@ -41,6 +42,7 @@ GPT2 = {name: PRESETS["gpt2"][name] for name in ("vocab_size", "n_layer", "n_hea
 SHORT = {"vocab_size": 300, "n_layer": 2, "n_head": 2, "n_embd": 32}
 MODES = ("full", "recompute", "lora", "lora recompute", "torch", "torch recompute", "torch lora")
 MODES += ("torch lora recompute",)
+OTHERS = "torch", "transformers", "peft"  # what modes of torch need
 SMALL = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "rotary": True}
 
 
@@ -55,12 +57,13 @@ class Tuned:
     """A model in training: all of its weights, or an adapter of rank RANK beside them."""
 
     def __init__(self, params, config, train_config, workers, lora):
-        self.base, self.config = params, config
-        self.lora = Lora(RANK, ALPHA) if lora else None
-        trained = init_adapter(config, self.lora, 1, np) if lora else params
-        self.trainer = Trainer(trained, config, train_config, np, workers)
+        self.base = params
+        trained, frozen = params, None
         if lora:
-            self.trainer.compute_tree = join(params, trained, self.lora)
+            trained, frozen = init_adapter(config, Lora(RANK, ALPHA), 1, np), params
+            own = {"lora_rank": RANK, "lora_alpha": ALPHA, "init_from": "memory"}
+            train_config = dataclasses.replace(train_config, **own)
+        self.trainer = Trainer(trained, config, train_config, np, workers, frozen)
 
     @property
     def trained(self):
@@ -69,11 +72,7 @@ class Tuned:
 
     def loss(self, ids):
         """Return the validation loss."""
-        if self.lora is None:
-            return self.trainer.evaluate(ids)
-        whole = merge(self.base, self.trainer.params, self.lora)
-        with Workers(self.trainer.workers.n) as workers:
-            return Trainer(whole, self.config, self.trainer.train_config, np, workers).evaluate(ids)
+        return self.trainer.evaluate(ids)
 
 
 def step_of_minigpt(args, lora, recompute):
@@ -144,11 +143,7 @@ def bench_memory(args):
     """Return a record per way of taking a step."""
     records = []
     for mode in MODES:
-        if "torch" in mode and not report.installed("torch", "transformers", "peft").keys() >= {
-            "torch",
-            "transformers",
-            "peft",
-        }:
+        if "torch" in mode and not report.installed(*OTHERS).keys() >= {*OTHERS}:
             continue
         print(f"{mode} ...", file=sys.stderr, flush=True)
         flags = ["memory", "--threads", args.threads, "--own", mode, "--steps", args.steps]

@@ -18,8 +18,9 @@ from minigpt.cli import first_of
 from minigpt.errors import UserError
 from minigpt.files import decode_utf8, read_bytes
 
-TOKENIZER = "tokenizer.json"
+TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 PAIRS = ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")
+FUSE = {"type": "Fuse"}  # the decoder of a table of characters: they are joined
 END_OF_TEXT = "<|endoftext|>"  # GPT-2's
 LFS = b"version https://git-lfs"  # how a file begins that stands for one which was not fetched
 BY_ID = operator.itemgetter(1)
@@ -124,13 +125,15 @@ def table_of(fields, where):
 def characters_of(fields):
     """Return the tokens of a tokenizer.json whose tokens are characters, in order, or None.
 
-    `minigpt export` writes such: BPE without merges, which cuts nothing off a text first.
+    `minigpt export` writes such: see interchange/tokenizer_files.py.
     """
     model = fields.get("model") if isinstance(fields, dict) else None
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocab, dict) or model.get("merges") != [] or fields.get("pre_tokenizer"):
         return None
     if fields.get("normalizer") or {*map(len, vocab)} != {1}:
+        return None
+    if (fields.get("decoder") or FUSE) != FUSE:
         return None
     chars = sorted(vocab)
     return "".join(chars) if [vocab[char] for char in chars] == [*range(len(vocab))] else None
@@ -183,7 +186,7 @@ def checked(ids, merges, special, where):
 
 def named_end(folder, where):
     """Return the end of a text that a folder's tokenizer_config.json names, or None."""
-    path = folder / "tokenizer_config.json"
+    path = folder / TOKENIZER_CONFIG
     fields = read_json(path, where) if path.exists() else {}
     token = fields.get("eos_token") if isinstance(fields, dict) else None
     return token.get("content") if isinstance(token, dict) else token
@@ -224,16 +227,24 @@ def json_of(table):
         "pre_tokenizer": {**split, "use_regex": True},
         "post_processor": {**split, "use_regex": True, "trim_offsets": False},
         "decoder": {**split, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": dict(sorted((table.vocab | table.special).items(), key=BY_ID)),
-            "merges": [*map(list, table.merges)],
-        },
+        "model": model_of(
+            dict(sorted((table.vocab | table.special).items(), key=BY_ID)),
+            [*map(list, table.merges)],
+        ),
+    }
+
+
+def model_of(vocab, merges):
+    """Return the model of a tokenizer.json: a BPE of those ids and merges, without options."""
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+        "vocab": vocab,
+        "merges": merges,
     }

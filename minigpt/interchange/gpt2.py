@@ -7,6 +7,7 @@ one after the other in each: nothing but names differs.
 from minigpt import cli
 from minigpt.errors import UserError
 from minigpt.model.gpt import GPTConfig
+from minigpt.model.init import STD
 from minigpt.ops.layernorm import EPS
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu"}
@@ -103,7 +104,7 @@ def describe(config, end_of_text=None):
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
-        "vocab_size": config.vocab_size,
+        **described_alike(config, end_of_text),
         "n_positions": config.block_size,
         "n_ctx": config.block_size,
         "n_embd": config.n_embd,
@@ -115,16 +116,23 @@ def describe(config, end_of_text=None):
         "resid_pdrop": config.dropout,
         "embd_pdrop": config.dropout,
         "attn_pdrop": config.dropout,
-        "initializer_range": 0.02,
         "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False,
         "reorder_and_upcast_attn": False,
         "add_cross_attention": False,
+    }
+
+
+def described_alike(config, end_of_text):
+    """Return what a config.json has of any GPT, a dict."""
+    return {
+        "vocab_size": config.vocab_size,
+        "initializer_range": STD,
         "tie_word_embeddings": config.tie_head,
         "use_cache": True,
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
-        "dtype": "float32",
+        "dtype": "float32",  # where transformers 5 looks, and 4 below
         "torch_dtype": "float32",
     }
 

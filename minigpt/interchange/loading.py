@@ -17,16 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from minigpt.backend import to_device
 from minigpt.cli import first_of
 from minigpt.data.bpe_files import PAIRS, TOKENIZER
 from minigpt.data.tokenizers import read_tokenizer
 from minigpt.errors import UserError
 from minigpt.files import BEST, LAST, read_text
 from minigpt.interchange import gpt2, hub
-from minigpt.interchange.weights import LFS, check_dtype, equal, fill, find_slots
+from minigpt.interchange.weights import check_dtype, check_fetched, equal, fill, find_slots
 from minigpt.model.base import load_plain
-from minigpt.model.checkpoint import Checkpoint, find_checkpoint
+from minigpt.model.checkpoint import Checkpoint, find_checkpoint, moved
 from minigpt.params import Params, leaves
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -92,16 +91,14 @@ def read_folder(folder, xp):
     if config.tie_head:
         slots.pop(HEAD, None)
     tokenizer = tokenizer_of(folder, config)
-    params = read_params(slots, config, folder)
-    params = Params(params.shapes, xp, "float32", to_device(params.flat, xp))
+    params = moved(read_params(slots, config, folder), xp)
     return Checkpoint(config, tokenizer, params, None, {})
 
 
 def read_object(path):
     """Return the JSON object in a file, or raise a UserError."""
     text = read_text(path, "model", "folder of transformers with a config.json")
-    if text.startswith(LFS.decode()):
-        raise UserError(f"model {path} only points to a file of Git LFS; fetch it: git lfs pull")
+    check_fetched(text.encode(), f"model {path}")
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from minigpt.backend import array_module, to_device
+from minigpt.backend import array_module
 from minigpt.errors import UserError
 from minigpt.files import read_text
 from minigpt.interchange.export import as_json, check_folder, weights_file, write_folder
 from minigpt.interchange.weights import read_tensors
-from minigpt.model.checkpoint import on_host
+from minigpt.model.checkpoint import moved, on_host
 from minigpt.model.gpt import GPTConfig
 from minigpt.model.lora import Lora, adapter_shapes, linear_layers, merge
 from minigpt.params import Params
@@ -171,8 +171,7 @@ def adapted(checkpoint, folder):
     if type(checkpoint.config) is not GPTConfig:
         raise UserError(f"--adapter {folder}: adapters of peft are for a GPT, this model is none")
     adapter, lora = read_adapter(folder, checkpoint.config)
-    xp = array_module(checkpoint.params.flat)
-    adapter = Params(adapter.shapes, xp, "float32", to_device(adapter.flat, xp))
+    adapter = moved(adapter, array_module(checkpoint.params.flat))
     return checkpoint._replace(params=merge(checkpoint.params, adapter, lora))
 
 

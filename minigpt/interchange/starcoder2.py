@@ -15,6 +15,7 @@ so theta = BASE^(D / (D - 2)). A single pair, D = 2, has speed 1 for any theta.
 
 import numpy as np
 
+from minigpt.interchange.gpt2 import ENDS, described_alike
 from minigpt.ops.layernorm import EPS
 from minigpt.ops.rotary import BASE
 
@@ -26,7 +27,6 @@ PARTS = {  # of a block, by their names here
     "mlp.c_fc": "mlp.c_fc",
     "mlp.c_proj": "mlp.c_proj",
 }
-ENDS = {"w": "weight", "b": "bias"}
 
 
 def describe(config, end_of_text=None):
@@ -43,7 +43,7 @@ def describe(config, end_of_text=None):
     return {
         "architectures": ["Starcoder2ForCausalLM"],
         "model_type": "starcoder2",
-        "vocab_size": config.vocab_size,
+        **described_alike(config, end_of_text),
         "max_position_embeddings": config.block_size,
         "hidden_size": config.n_embd,
         "intermediate_size": 4 * config.n_embd,
@@ -59,13 +59,6 @@ def describe(config, end_of_text=None):
         "residual_dropout": config.dropout,
         "embedding_dropout": config.dropout,
         "attention_dropout": config.dropout,
-        "initializer_range": 0.02,
-        "tie_word_embeddings": config.tie_head,
-        "use_cache": True,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
-        "dtype": "float32",
-        "torch_dtype": "float32",
     }
 
 

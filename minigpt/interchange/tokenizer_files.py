@@ -5,11 +5,8 @@ has learnt no merges: every token is one character. Where it is decoded, the cha
 What is not in the table vanishes there without a word; here it is an error.
 """
 
-import json
-
+from minigpt.data.bpe_files import FUSE, TOKENIZER, TOKENIZER_CONFIG, model_of
 from minigpt.data.characters import CharTokenizer
-
-TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 
 def tokenizer_files(tokenizer, config):
@@ -44,18 +41,6 @@ def tokenizer_files(tokenizer, config):
 
 def of_characters(tokenizer):
     """Return the tokenizer.json of a CharTokenizer, a dict."""
-    model = {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": None,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "ignore_merges": False,
-        "vocab": {char: i for i, char in enumerate(tokenizer.chars)},
-        "merges": [],
-    }
     return {
         "version": "1.0",
         "truncation": None,
@@ -64,17 +49,6 @@ def of_characters(tokenizer):
         "normalizer": None,
         "pre_tokenizer": None,
         "post_processor": None,
-        "decoder": {"type": "Fuse"},
-        "model": model,
+        "decoder": FUSE,
+        "model": model_of({char: i for i, char in enumerate(tokenizer.chars)}, []),
     }
-
-
-def read_characters(text):
-    """Return the CharTokenizer that `of_characters` wrote as JSON, or None if it is another's."""
-    try:
-        table = json.loads(text)
-        vocab = table["model"]["vocab"]
-        tokenizer = CharTokenizer("".join(sorted(vocab, key=vocab.get)))
-        return tokenizer if of_characters(tokenizer) == table else None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None

@@ -1,7 +1,7 @@
 """Tensors in others' safetensors files, as float32.
 
-Small files are read as a whole. Those of models are as large as memory: of them a table of tensors
-is made, whose numbers go straight to where they are needed.
+Those of models are as large as memory: a table of tensors is made, whose numbers then go straight
+to where they are needed.
 
 Format: https://huggingface.co/docs/safetensors, "Format".
 """
@@ -15,10 +15,10 @@ import numpy as np
 import safetensors
 
 from minigpt.cli import one_line
+from minigpt.data.bpe_files import LFS
 from minigpt.errors import UserError
-from minigpt.files import opened, read_bytes
+from minigpt.files import opened
 
-LFS = b"version https://git-lfs"  # what stands in the place of a large file that was not fetched
 DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # BF16 is the upper half of a float32
 CHUNK = 1 << 20  # numbers that are read at a time
 
@@ -44,7 +44,7 @@ class Slot(NamedTuple):
 
 
 def read_tensors(path, where):
-    """Return {name: float32 array} of a safetensors file, which is read as a whole.
+    """Return {name: float32 array} of all tensors of a safetensors file.
 
     Parameters
     ----------
@@ -57,23 +57,19 @@ def read_tensors(path, where):
     UserError
         If the file is missing, damaged or no safetensors file, or holds numbers of another type.
     """
-    raw = read_bytes(path, where, "safetensors file")
-    if raw.startswith(LFS):
-        raise UserError(f"{where} {path} only points to a file of Git LFS; fetch it: git lfs pull")
-    try:
-        found = safetensors.deserialize(raw)
-    except safetensors.SafetensorError as error:
-        raise UserError(
-            f"{where} {path}: damaged, or not a safetensors file ({one_line(error)}); take it again"
-        ) from None
-    return {name: as_float32(name, tensor, f"{where} {path}") for name, tensor in found}
+    found = find_slots(path, where)
+    for name, slot in found.items():
+        check_dtype(name, slot.dtype, f"{where} {path}")
+    tensors = {name: np.empty(slot.shape, np.float32) for name, slot in found.items()}
+    for name, slot in found.items():
+        fill(tensors[name], slot)
+    return tensors
 
 
-def as_float32(name, tensor, where):
-    """Return a tensor, a dict of dtype, shape and data, as a float32 array."""
-    dtype, data = tensor["dtype"], bytes(tensor["data"])
-    check_dtype(name, dtype, where)
-    return as_numbers(data, dtype).reshape(tensor["shape"])
+def check_fetched(begin, where):
+    """Raise a UserError if bytes that a file begins with are a pointer of Git LFS to another."""
+    if begin.startswith(LFS):
+        raise UserError(f"{where} only points to a file of Git LFS; fetch it: git lfs pull")
 
 
 def check_dtype(name, dtype, where):
@@ -99,11 +95,7 @@ def find_slots(path, where):
         As `read_tensors`; types are not looked at.
     """
     with opened(path, where, "safetensors file") as file:
-        begin = file.read(len(LFS))
-        if begin == LFS:
-            raise UserError(
-                f"{where} {path} only points to a file of Git LFS; fetch it: git lfs pull"
-            )
+        check_fetched(file.read(len(LFS)), f"{where} {path}")
         try:
             with safetensors.safe_open(path, framework="np"):
                 pass  # the library has checked the header against the size of the file

@@ -83,9 +83,8 @@ class Model:
         UserError
             If the backend cannot be used; it says why.
         """
-        xp, params = load_backend(backend), self.params
-        flat = to_device(to_host(params.flat), xp)
-        return dataclasses.replace(self, params=Params(params.shapes, xp, "float32", flat))
+        params = checkpoint.moved(checkpoint.on_host(self.params), load_backend(backend))
+        return dataclasses.replace(self, params=params)
 
     def save(self, path):
         """Write a checkpoint, a safetensors file, for `minigpt.load` and `minigpt sample`.

@@ -2,15 +2,14 @@
 
 import os
 
-from minigpt.backend import array_module, to_device
-from minigpt.backend.devices import load_backend
+from minigpt.backend import array_module
 from minigpt.errors import UserError
-from minigpt.model.checkpoint import find_checkpoint, load
+from minigpt.model.checkpoint import load, moved
 from minigpt.model.lora import merge, weights_sha256
 from minigpt.params import Params, leaves
 
 
-def load_plain(path, xp, open_model=None):
+def load_plain(path, xp, open_model):
     """Read a checkpoint for whatever does not train on: an adapter is merged into its base.
 
     Parameters
@@ -18,9 +17,8 @@ def load_plain(path, xp, open_model=None):
     path : str or path
     xp : module
         numpy or cupy: where the arrays go.
-    open_model : callable, optional
-        open_model(name) returns the Checkpoint of a base, on the host; by default that of a run's
-        folder or of a file.
+    open_model : callable
+        open_model(name) returns the Checkpoint of a base, on the host.
 
     Returns
     -------
@@ -36,17 +34,11 @@ def load_plain(path, xp, open_model=None):
     if checkpoint.lora is None:
         return checkpoint
     base = base_params(checkpoint.base, checkpoint.config, path, open_model)
-    base = Params(base.shapes, xp, "float32", to_device(base.flat, xp))
-    params = merge(base, checkpoint.params, checkpoint.lora)
+    params = merge(moved(base, xp), checkpoint.params, checkpoint.lora)
     return checkpoint._replace(params=params, lora=None, base=None)
 
 
-def open_checkpoint(name):
-    """Return the Checkpoint that a folder or a file holds, on the host."""
-    return load_plain(find_checkpoint(name), load_backend("numpy"))
-
-
-def base_params(base, config, path, open_model=None):
+def base_params(base, config, path, open_model):
     """Return the weights that an adapter is of, as Params on the host.
 
     Parameters
@@ -56,7 +48,7 @@ def base_params(base, config, path, open_model=None):
         The adapter's, whose context may be shorter than the base's.
     path : str or path
         Of the adapter, for errors.
-    open_model : callable, optional
+    open_model : callable
         As of load_plain.
 
     Raises
@@ -65,7 +57,7 @@ def base_params(base, config, path, open_model=None):
         If the base is not to be found, or if its weights are others than they were.
     """
     try:
-        found = (open_model or open_checkpoint)(place_of(base)).params
+        found = open_model(place_of(base)).params
     except UserError as error:
         raise UserError(f"{path} is an adapter, and its base cannot be read: {error}") from None
     sha256 = weights_sha256(found)

@@ -131,6 +131,11 @@ def on_host(params):
     return Params(params.shapes, np, params.flat.dtype, to_host(params.flat))
 
 
+def moved(params, xp):
+    """Return float32 Params on the host with their arrays where those of `xp` are."""
+    return Params(params.shapes, xp, "float32", to_device(params.flat, xp))
+
+
 def header(tensors, metadata):
     """Return what a safetensors file begins with: its length as uint64, then JSON, padded to 8."""
     entries, start = {"__metadata__": metadata}, 0
@@ -289,7 +294,7 @@ def read_params(file, shape_tree, xp, prefix=""):
                 "earlier checkpoint, or train again with a lower --learning-rate"
             )
         view[...] = x
-    return Params(shape_tree, xp, "float32", to_device(params.flat, xp))
+    return moved(params, xp)
 
 
 def find_checkpoint(path):

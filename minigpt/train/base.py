@@ -56,7 +56,7 @@ def model_options(config):
     return {**dataclasses.asdict(config), "task": task_of(config).name}
 
 
-def check_same_model(options, model, flag, name, free=FREE):
+def check_same_model(options, model, flag, name, free=FREE, what="model"):
     """Raise a UserError if an option would make another model of one that there is.
 
     Parameters
@@ -67,12 +67,14 @@ def check_same_model(options, model, flag, name, free=FREE):
         Where the model comes from: --resume or --init-from, and what that names.
     free : collection of str
         Options that may become others.
+    what : str
+        What they are part of.
     """
     for key in options.keys() & model.keys() - {*free}:
         value = options[key]
         if value != model[key] and value != AUTO.get(key, model[key]):
             raise UserError(
-                f"{flag}: {key} is {model[key]} in {name}; it is part of the model and cannot "
+                f"{flag}: {key} is {model[key]} in {name}; it is part of the {what} and cannot "
                 f"become {value}: leave it out"
             )
 

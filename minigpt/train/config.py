@@ -88,8 +88,9 @@ class TrainConfig(cli.Config):
     )
     init_from: str | None = option(
         None,
-        "fine-tune a model: a run's folder or checkpoint; it brings its tokenizer and config, of "
-        "which only dropout and a smaller block size may be given (default preset: finetune)",
+        "fine-tune a model: a run's folder, a checkpoint, a folder of transformers or a name on "
+        "the hub; it brings its tokenizer and config, of which only dropout and a smaller block "
+        "size may be given (default preset: finetune)",
         metavar="MODEL",
         group="Run",
         path=True,

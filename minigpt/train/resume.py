@@ -18,6 +18,8 @@ from minigpt.train.presets import put_together
 from minigpt.train.run import Run, backend_of
 from minigpt.train.state import RunState
 
+ADAPTER = "lora_rank", "lora_alpha", "lora_targets", "lora_rslora"  # options that make one
+
 
 def folder_of(options):
     """Return the path of the run that a dict of options is of."""
@@ -71,7 +73,8 @@ def stored_run(given):
             f"--resume: tokenizer is {named} in {folder}; the model knows no other's tokens: leave "
             "it out"
         )
-    check_same_adapter(given, state.train, folder)
+    adapter = {name: state.train.get(name, getattr(TrainConfig, name)) for name in ADAPTER}
+    check_same_model(given, adapter, "--resume", folder, free=(), what="adapter")
     used = state.train.get("optimizer", "adamw")
     if given.get("optimizer", used) != used:
         raise UserError(
@@ -85,17 +88,6 @@ def stored_run(given):
     if SCHEDULE & given.keys() - {"max_iters"}:
         check_together(train_config)
     return checkpoint, state, config, train_config
-
-
-def check_same_adapter(given, train, folder):
-    """Raise a UserError if options given beside --resume would make another adapter."""
-    for name in ("lora_rank", "lora_alpha", "lora_targets", "lora_rslora"):
-        stored = train.get(name, getattr(TrainConfig, name))
-        if given.get(name, stored) != stored:
-            raise UserError(
-                f"--resume: {name} is {stored} in {folder}; it is part of the adapter and cannot "
-                f"become {given[name]}: leave it out"
-            )
 
 
 def check_incomplete(state, train_config):

@@ -12,12 +12,11 @@ from minigpt.cli import plural
 from minigpt.errors import SMALLER_MODEL, UserError, memory_for
 from minigpt.files import BEST, LAST
 from minigpt.model.base import cropped
-from minigpt.model.checkpoint import save
+from minigpt.model.checkpoint import moved, save
 from minigpt.model.init import init_params
 from minigpt.model.lora import init_adapter
 from minigpt.optim.clipping import GRAD_SCALE
 from minigpt.optim.schedule import budget_used
-from minigpt.params import Params
 from minigpt.sample.evaluation import bits_per_byte, count_bytes
 from minigpt.sample.tasks import TASKS, task_of
 from minigpt.train.base import base_of, open_base
@@ -389,11 +388,6 @@ class Run:
             self.notes.append(f"{error}; training goes on")
             return False
         return True
-
-
-def moved(params, xp):
-    """Return Params where the arrays of `xp` are."""
-    return Params(params.shapes, xp, "float32", to_device(params.flat, xp))
 
 
 def backend_of(train_config):

@@ -12,10 +12,10 @@ import safetensors.numpy
 from minigpt import __main__ as program
 from minigpt import files
 from minigpt.data.characters import CharTokenizer
+from minigpt.data.tokenizers import read_tokenizer
 from minigpt.errors import UserError
 from minigpt.interchange.card import Facts
 from minigpt.interchange.export import export
-from minigpt.interchange.tokenizer_files import read_characters
 from minigpt.library.model import Model
 from minigpt.model import checkpoint
 from minigpt.model.encoder_decoder import Seq2SeqConfig
@@ -290,9 +290,11 @@ def test_the_characters_are_a_bpe_without_merges(model, tmp_path):
 def test_characters_are_read_back_and_other_tables_are_not(model, tmp_path):
     model(GPT2).export(tmp_path / "m")
     text = (tmp_path / "m" / "tokenizer.json").read_text("utf-8")
-    assert read_characters(text).chars == CHARS
+    assert read_tokenizer(tmp_path / "m").chars == CHARS
     for other in (text.replace("Fuse", "ByteLevel"), text[:-9], "[]", '{"model": {"vocab": 3}}'):
-        assert read_characters(other) is None
+        (tmp_path / "m" / "tokenizer.json").write_text(other, "utf-8")
+        with pytest.raises(UserError):
+            read_tokenizer(tmp_path / "m")
 
 
 @pytest.mark.bpe

@@ -10,6 +10,7 @@ import safetensors
 
 import minigpt
 from minigpt.errors import UserError
+from minigpt.interchange.loading import open_on_host
 from minigpt.model import checkpoint
 from minigpt.model.base import load_plain
 from minigpt.model.gpt import gpt_forward
@@ -129,7 +130,7 @@ def test_a_run_that_is_resumed_ends_bit_for_bit_as_one_that_was_not(base, adapte
 
 def test_whatever_does_not_train_on_sees_merged_weights(base, adapted, capsys):
     found, whole = (checkpoint.load(folder / "best.safetensors") for folder in (adapted, base))
-    plain = load_plain(adapted / "best.safetensors", np)
+    plain = load_plain(adapted / "best.safetensors", np, open_on_host)
     assert plain.lora is plain.base is None and plain.params.shapes == whole.params.shapes
     ids = np.arange(6, dtype=np.int32)[None]
     joined, _ = gpt_forward(ids, join(whole.params, found.params, found.lora), whole.config)
@@ -143,7 +144,7 @@ def test_whatever_does_not_train_on_sees_merged_weights(base, adapted, capsys):
 def test_an_adapter_can_be_fine_tuned_and_adapted_again(adapted, tmp_path):
     assert adapt(adapted, tmp_path / "again") == 0
     assert adapt(adapted, tmp_path / "whole", "--lora-rank=0") == 0
-    plain = load_plain(tmp_path / "again" / "last.safetensors", np)
+    plain = load_plain(tmp_path / "again" / "last.safetensors", np, open_on_host)
     assert checkpoint.load(tmp_path / "whole" / "last.safetensors").lora is None
     assert plain.params.size == checkpoint.load(tmp_path / "whole" / "best.safetensors").params.size
 

@@ -25,16 +25,10 @@ MUTANTS = {
     ],
     "minigpt/interchange/starcoder2.py::describe": [
         ("the base of the rotation is ours", "BASE ** (D / (D - 2))", "BASE ** (D / D)", LOGITS),
+    ],
+    "minigpt/interchange/gpt2.py::described_alike": [
         (
             "an untied head is said to be tied",
-            "config.tie_head",
-            "True",
-            f"{EXPORT}test_the_head_is_said_to_be_tied_where_it_is",
-        ),
-    ],
-    "minigpt/interchange/gpt2.py::describe": [
-        (
-            "an untied head of GPT-2 is said to be tied",
             "config.tie_head",
             "True",
             f"{EXPORT}test_the_head_is_said_to_be_tied_where_it_is",
