@@ -91,6 +91,7 @@ def batch(spec):
     return len(first) if first.ndim > 1 else None
 
 
+FROZEN = {"w", "b"}  # arrays among the options that are weights, and the same for all rows
 BATCHED = [(pair, spec) for pair, spec in SPECS if batch(spec)]
 batches = given(st.sampled_from(BATCHED), st.integers(0, 2**32 - 1))
 
@@ -98,7 +99,8 @@ batches = given(st.sampled_from(BATCHED), st.integers(0, 2**32 - 1))
 def of_rows(case, rows, first=None):
     """Return the case for some rows of the batch, the first of which is that of the dropout."""
     xs, ws, options = case
-    options = {k: v[rows] if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    of_batch = {k for k, v in options.items() if isinstance(v, np.ndarray)} - FROZEN
+    options = {k: v[rows] if k in of_batch else v for k, v in options.items()}
     if options.get("rng") is not None:
         rng = options["rng"]
         options["rng"] = None if first is None else rng._replace(row=rng.row + first)
