@@ -141,6 +141,8 @@ class Bar(Silent):
         if rate is not None:
             self.bar.set_postfix_str(self.numbers(rate), False)
         self.bar.update(int(state.seconds) - self.bar.n if seconds else 1)
+        if state.over:
+            self.bar.refresh()  # tqdm leaves out what follows the last drawing closely
 
     def evaluating(self, done, total):
         """Say so beside the bar."""
