@@ -100,9 +100,16 @@ def random_dy(rng, pair, case):
 def rounded(case, dtype):
     """The floats of a case, rounded to that dtype, as float64; ids as they should be, int32."""
     *arrays, options = case
-    arrays = map_tree(lambda x: x.astype(dtype).astype(float), arrays)
-    ids = {k: v.astype(np.int32) for k, v in options.items() if isinstance(v, np.ndarray)}
-    return (*arrays, {**options, **ids})
+
+    def round_floats(x):
+        return x.astype(dtype).astype(float)
+
+    others = {
+        k: round_floats(v) if v.dtype.kind == "f" else v.astype(np.int32)
+        for k, v in options.items()
+        if isinstance(v, np.ndarray)
+    }
+    return (*map_tree(round_floats, arrays), {**options, **others})
 
 
 def converter(cupy, dtype, layout=lambda x: x):
