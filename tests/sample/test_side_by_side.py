@@ -29,6 +29,7 @@ def test_who_has_waited_in_vain_downloads_at_once(tmp_path):
         assert corpus.builtin_source().name == corpus.REFERENCE
         assert time.monotonic() - start < 3
     """
+    (tmp_path / "minigpt").mkdir()  # or it would go with the first lock, and nobody wait for more
     said = side_by_side(program, tmp_path, 8)
     begin = "note: cannot download tiny Shakespeare (no network)"
     assert all(line.startswith(begin) for line in said)
