@@ -18,8 +18,9 @@ __device__ inline float activation(float x, int kind, float* slope) {
 }
 
 // y = act(x + b). A thread does four columns of every gridDim.y-th row. A null b is 0.
-extern "C" __global__ void activation_forward(const T* x, const T* b, T* __restrict__ y,
-                                              long long N, long long C, long long kind) {
+extern "C" __global__ void __launch_bounds__(128)
+activation_forward(const T* x, const T* b, T* __restrict__ y, long long N, long long C,
+                   long long kind) {
   const long long c = 4 * ((long long)blockIdx.x * blockDim.x + threadIdx.x), n = C - c;
   float bias[4] = {}, slope;
   if (b) load4(b + c, n, bias);
@@ -33,9 +34,9 @@ extern "C" __global__ void activation_forward(const T* x, const T* b, T* __restr
 
 // dx = dy * act'(x + b), by the same threads. If there is a b, the sums of dx over the rows of
 // blockIdx.y go into that row of part (gridDim.y, C).
-extern "C" __global__ void activation_backward(const T* dy, const T* x, const T* b,
-                                               T* __restrict__ dx, float* __restrict__ part,
-                                               long long N, long long C, long long kind) {
+extern "C" __global__ void __launch_bounds__(128)
+activation_backward(const T* dy, const T* x, const T* b, T* __restrict__ dx,
+                    float* __restrict__ part, long long N, long long C, long long kind) {
   const long long c = 4 * ((long long)blockIdx.x * blockDim.x + threadIdx.x), n = C - c;
   float bias[4] = {}, sum[4] = {};
   if (b) load4(b + c, n, bias);

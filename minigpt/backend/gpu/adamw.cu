@@ -4,12 +4,11 @@
 __device__ inline float debias(float log_beta, float step) { return -expm1f(step * log_beta); }
 
 // See optim/adamw.py. step and scale are on the GPU, too: nobody waits for them.
-extern "C" __global__ void adamw_step(float* __restrict__ p, const float* __restrict__ grad,
-                                      float* __restrict__ m, float* __restrict__ v,
-                                      T* __restrict__ p_half, long long n, long long decayed,
-                                      const float* step, const float* scale, double lr,
-                                      double beta1, double beta2, double log_beta1,
-                                      double log_beta2, double eps, double weight_decay) {
+extern "C" __global__ void __launch_bounds__(256)
+adamw_step(float* __restrict__ p, const float* __restrict__ grad, float* __restrict__ m,
+           float* __restrict__ v, T* __restrict__ p_half, long long n, long long decayed,
+           const float* step, const float* scale, double lr, double beta1, double beta2,
+           double log_beta1, double log_beta2, double eps, double weight_decay) {
   const float s = *scale;
   if (!isfinite(s)) return;
   // With the bias corrections moved out: lr mhat / (sqrt(vhat) + eps) = a m / (sqrt(v) + c).

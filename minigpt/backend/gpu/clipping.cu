@@ -4,8 +4,9 @@
 enum { LOSS_SCALE, GOOD_STEPS, STEPS, SKIPPED, GRAD_SCALE, GRAD_NORM };
 
 // One block. See optim/clipping.py.
-extern "C" __global__ void clip(float* state, const float* parts, long long n, double max_norm,
-                                double growth, double max_loss_scale, const float* loss) {
+extern "C" __global__ void __launch_bounds__(1024)
+clip(float* state, const float* parts, long long n, double max_norm, double growth,
+     double max_loss_scale, const float* loss) {
   float total = 0.0f;
   for (long long i = threadIdx.x; i < n; i += blockDim.x) total += parts[i];
   total = block_reduce<Sum>(total);

@@ -1,8 +1,8 @@
 // Dropout: minigpt/ops/dropout.py. A thread does four elements; the first is number `start`.
 
-extern "C" __global__ void dropout_forward(const T* x, T* __restrict__ y, long long size,
-                                           long long start, unsigned long long key, long long limit,
-                                           double scale) {
+extern "C" __global__ void __launch_bounds__(256)
+dropout_forward(const T* x, T* __restrict__ y, long long size, long long start,
+                unsigned long long key, long long limit, double scale) {
   const long long i = 4 * ((long long)blockIdx.x * blockDim.x + threadIdx.x);
   float v[4];
   load4(x + i, size - i, v);

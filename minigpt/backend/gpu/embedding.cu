@@ -1,9 +1,9 @@
 // Token and position embedding: minigpt/ops/embedding.py.
 
 // x = wte[id] + wpe[start + t], one block of threads per token. A null wpe is 0.
-extern "C" __global__ void embedding_forward(const int* ids, const T* wte, const T* wpe,
-                                             T* __restrict__ x, long long length, long long C,
-                                             long long start) {
+extern "C" __global__ void __launch_bounds__(1024)
+embedding_forward(const int* ids, const T* wte, const T* wpe, T* __restrict__ x, long long length,
+                  long long C, long long start) {
   const long long row = blockIdx.x;
   wte += ids[row] * C;
   if (wpe) wpe += (start + row % length) * C;

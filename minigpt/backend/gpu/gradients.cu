@@ -8,8 +8,9 @@ struct Arrays {
 };
 
 // Each block puts, or adds, `width` elements into flat (n).
-extern "C" __global__ void gather(float* __restrict__ flat, const Arrays arrays, long long count,
-                                  long long n, long long width, long long add) {
+extern "C" __global__ void __launch_bounds__(256)
+gather(float* __restrict__ flat, const Arrays arrays, long long count, long long n,
+       long long width, long long add) {
   const long long first = blockIdx.x * width;
   const long long last = min(first + width, n);
   int a = 0;  // the last array that starts at or before `first`
@@ -33,8 +34,9 @@ extern "C" __global__ void gather(float* __restrict__ flat, const Arrays arrays,
 }
 
 // Each block leaves the sum of squares of `width` elements of g (n) in parts.
-extern "C" __global__ void sum_of_squares(const float* __restrict__ g, float* __restrict__ parts,
-                                          long long n, long long width) {
+extern "C" __global__ void __launch_bounds__(256)
+sum_of_squares(const float* __restrict__ g, float* __restrict__ parts, long long n,
+               long long width) {
   const long long first = blockIdx.x * width;
   const long long last = min(first + width, n);
   float total = 0.0f;

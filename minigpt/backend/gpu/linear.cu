@@ -1,7 +1,7 @@
 // Sums over rows, in two launches: first parts (gridDim.y, C) in float, then the sums of these.
 
-extern "C" __global__ void column_parts(const T* x, float* __restrict__ part, long long N,
-                                        long long C) {
+extern "C" __global__ void __launch_bounds__(128)
+column_parts(const T* x, float* __restrict__ part, long long N, long long C) {
   const long long c = 4 * ((long long)blockIdx.x * blockDim.x + threadIdx.x), n = C - c;
   float sum[4] = {};
   for (long long row = blockIdx.y; row < N && n > 0; row += gridDim.y) {
@@ -13,8 +13,8 @@ extern "C" __global__ void column_parts(const T* x, float* __restrict__ part, lo
 }
 
 // Blocks of 32 x 16 threads: 32 columns, each summed up by 16 threads.
-extern "C" __global__ void column_sums(const float* part, T* __restrict__ y, long long N,
-                                       long long C) {
+extern "C" __global__ void __launch_bounds__(512)
+column_sums(const float* part, T* __restrict__ y, long long N, long long C) {
   __shared__ float sums[16][32];
   const long long c = blockIdx.x * 32 + threadIdx.x;
   float sum = 0.0f;

@@ -3,10 +3,11 @@
 // A thread rotates two neighbouring pairs of a row (3 C); a block covers one row, or as many of its
 // channels as its threads hold. sign is 1, or -1 to rotate back. Values stay; they begin with a
 // thread of their own, since C is even. cos and sin are (length, D / 2).
-extern "C" __global__ void rotary(const T* x, const T* cos, const T* sin, T* __restrict__ y,
-                                  long long length, long long C, long long D, double sign) {
+extern "C" __global__ void __launch_bounds__(1024)
+rotary(const T* x, const T* cos, const T* sin, T* __restrict__ y, long long length, long long C,
+       long long D, double sign) {
   const long long c = 4 * ((long long)blockIdx.y * blockDim.x + threadIdx.x), n = 3 * C - c;
-  const long long at = blockIdx.x * 3 * C + c, angles = blockIdx.x % length * (D / 2);
+  const long long at = blockIdx.x * (3 * C) + c, angles = blockIdx.x % length * (D / 2);
   if (n <= 0) return;
   float v[4];
   load4(x + at, n, v);
