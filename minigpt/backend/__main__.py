@@ -171,7 +171,7 @@ def has_precision(name, cupy):
 
 def compile_kernels(cupy, kernels, char):
     """Compile all kernels for a dtype; return how long it took, or the compiler's first error."""
-    dtype, start = numpy.dtype(char).name, time.perf_counter()
+    dtype, start = kernels.NAMES[char], time.perf_counter()
     try:
         cupy.RawModule(code=kernels.source(), options=kernels.OPTIONS[char]).compile()
     except (RuntimeError, OSError, cupy.cuda.compiler.CompileException) as error:

@@ -1,16 +1,33 @@
 // Shared by all kernels.
 //
-// The text is compiled once per dtype, with T float or __half; all arithmetic is in float. Sums
-// are taken in a fixed order, without atomics: the same input gives the same bits. No kernel
-// assumes warps of 32 threads (warpSize is the GPU's); block sizes are multiples of 64.
+// The text is compiled once per dtype, with T float, __half or a bfloat16; all arithmetic is in
+// float. Sums are taken in a fixed order, without atomics: the same input gives the same bits. No
+// kernel assumes warps of 32 threads (warpSize is the GPU's); block sizes are multiples of 64.
 //
 // Arrays are contiguous, with N rows of length C; a thread does four adjacent elements.
 
-#ifdef HALF
+#if defined(HALF)
 #ifndef __HIP__  // built into HIP
 #include <cuda_fp16.h>
 #endif
 using T = __half;
+#elif defined(BFLOAT16) && defined(__HIP__)
+// The upper half of a float, rounded to nearest even: as CUDA's __nv_bfloat16. (The conversions of
+// HIP's own type differ between its versions.)
+struct Bfloat16 {
+  unsigned short bits;
+
+  Bfloat16() = default;
+  __device__ inline Bfloat16(float v) {
+    const unsigned int u = __float_as_uint(v);
+    bits = v == v ? (u + 0x7fff + (u >> 16 & 1)) >> 16 : 0x7fff;
+  }
+  __device__ inline operator float() const { return __uint_as_float((unsigned int)bits << 16); }
+};
+using T = Bfloat16;
+#elif defined(BFLOAT16)
+#include <cuda_bf16.h>
+using T = __nv_bfloat16;
 #else
 using T = float;
 #endif

@@ -4,6 +4,7 @@ import cupy
 import numpy as np
 
 from minigpt.backend.gpu.launch import launch, supported
+from minigpt.backend.gpu.product import product
 from minigpt.ops import cross_entropy
 
 LOGITS = 2**27  # logits that exist at one time: 512 MB in float32
@@ -45,15 +46,15 @@ def compute(x, targets, w, b, count, dloss=None, frozen=False):
     lse, losses = cupy.empty((len(x2), 1), np.float32), cupy.empty(len(x2), np.float32)
     dx, grads = None if dloss is None else cupy.empty_like(x2), {}
     for rows in cross_entropy.row_chunks(len(x2), V, LOGITS):
-        logits = x2[rows] @ w.T
+        logits = product(x2[rows], w.T)
         softmax(logits, b, t[rows], lse[rows], losses[rows], count, dloss)
         if dloss is not None:
-            cupy.dot(logits, w, out=dx[rows])
+            product(logits, w, out=dx[rows])
             if not frozen:
-                grads["w"] = plus(grads.get("w"), logits.T @ x2[rows])
+                grads["w"] = plus(grads.get("w"), product(logits.T, x2[rows]))
             if not frozen and b is not None:
-                ones = cupy.ones(len(logits), b.dtype)
-                grads["b"] = plus(grads.get("b"), ones @ logits)
+                ones = cupy.ones((1, len(logits)), b.dtype)
+                grads["b"] = plus(grads.get("b"), product(ones, logits)[0])
     gradients = None if dloss is None else (dx.reshape(x.shape), grads)
     cache = cross_entropy.CrossEntropyCache(x, targets, w, b, lse, count)
     return losses.sum(), gradients, cache

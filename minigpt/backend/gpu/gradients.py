@@ -3,13 +3,13 @@
 import cupy
 import numpy as np
 
-from minigpt.backend.gpu.launch import launch, supported
+from minigpt.backend.gpu.launch import OPTIONS, launch, supported
 
 THREADS = 256
 WIDTH = 4096  # elements of a block
 ARRAYS = 240  # in one launch of gather, as in gradients.cu
 TABLE = np.dtype([("at", np.uint64, ARRAYS), ("start", np.int64, ARRAYS)])
-FLOAT32, FLOAT16 = np.dtype(np.float32), np.dtype(np.float16)
+FLOAT32 = np.dtype(np.float32)
 
 
 def gather(flat, shards, add=False):
@@ -20,8 +20,9 @@ def gather(flat, shards, add=False):
     if (
         not supported(flat)
         or flat.dtype != FLOAT32
-        or dtypes not in ({FLOAT32}, {FLOAT16})
         or (len(shards), edges[-1]) != (1, flat.size)
+        or len(dtypes) != 1
+        or arrays[0].dtype.char not in OPTIONS
     ):
         return NotImplemented
     for i in range(0, len(arrays), ARRAYS):

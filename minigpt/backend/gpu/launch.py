@@ -2,7 +2,7 @@
 
 CuPy compiles them at first use. All .cu files are one source text: common.cu with what they share,
 then the others in order of their names. It is written for an element type T and compiled for each
-dtype when that is first used, so that float32 does not wait for float16. All arithmetic is in
+dtype when that is first used, so that float32 does not wait for the others. All arithmetic is in
 float.
 """
 
@@ -15,8 +15,14 @@ from minigpt.backend.devices import INSTALL
 from minigpt.errors import UserError
 
 FOLDER = Path(__file__).parent
-# Compiler options by dtype.char, float32 and float16: dtype.name would take NumPy microseconds.
-OPTIONS = {"f": ("-std=c++17",), "e": ("-std=c++17", "-DHALF")}
+# Compiler options by dtype.char, float32, float16 and bfloat16 (of ml_dtypes, which then is there):
+# dtype.name would take NumPy microseconds.
+OPTIONS = {
+    "f": ("-std=c++17",),
+    "e": ("-std=c++17", "-DHALF"),
+    "E": ("-std=c++17", "-DBFLOAT16"),
+}
+NAMES = {"f": "float32", "e": "float16", "E": "bfloat16"}
 
 
 def source():
@@ -63,7 +69,7 @@ def launch(name, dtype, grid, block, args):
     ----------
     name : str
     dtype : dtype
-        What T stands for: float32 or float16.
+        What T stands for: float32, float16 or bfloat16.
     grid, block : tuples of int
     args : tuple
         CuPy arrays or None (a null pointer) for pointers, int for long long, float for double,
@@ -75,7 +81,7 @@ def launch(name, dtype, grid, block, args):
 def supported(*arrays):
     """Tell whether the kernels support these arrays; None stands for an array left out.
 
-    They support contiguous CuPy arrays that are not empty, all float32 or all float16.
+    They support contiguous CuPy arrays that are not empty, all of one type of OPTIONS.
     """
     dtype = arrays[0].dtype
     if dtype.char not in OPTIONS:

@@ -3,6 +3,7 @@
 import cupy
 
 from minigpt.backend.gpu.launch import launch, supported
+from minigpt.backend.gpu.product import product
 from minigpt.ops.linear import check_bias
 
 PARTS = 512  # blocks at most that share the rows of a sum over rows
@@ -27,8 +28,7 @@ def column_sums(parts, dtype):
 def linear_forward(x, w, b=None):
     """As the op."""
     check_bias(w, b)
-    # In two dimensions a transposed operand is a flag of the product; in three it is a copy.
-    y = x.reshape(-1, w.shape[0]) @ w
+    y = product(x.reshape(-1, w.shape[0]), w)
     if b is not None:
         y += b
     return y.reshape(*x.shape[:-1], w.shape[1]), (x, w, b)
@@ -38,10 +38,10 @@ def linear_backward(dy, cache):
     """As the op."""
     x, w, b = cache
     dy2 = dy.reshape(-1, w.shape[1])
-    grads = {"w": x.reshape(-1, w.shape[0]).T @ dy2}
+    grads = {"w": product(x.reshape(-1, w.shape[0]).T, dy2)}
     if b is not None:
         grads["b"] = bias_gradient(dy2)
-    return (dy2 @ w.T).reshape(x.shape), grads
+    return product(dy2, w.T).reshape(x.shape), grads
 
 
 def bias_gradient(dy):

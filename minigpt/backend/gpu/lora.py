@@ -1,6 +1,9 @@
 """Frozen linear layers and their adapters on a GPU: products of two dimensions, without copies."""
 
+import cupy
+
 from minigpt.backend.gpu.linear import linear_forward
+from minigpt.backend.gpu.product import product
 from minigpt.ops.dropout import dropout_backward, dropout_forward
 from minigpt.ops.lora import LoraCache, check_factors
 
@@ -13,7 +16,7 @@ def lora_forward(x, w, b=None, lora_a=None, lora_b=None, scale=1.0, dropout=0.0,
         return y, LoraCache(None, None, w, None, None, scale, None)
     dropped, dropout_cache = dropout_forward(x, dropout, rng)
     u, _ = linear_forward(dropped, lora_a)
-    y += linear_forward(scale * u, lora_b)[0]
+    y += linear_forward(times(scale, u), lora_b)[0]
     return y, LoraCache(dropped, u, w, lora_a, lora_b, scale, dropout_cache)
 
 
@@ -21,14 +24,19 @@ def lora_backward(dy, cache):
     """As the op."""
     dropped, u, w, lora_a, lora_b, scale, dropout_cache = cache
     dy2, shape = dy.reshape(-1, w.shape[1]), (*dy.shape[:-1], len(w))
-    dx = (dy2 @ w.T).reshape(shape)
+    dx = product(dy2, w.T).reshape(shape)
     if lora_a is None:
         return dx, {}
-    du = dy2 @ lora_b.T
+    du = product(dy2, lora_b.T)
     du *= scale
     grads = {
-        "lora_a": dropped.reshape(-1, len(w)).T @ du,
-        "lora_b": scale * (u.reshape(-1, len(lora_b)).T @ dy2),
+        "lora_a": product(dropped.reshape(-1, len(w)).T, du),
+        "lora_b": times(scale, product(u.reshape(-1, len(lora_b)).T, dy2)),
     }
-    dx += dropout_backward((du @ lora_a.T).reshape(shape), dropout_cache)
+    dx += dropout_backward(product(du, lora_a.T).reshape(shape), dropout_cache)
     return dx, grads
+
+
+def times(scale, x):
+    """Return scale * x, of the dtype of x: without one, CuPy makes float32 of a bfloat16 array."""
+    return cupy.multiply(x, scale, dtype=x.dtype)
