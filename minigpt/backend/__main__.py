@@ -19,6 +19,7 @@ from minigpt import cli
 from minigpt.backend import is_plain
 from minigpt.backend.cores import core_limit
 from minigpt.backend.devices import (
+    CUDA13_CAPABILITY,
     INSTALL,
     PRECISIONS,
     check_precision,
@@ -37,6 +38,7 @@ OPTIONAL = {
 }
 NVIDIA = "libcuda.so.1", "nvcuda.dll"
 AMD = "libamdhip64.so.7", "libamdhip64.so", "amdhip64_7.dll"
+MAJOR_MINOR = 75, 76  # cuda.h: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 OPENBLAS = "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"  # they choose kernels and blocks for a CPU
 WIDTH, INDENT = 100, 19
 
@@ -93,14 +95,34 @@ def called(libraries, function):
     return None
 
 
+def capability():
+    """Return the compute capability of the oldest GPU times 10, as the driver says, or None."""
+    for name in NVIDIA:
+        with contextlib.suppress(OSError, AttributeError):
+            library, count, found = ctypes.CDLL(name), ctypes.c_int(0), []
+            if library.cuInit(0) or library.cuDeviceGetCount(ctypes.byref(count)):
+                return None
+            for gpu in range(count.value):
+                number = ctypes.c_int(0), ctypes.c_int(0)
+                for attribute, to in zip(MAJOR_MINOR, number, strict=True):
+                    library.cuDeviceGetAttribute(ctypes.byref(to), attribute, gpu)
+                found.append(10 * number[0].value + number[1].value)
+            return min(found, default=None)
+    return None
+
+
 def driver():
     """Return (the driver, the command that installs its CuPy); does not ask CuPy."""
     cuda = called(NVIDIA, "cuDriverGetVersion")
     if cuda:
-        text = f"NVIDIA, for CUDA {numbers(cuda)}"
+        text, wheel = f"NVIDIA, for CUDA {numbers(cuda)}", min(cuda // 1000, 13)
         if cuda < 12000:
             return f"{text}: too old, CuPy needs CUDA 12 or later", INSTALL
-        return text, f"pip install 'cupy-cuda{min(cuda // 1000, 13)}x[ctk]'"
+        oldest = capability()
+        if wheel > 12 and oldest is not None and oldest < CUDA13_CAPABILITY:
+            text += f"; a GPU of compute capability {decimal(oldest)} needs CuPy for CUDA 12"
+            wheel = 12
+        return text, f"pip install 'cupy-cuda{wheel}x[ctk]'"
     if called(AMD, "hipRuntimeGetVersion"):
         return "AMD, with the ROCm libraries", "pip install cupy-rocm-7-0"
     return "none found, neither NVIDIA nor AMD", INSTALL

@@ -17,6 +17,7 @@ INSTALL = (
 )
 HALF_CAPABILITY = 53  # times 10: the first NVIDIA GPUs with arithmetic in float16
 TF32_CAPABILITY = 80  # ... with TF32 products
+CUDA13_CAPABILITY = 75  # ... that CUDA 13 compiles for; P100 and V100 are older
 
 
 def load_backend(name):
@@ -59,6 +60,15 @@ def check_gpu(cupy):
             raise UserError("--backend cupy: CuPy finds no GPU; use --backend numpy")
     except runtime.CUDARuntimeError as error:
         raise UserError(f"--backend cupy: {_no_gpu(runtime, error)}") from None
+    if not runtime.is_hip and runtime.runtimeGetVersion() >= 13000:
+        capability = int(cupy.cuda.Device().compute_capability)
+        if capability < CUDA13_CAPABILITY:
+            raise UserError(
+                f"--backend cupy: this GPU, of compute capability {decimal(capability)}, needs "
+                f"CUDA 12: CUDA 13 compiles for {decimal(CUDA13_CAPABILITY)} and later; run pip "
+                "uninstall cupy-cuda13x, then pip install 'cupy-cuda12x[ctk]', or use --backend "
+                "numpy"
+            )
     try:
         cupy.ones(1)
     except (RuntimeError, cupy.cuda.compiler.CompileException) as error:

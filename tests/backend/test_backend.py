@@ -91,6 +91,11 @@ INSUFFICIENT = CUDARuntimeError("cudaErrorInsufficientDriver: CUDA driver versio
             {"count": INSUFFICIENT, "driver": 12040, "wheel": 13000},
             "this wheel needs CUDA 13; pip install 'cupy-cuda12x[ctk]' instead of this wheel",
         ),
+        (
+            {"capability": "70", "wheel": 13000},
+            "of compute capability 7.0, needs CUDA 12: CUDA 13 compiles for 7.5 and later; run pip "
+            "uninstall cupy-cuda13x, then pip install 'cupy-cuda12x[ctk]', or use --backend numpy",
+        ),
         ({"kernel": RuntimeError('No such file: "libnvrtc.so.12"\n\n')}, '(No such file: "libnvrt'),
         ({"kernel": CompileException("\nerror: no cuda_fp16.h\nat 1")}, "(error: no cuda_fp16.h);"),
     ],
@@ -104,6 +109,11 @@ def test_a_cupy_that_works_is_returned(cupy):
     fake = cupy()
     assert load_backend("cupy") is fake is load_backend(fake)
     assert load_backend("numpy") is np is load_backend(np)
+    for answers in ({"capability": "60"}, {"capability": "75", "wheel": 13000}):
+        fake = cupy(**answers)
+        assert load_backend("cupy") is fake
+    cupy(capability="9", wheel=70051831, hip=True)
+    load_backend("cupy")
 
 
 def test_cupy_that_is_missing(monkeypatch, tmp_path):

@@ -51,6 +51,42 @@ def test_the_wheel_fits_the_driver(monkeypatch, cuda, hip, driver, install):
     assert text.startswith(driver) and command == install
 
 
+class FakeDriver:
+    """Answers as NVIDIA's driver, with GPUs of these compute capabilities, or with an error."""
+
+    def __init__(self, gpus, status=0):
+        self.gpus, self.status = gpus, status
+
+    def cuInit(self, flags):
+        return self.status
+
+    def cuDeviceGetCount(self, to):
+        to._obj.value = len(self.gpus)
+        return 0
+
+    def cuDeviceGetAttribute(self, to, attribute, gpu):
+        to._obj.value = divmod(self.gpus[gpu], 10)[attribute - 75]
+        return 0
+
+
+@pytest.mark.parametrize(
+    "gpus, status, cuda, wheel, told",
+    [
+        ([60], 0, 13000, 12, "; a GPU of compute capability 6.0 needs CuPy for CUDA 12"),
+        ([90, 70], 0, 13000, 12, "; a GPU of compute capability 7.0 needs CuPy for CUDA 12"),
+        ([75, 120], 0, 13000, 13, ""),
+        ([60], 0, 12000, 12, ""),
+        ([60], 100, 13000, 13, ""),
+        ([], 0, 13000, 13, ""),
+    ],
+)
+def test_the_wheel_fits_the_gpu(monkeypatch, gpus, status, cuda, wheel, told):
+    monkeypatch.setattr(doctor.ctypes, "CDLL", lambda name: FakeDriver(gpus, status))
+    monkeypatch.setattr(doctor, "called", lambda names, f: cuda)
+    install = f"pip install 'cupy-cuda{wheel}x[ctk]'"
+    assert doctor.driver() == (f"NVIDIA, for CUDA {cuda // 1000}.0{told}", install)
+
+
 def test_a_driver_is_asked_without_cupy():
     assert doctor.called(("no-such-library.so",), "f") is None
     assert doctor.called((None,), "no_such_function") is None
