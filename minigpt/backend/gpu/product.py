@@ -1,32 +1,143 @@
-"""Matrix products on a GPU, in two dimensions: there a transposed operand is no copy."""
+"""Matrix products on a GPU: cuBLAS's own call, for what CuPy's `@` leaves out.
+
+`product(a, b)` is a @ b in two dimensions. It can also put the result where it is wanted, with gaps
+between the rows, add it to what is there, and keep sums of 16-bit factors in float32. On CUDA it
+calls cublasGemmEx through ctypes, with CuPy's handle, in CuPy's stream; elsewhere it is CuPy's `@`.
+
+cuBLAS, which is older than C arrays in such matters, counts down columns: what it calls a matrix
+(rows, columns), with `ld` elements from one column to the next, is in NumPy the transposed array
+(columns, rows), with ld elements from one row to the next. So it is asked for c^T = b^T @ a^T: b is
+its first factor, a the second, and an array whose rows are contiguous is not transposed for it.
+NVIDIA, cuBLAS library, https://docs.nvidia.com/cuda/cublas/#cublasgemmex.
+"""
+
+import ctypes
+import functools
+import importlib
 
 import cupy
+from cupy._core import _routines_linalg
+from cupy.cuda import get_current_stream
+from cupy.cuda.device import get_cublas_handle
+
+from minigpt.backend.devices import INSTALL
+from minigpt.errors import UserError
+
+# Of the factors and of the result, by dtype.char: cudaDataType in library_types.h.
+FLOAT32, FLOAT16, BFLOAT16 = 0, 2, 14
+TYPES = {
+    ("f", "f"): (FLOAT32, FLOAT32),
+    ("e", "e"): (FLOAT16, FLOAT16),
+    ("e", "f"): (FLOAT16, FLOAT32),
+    ("E", "E"): (BFLOAT16, BFLOAT16),
+    ("E", "f"): (BFLOAT16, FLOAT32),
+}
+# cublasComputeType_t and cublasGemmAlgo_t in cublas_api.h. All sums are in float32.
+COMPUTE_32F, COMPUTE_32F_FAST_TF32, GEMM_DEFAULT = 68, 77, -1
+TF32 = _routines_linalg.COMPUTE_TYPE_TF32
+ZERO, ONE = ctypes.byref(ctypes.c_float(0.0)), ctypes.byref(ctypes.c_float(1.0))
+
+
+@functools.cache
+def cublas():
+    """Return cublasSetStream and cublasGemmEx, of the library that CuPy uses; on ROCm, None.
+
+    Raises
+    ------
+    UserError
+        If it does not load: one line.
+    """
+    if cupy.cuda.runtime.is_hip:
+        return None
+    try:
+        pathfinder = importlib.import_module("cuda.pathfinder")  # CuPy's own, from CuPy 14 on
+        library = ctypes.CDLL(pathfinder.load_nvidia_dynamic_lib("cublas").abs_path)
+        set_stream, gemm = library.cublasSetStream_v2, library.cublasGemmEx
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        cause = next((line.strip() for line in str(error).splitlines() if line.strip()), "no cause")
+        raise UserError(
+            f"--backend cupy: cuBLAS does not load ({cause}); install CuPy with the libraries of "
+            f"its CUDA version, {INSTALL}, or use --backend numpy"
+        ) from None
+    return set_stream, gemm
+
+
+def layout(x):
+    """Return how x (rows, columns) lies in memory: (0, elements from one row to the next).
+
+    Or (1, elements from one column to the next), if x is such an array transposed; or None.
+    """
+    rows, columns = x.shape
+    down, right = x.strides
+    item = x.itemsize
+    if right == item:
+        if down >= columns * item:
+            return 0, down // item
+        if rows == 1:  # then `down` may be anything
+            return 0, columns
+    if down == item:
+        if right >= rows * item:
+            return 1, right // item
+        if columns == 1:
+            return 1, rows
+    return None
 
 
 def product(a, b, out=None, add=False, dtype=None):
-    """Return a @ b, summed in float32.
+    """Return a @ b; sums are in float32, rounded once.
+
+    Factors in float32 are rounded to TF32 where that is switched on: devices.tf32_products.
 
     Parameters
     ----------
-    a, b : (M, K), (K, N)
-        Of one dtype.
-    out : (M, N), optional
-        Where to write it.
+    a, b : (m, k), (k, n), of one dtype
+        Nothing is copied if they are contiguous, transposed views of what is, or have gaps between
+        their rows.
+    out : (m, n), optional
+        Receives the result, and is returned. Its dtype is that of a, or float32.
     add : bool
-        Whether to add it to `out` instead.
+        Whether the result is added to what is in `out`.
     dtype : dtype, optional
-        Of the result: that of `out` or, without one, of `a` by default. float32 of 16-bit arrays
-        is not rounded to 16 bit on the way.
+        Of the result without `out`; by default that of a.
     """
-    dtype = out.dtype if out is not None else a.dtype if dtype is None else dtype
-    # hipBLAS has no product of bfloat16, and CuPy none with a result of another type.
-    if dtype != a.dtype or (a.dtype.char == "E" and cupy.cuda.runtime.is_hip):
-        a, b = a.astype("f"), b.astype("f")
+    (m, k), (also_k, n) = a.shape, b.shape
     if out is None:
-        return (a @ b).astype(dtype, copy=False)
+        out, add = cupy.empty((m, n), dtype or a.dtype), False
+    if k != also_k or out.shape != (m, n):
+        raise ValueError(f"product: {a.shape} @ {b.shape} does not go into {out.shape}")
+    functions, char = cublas(), a.dtype.char
+    types = TYPES.get((char, out.dtype.char))
+    if functions is None or types is None or a.dtype != b.dtype or not m * n * k:
+        return with_cupy(a, b, out, add)
+    of_a, of_b, of_out = layout(a), layout(b), layout(out)
+    if of_a is None or of_b is None or of_out is None or of_out[0]:
+        return with_cupy(a, b, out, add)
+    compute = COMPUTE_32F
+    if char == "f" and _routines_linalg.get_compute_type("f") == TF32:
+        compute = COMPUTE_32F_FAST_TF32
+    (factor, result), (set_stream, gemm), pointer = types, functions, ctypes.c_void_p
+    handle, scale = pointer(get_cublas_handle()), ONE if add else ZERO
+    at_a, at_b, at_out = pointer(a.data.ptr), pointer(b.data.ptr), pointer(out.data.ptr)
+    (flip_a, ld_a), (flip_b, ld_b), (_, ld) = of_a, of_b, of_out
+    # fmt: off
+    status = set_stream(handle, pointer(get_current_stream().ptr)) or gemm(
+        handle, flip_b, flip_a, n, m, k, ONE, at_b, factor, ld_b, at_a, factor, ld_a,
+        scale, at_out, result, ld, compute, GEMM_DEFAULT,
+    )
+    # fmt: on
+    if status:
+        raise importlib.import_module("cupy_backends.cuda.libs.cublas").CUBLASError(status)
+    return out
+
+
+def with_cupy(a, b, out, add):
+    """Do as `product` by CuPy's `@`: it has no bfloat16 on ROCm, and no other type of result."""
+    char = a.dtype.char
+    if char == "E" or char == "e" and (add or out.dtype.char != "e" or out.size == 1):
+        a, b = a.astype("f"), b.astype("f")
     if add:
         out += a @ b
-    elif a.dtype == dtype:
+    elif a.dtype == b.dtype == out.dtype and out.flags.c_contiguous:
         cupy.dot(a, b, out=out)
     else:
         out[...] = a @ b
