@@ -14,6 +14,7 @@ import threading
 
 import numpy
 
+from minigpt.backend.low_precision import in_float32
 from minigpt.errors import UserError
 
 OVERRIDES = {"numpy": "cpu", "cupy": "gpu"}  # folders here
@@ -104,7 +105,7 @@ def overridable(op):
             result = override(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        return op(*args, **kwargs)
+        return op(*args, **kwargs) if xp is numpy else in_float32(op, args, kwargs)
 
     dispatch.reference = op
     return dispatch

@@ -20,7 +20,7 @@ class LayerNormCache(NamedTuple):
     w : (C,)
     b : (C,) or None
     mu : (..., 1)
-        The mean of each vector of x.
+        The mean of each vector of x; float32 where x has 16 bits.
     rstd : (..., 1)
         1 / its standard deviation.
     """

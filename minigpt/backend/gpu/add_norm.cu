@@ -1,12 +1,12 @@
 // Residual connection and layernorm: a block per row, four channels per thread.
 
 // stream = x + dropout(h), y = w * (stream - mu) * rstd + b. A null x is 0; a null stream is not
-// written.
+// written. mu and rstd are float: rounded to 16 bits they would move the whole row.
 extern "C" __global__ void __launch_bounds__(1024)
 add_norm_forward(const T* x, const T* h, const T* w, const T* b, T* __restrict__ stream,
-                 T* __restrict__ y, T* __restrict__ mu, T* __restrict__ rstd, long long C,
-                 double eps, long long start, unsigned long long key, long long limit,
-                 double scale) {
+                 T* __restrict__ y, float* __restrict__ mu, float* __restrict__ rstd,
+                 long long C, double eps, long long start, unsigned long long key,
+                 long long limit, double scale) {
   const long long c = 4 * threadIdx.x, n = C - c, at = blockIdx.x * C + c;
   float v[4], gain[4], bias[4] = {}, sum = 0.0f, squares = 0.0f;
   load4(h + at, n, v);
@@ -27,8 +27,8 @@ add_norm_forward(const T* x, const T* h, const T* w, const T* b, T* __restrict__
   for (int i = 0; i < 4; ++i) v[i] = gain[i] * ((v[i] - mean) * r) + bias[i];
   store4(y + at, n, v);
   if (threadIdx.x == 0) {
-    mu[blockIdx.x] = (T)mean;
-    rstd[blockIdx.x] = (T)r;
+    mu[blockIdx.x] = mean;
+    rstd[blockIdx.x] = r;
   }
 }
 
@@ -36,10 +36,10 @@ add_norm_forward(const T* x, const T* h, const T* w, const T* b, T* __restrict__
 // not written. A block takes every gridDim.x-th row, and writes its part of dw, and of db if width
 // is 2 C, into a row of part (gridDim.x, width).
 extern "C" __global__ void __launch_bounds__(1024)
-add_norm_backward(const T* dx, const T* dy, const T* x, const T* w, const T* mu, const T* rstd,
-                  T* __restrict__ total, T* __restrict__ dh, float* __restrict__ part, long long N,
-                  long long C, long long width, long long start, unsigned long long key,
-                  long long limit, double scale) {
+add_norm_backward(const T* dx, const T* dy, const T* x, const T* w, const float* mu,
+                  const float* rstd, T* __restrict__ total, T* __restrict__ dh,
+                  float* __restrict__ part, long long N, long long C, long long width,
+                  long long start, unsigned long long key, long long limit, double scale) {
   const long long c = 4 * threadIdx.x, n = C - c;
   float gain[4], dw[4] = {}, db[4] = {};
   load4(w + c, n, gain);

@@ -12,16 +12,18 @@
 #endif
 using T = __half;
 #elif defined(BFLOAT16) && defined(__HIP__)
-// The upper half of a float, rounded to nearest even: as CUDA's __nv_bfloat16. (The conversions of
-// HIP's own type differ between its versions.)
+// The upper half of a float, rounded to nearest even.
+__device__ inline unsigned short upper_half(float v) {
+  const unsigned int u = __float_as_uint(v);
+  return v == v ? (u + 0x7fff + (u >> 16 & 1)) >> 16 : 0x7fff;
+}
+
+// As CUDA's __nv_bfloat16. The conversions of HIP's own type differ between its versions.
 struct Bfloat16 {
   unsigned short bits;
 
   Bfloat16() = default;
-  __device__ inline Bfloat16(float v) {
-    const unsigned int u = __float_as_uint(v);
-    bits = v == v ? (u + 0x7fff + (u >> 16 & 1)) >> 16 : 0x7fff;
-  }
+  __device__ inline Bfloat16(float v) : bits(upper_half(v)) {}
   __device__ inline operator float() const { return __uint_as_float((unsigned int)bits << 16); }
 };
 using T = Bfloat16;

@@ -7,6 +7,7 @@ from minigpt.backend.gpu.launch import launch, supported
 from minigpt.backend.gpu.product import product
 from minigpt.ops import cross_entropy
 
+FLOAT32 = np.dtype(np.float32)
 LOGITS = 2**27  # logits that exist at one time: 512 MB in float32
 
 
@@ -44,17 +45,19 @@ def compute(x, targets, w, b, count, dloss=None, frozen=False):
     if count is None:
         count = max(int((t >= 0).sum()), 1)
     lse, losses = cupy.empty((len(x2), 1), np.float32), cupy.empty(len(x2), np.float32)
-    dx, grads = None if dloss is None else cupy.empty_like(x2), {}
+    dx, sums = None if dloss is None else cupy.empty_like(x2), {}
     for rows in cross_entropy.row_chunks(len(x2), V, LOGITS):
         logits = product(x2[rows], w.T)
         softmax(logits, b, t[rows], lse[rows], losses[rows], count, dloss)
         if dloss is not None:
             product(logits, w, out=dx[rows])
             if not frozen:
-                grads["w"] = plus(grads.get("w"), product(logits.T, x2[rows]))
+                plus(sums, "w", logits.T, x2[rows])
             if not frozen and b is not None:
-                ones = cupy.ones((1, len(logits)), b.dtype)
-                grads["b"] = plus(grads.get("b"), product(ones, logits)[0])
+                plus(sums, "b", cupy.ones((1, len(logits)), b.dtype), logits)
+    grads = {name: total.astype(w.dtype, copy=False) for name, total in sums.items()}
+    if "b" in grads:
+        grads["b"] = grads["b"][0]
     gradients = None if dloss is None else (dx.reshape(x.shape), grads)
     cache = cross_entropy.CrossEntropyCache(x, targets, w, b, lse, count)
     return losses.sum(), gradients, cache
@@ -73,9 +76,6 @@ def softmax(logits, b, targets, lse, losses, count, dloss):
     )
 
 
-def plus(total, part):
-    """Return total + part, in the memory of total; None is no total yet."""
-    if total is None:
-        return part
-    total += part
-    return total
+def plus(sums, name, a, b):
+    """Add a @ b to sums[name] (float32), which may not exist yet."""
+    sums[name] = product(a, b, out=sums.get(name), add=name in sums, dtype=FLOAT32)

@@ -2,9 +2,8 @@
 
 import cupy
 
-from minigpt.backend.gpu.add_norm import fits, normalize, normalize_backward
+from minigpt.backend.gpu.add_norm import fits, normalize, normalize_backward, singles
 from minigpt.backend.gpu.dropout import mask_of
-from minigpt.backend.gpu.launch import supported
 from minigpt.ops.layernorm import EPS, LayerNormCache
 
 
@@ -19,7 +18,7 @@ def layernorm_forward(x, w, b=None, eps=EPS):
 def layernorm_backward(dy, cache):
     """As the op."""
     x, w, b, mu, rstd = cache
-    if not (fits(x, w, b, dy) and supported(x, mu, rstd)):
+    if not (fits(x, w, b, dy) and singles(mu, rstd)):
         return NotImplemented
     dx = cupy.empty(x.shape, x.dtype)
     grads = normalize_backward(None, dy, cache, mask_of(x.shape, 0, None), dx, None)

@@ -7,6 +7,8 @@ BITS = "backend/test_kernels_cupy.py::test_dropout_has_the_bits_of_numpy"
 EMBEDDING = "backend/test_kernels_cupy.py::test_embedding_backward_with_repeated_and_unused_ids"
 GATHER = "backend/test_optimizer_cupy.py::test_gather"
 
+LAYERNORM = "backend/test_low_precision.py::test_layernorm_in_all_pairings_of_kernel_and_definition"
+
 MUTANTS = {
     "minigpt/backend/gpu/adamw.cu::adamw_step": [
         (
@@ -32,6 +34,18 @@ MUTANTS = {
         ),
     ],
     "minigpt/backend/gpu/add_norm.cu::add_norm_forward": [
+        (
+            "the mean is kept in 16 bits",
+            "mu[blockIdx.x] = mean;",
+            "mu[blockIdx.x] = (float)(T)mean;",
+            LAYERNORM,
+        ),
+        (
+            "the deviation is kept in 16 bits",
+            "rstd[blockIdx.x] = r;",
+            "rstd[blockIdx.x] = (float)(T)r;",
+            LAYERNORM,
+        ),
         (
             "the layernorm is not that of the stream as it is kept",
             "sum += v[i] = (float)(T)v[i];",
@@ -82,7 +96,27 @@ MUTANTS = {
             "optim/test_adamw.py::test_a_step_whose_loss_is_not_finite_is_skipped",
         ),
     ],
-    "minigpt/backend/gpu/common.cu::const": [
+    "minigpt/backend/gpu/common.cu::upper_half": [
+        (
+            "bfloat16 is rounded to zero",
+            "(u + 0x7fff + (u >> 16 & 1)) >> 16",
+            "u >> 16",
+            BITS,
+        ),
+        (
+            "bfloat16: a tie is rounded up",
+            "(u + 0x7fff + (u >> 16 & 1)) >> 16",
+            "(u + 0x8000) >> 16",
+            "backend/test_low_precision.py::test_rounding_to_bfloat16",
+        ),
+        (
+            "bfloat16: a NaN becomes an infinity",
+            "v == v ? (u + 0x7fff + (u >> 16 & 1)) >> 16 : 0x7fff",
+            "(u + 0x7fff + (u >> 16 & 1)) >> 16",
+            "backend/test_low_precision.py::test_rounding_to_bfloat16",
+        ),
+    ],
+    "minigpt/backend/gpu/common.cu::Dropout": [
         (
             "what stays is not scaled",
             ">= limit ? v[i] * scale : 0.0f",
@@ -152,6 +186,12 @@ MUTANTS = {
         ("no 1/sqrt(D)", "scale(1.0f / sqrtf((float)p.width))", "scale(1.0f)", ATTENTION),
     ],
     "minigpt/backend/gpu::OPTIONS": [
+        (
+            "bfloat16 is read as float32",
+            '"E": ("-std=c++17", "-DBFLOAT16")',
+            '"E": ("-std=c++17",)',
+            VALUES,
+        ),
         (
             "float16 is read as float32",
             '"e": ("-std=c++17", "-DHALF")',
@@ -282,11 +322,28 @@ MUTANTS = {
             "train/test_precision.py::test_an_evaluation_is_in_single_precision",
         ),
     ],
+    "minigpt/backend/gpu/cross_entropy.py::plus": [
+        ("chunks of dw are summed in 16 bits", "dtype=FLOAT32", "dtype=b.dtype", HEAD),
+    ],
+    "minigpt/backend/low_precision.py::in_float32": [
+        (
+            "wide heads are summed in 16 bits",
+            'y = x.astype("float32")',
+            "y = x",
+            "backend/test_low_precision.py::test_heads_wider_than_a_tile",
+        ),
+        (
+            "results in 16 bits stay wide",
+            'x.dtype.char == "f" and x.ndim',
+            "False",
+            "backend/test_low_precision.py::test_heads_wider_than_a_tile",
+        ),
+    ],
     "minigpt/backend/gpu/cross_entropy.py::compute": [
         (
             "dw of the last chunk of rows only",
-            'plus(grads.get("w"), logits.T @ x2[rows])',
-            "logits.T @ x2[rows]",
+            'plus(sums, "w", logits.T, x2[rows])',
+            'plus(sums, "w", logits.T, x2[rows]) if rows.stop == len(x2) else None',
             HEAD,
         ),
     ],
