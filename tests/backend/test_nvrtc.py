@@ -1,97 +1,115 @@
-"""All kernels compile for every NVIDIA architecture, without a GPU and without a warning."""
+"""All kernels compile for NVIDIA's architectures, without a GPU and without a warning.
 
-import ctypes
-import importlib.util
-import re
-from pathlib import Path
+With NVRTC of CUDA 12 and of CUDA 13, each of which may be installed or not: pip install -e
+'.[kernels]'. The compiler's report says what a kernel takes of a multiprocessor.
+"""
+
+import functools
 
 import pytest
 
-FOLDER = Path(importlib.util.find_spec("minigpt.backend").origin).parent
-KERNELS = FOLDER / "kernels_cupy.py"
-ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 120)  # of NVRTC 12.9, which has them all
-# Of sm_70, and of what is not ours to mend.
-DEPRECATED = "nvrtc: warning: Architectures prior to '<compute/sm>_75' are deprecated"
+from bench.lib import ptxas
+from minigpt.errors import UserError
+
+DTYPES = {"f": "float32", "e": "float16", "E": "bfloat16"}
+# One of each generation, from the RTX 20 series to the RTX 50; then what else is sold today.
+ARCHITECTURES, OTHERS = (75, 80, 90, 120), (86, 89, 100)
+ALWAYS = [(arch, "f") for arch in ARCHITECTURES] + [(75, "e"), (80, "E"), (90, "e"), (90, "E")]
+REGISTERS, SHARED = 65536, 49152  # of a block, at most
 
 
-def package(name):
-    """Return the folder of a package, which may be a namespace, or None."""
+@functools.cache
+def compiler(cuda):
+    """The compiler, or why there is none."""
     try:
-        spec = importlib.util.find_spec(name)
-    except ModuleNotFoundError:
-        return None
-    return Path(next(iter(spec.submodule_search_locations))) if spec else None
+        found = ptxas.Compiler(cuda)
+        ptxas.launch_module()
+        return found, None
+    except UserError as error:
+        return None, str(error)
 
 
-@pytest.fixture(scope="module")
-def nvrtc():
-    folder = package("nvidia.cuda_nvrtc")
-    found = sorted(folder.glob("lib/libnvrtc.so.*")) if folder else []
-    if not found:
-        pytest.skip("libnvrtc is not installed: pip install nvidia-cuda-nvrtc-cu12==12.9.*")
-    return ctypes.CDLL(str(found[0]))
+@functools.cache
+def blocks(cuda, dtype):
+    return ptxas.largest_blocks(compiler(cuda)[0], dtype)
 
 
-def architectures(nvrtc):
-    n = ctypes.c_int()
-    assert nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(n)) == 0
-    supported = (ctypes.c_int * n.value)()
-    assert nvrtc.nvrtcGetSupportedArchs(supported) == 0
-    return set(supported)
+def needed(cuda, dtype, arch=ARCHITECTURES[-1]):
+    """Return the compiler; skip the test where it, or the dtype, is not there."""
+    found, why = compiler(cuda)
+    if found is None:
+        pytest.skip(why)
+    if arch not in found.architectures:
+        pytest.skip(f"NVRTC {found.version} does not know sm_{arch}")
+    return found
 
 
-def text(nvrtc, program, what):
-    """Return the program's log or code, as bytes."""
-    size = ctypes.c_size_t()
-    assert getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size)) == 0
-    buffer = ctypes.create_string_buffer(size.value)
-    assert getattr(nvrtc, f"nvrtcGet{what}")(program, buffer) == 0
-    return buffer.raw
+def cases():
+    for cuda in ptxas.WHEELS:
+        for arch in (*ARCHITECTURES, *OTHERS):
+            for dtype in DTYPES:
+                marks = [] if (arch, dtype) in ALWAYS else [pytest.mark.slow]
+                name = f"CUDA {cuda}, sm_{arch}, {DTYPES[dtype]}"
+                yield pytest.param(cuda, arch, dtype, marks=marks, id=name)
 
 
-def compile_source(nvrtc, source, options):
-    """Return (status, log, code) of NVRTC."""
-    program = ctypes.c_void_p()
-    created = nvrtc.nvrtcCreateProgram(
-        ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None
-    )
-    assert created == 0
-    array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
-    status = nvrtc.nvrtcCompileProgram(program, len(options), array)
-    log = text(nvrtc, program, "ProgramLog").rstrip(b"\0\n").decode()
-    code = b"" if status else text(nvrtc, program, "CUBIN")
-    assert nvrtc.nvrtcDestroyProgram(ctypes.byref(program)) == 0
-    return status, log, code
+@pytest.mark.parametrize("cuda, arch, dtype", list(cases()))
+def test_all_kernels_compile_without_a_word_and_within_their_limits(cuda, arch, dtype):
+    nvrtc = needed(cuda, dtype, arch)
+    status, log, code = ptxas.compile_kernels(nvrtc, dtype, arch)
+    used, others = ptxas.usage(log)
+    assert (others, status) == ([], 0)
+    threads = blocks(cuda, dtype)
+    assert used.keys() == threads.keys() and [n for n in used if n.encode() not in code] == []
+    assert used.keys() <= {*ptxas.kernel_names(ptxas.launch_module().source())}
+    for name, kernel in used.items():
+        spilled = max(kernel.spill_stores, kernel.spill_loads)
+        assert spilled <= ptxas.allowed_spill(name, arch), (name, kernel)
+        assert ptxas.registers_of_block(kernel.registers, threads[name]) <= REGISTERS, name
+        assert kernel.shared <= SHARED, name
 
 
-def cupy_options(kernels, dtype, arch):
-    """Return what CuPy passes to NVRTC: cupy/_core/core.pyx and cupy/cuda/compiler.py."""
-    include = package("cupy") / "_core" / "include"
-    folders = [include, *(include / "cupy" / "_cccl").iterdir()]
-    headers = package("nvidia.cuda_runtime")
-    if headers:
-        folders.append(headers / "include")
-    own = kernels.OPTIONS[dtype]
-    found = [f"-I{folder}" for folder in folders if folder.is_dir()]
-    return [*own, *found, "-ftz=true", f"-arch=sm_{arch}", "--device-as-default-execution-space"]
+@pytest.mark.parametrize("cuda", ptxas.WHEELS)
+def test_every_kernel_says_how_large_its_blocks_are(cuda):
+    needed(cuda, "f")
+    assert [name for name, threads in blocks(cuda, "f").items() if not 64 <= threads <= 1024] == []
 
 
-@pytest.mark.parametrize("dtype", ["f", "e", "E"], ids=["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_all_kernels_compile_without_a_word(nvrtc, arch, dtype):
-    if package("cupy") is None:
-        pytest.skip("CuPy is not installed: pip install 'cupy-cuda12x[ctk]'")
-    if dtype != "f" and package("nvidia.cuda_runtime") is None:
-        pytest.skip("no headers of CUDA: pip install nvidia-cuda-runtime-cu12==12.9.*")
-    if arch not in architectures(nvrtc):
-        pytest.skip(f"this NVRTC does not know sm_{arch}")
-    try:
-        kernels = importlib.import_module("minigpt.backend.gpu.launch")
-    except ImportError as error:
-        pytest.skip(f"CuPy does not load: {error}")
-    status, log, code = compile_source(nvrtc, kernels.source(), cupy_options(kernels, dtype, arch))
-    lines = [line for line in log.splitlines() if not line.startswith(DEPRECATED)]
-    assert (lines, status) == ([], 0)
-    plain = r"__global__ void (?:__launch_bounds__\([^)]*\)\s+)?(\w+)\("
-    names = re.findall(plain, kernels.source())
-    assert names and [name for name in names if name.encode() not in code] == []
+def test_the_names_of_kernels_are_found_in_their_source():
+    source = """
+extern "C" __global__ void __launch_bounds__(256)
+one(const float* x) {}  // __global__ void none(int x)
+#define TWO(D, name)                                             \\
+  extern "C" __global__ __launch_bounds__(a::B, a::C) void       \\
+      two_##name##_##D(float* y) {                               \\
+    a::two<D>(y);                                                \\
+  }
+TWO(32, in)
+TWO(64, out)
+extern "C" __global__ void three() {}
+"""
+    assert ptxas.kernel_names(source) == ["one", "three", "two_in_32", "two_out_64"]
+
+
+def test_a_report_of_ptxas_is_read():
+    log = """ptxas info    : 36 bytes gmem
+ptxas info    : Compiling entry function 'one' for 'sm_90'
+ptxas info    : Function properties for one
+ptxas         .     48 bytes stack frame, 44 bytes spill stores, 40 bytes spill loads
+ptxas info    : Used 168 registers, used 1 barriers, 47360 bytes smem
+ptxas info    : Compiling entry function 'two' for 'sm_90'
+ptxas info    : Used 22 registers
+kernels.cu(3): warning #177-D: variable "x" was declared but never referenced"""
+    used, others = ptxas.usage(log)
+    assert used == {
+        "one": ptxas.Usage(168, 47360, 48, 44, 40),
+        "two": ptxas.Usage(22, 0, 0, 0, 0),
+    }
+    assert others == log.splitlines()[-1:]
+    assert ptxas.registers_of_block(41, 1000) == 48 * 1024
+
+
+def test_a_compiler_that_is_not_installed_is_one_line(monkeypatch):
+    monkeypatch.setattr(ptxas, "package", lambda name: None)
+    with pytest.raises(UserError, match=r"^NVRTC of CUDA 13 is not installed: pip install '.*13"):
+        ptxas.Compiler(13)

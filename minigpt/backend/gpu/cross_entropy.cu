@@ -3,7 +3,7 @@
 // A block per row of logits (n, V), to which the bias b, if any, is added. lse and losses are (n);
 // a row whose target is -1 has loss 0. With `gradient`, the logits are replaced by their gradient,
 // (softmax - onehot) * dloss / count; dloss_at, if not null, points to dloss on the GPU.
-extern "C" __global__ void __launch_bounds__(1024)
+extern "C" __global__ void __launch_bounds__(1024, 1)
 cross_entropy(T* logits, const T* b, const int* targets, float* lse, float* losses, long long V,
               double count, long long gradient, const float* dloss_at, double dloss) {
   const long long row = blockIdx.x;
