@@ -68,8 +68,10 @@ class Params:
     flat : (size,) array
     tree : as `shapes`
         Views on `flat`, of those shapes.
+    arrays : list of arrays
+        The views in the order of `flat`.
     starts : list of int
-        Where each array begins in `flat`.
+        Where each of them begins in `flat`.
     decayed : int
         Elements of `flat` that belong to matrices and embeddings (ndim >= 2). They come first, so
         that weight decay applies to one slice. Gains and biases follow.
@@ -87,6 +89,7 @@ class Params:
         self.decayed = sum(math.prod(shape) for shape in named.values() if len(shape) >= 2)
         self.flat = aligned(at, dtype, xp.zeros) if flat is None else flat
         self.tree = map_tree(lambda name, shape: self._view(starts[name], shape), shapes)
+        self.arrays = self.ordered(self.tree)
         self._xp = xp
 
     def _view(self, start, shape):

@@ -9,6 +9,7 @@ import operator
 
 from minigpt.backend import to_device, to_host
 from minigpt.backend.devices import PRECISIONS, on_gpu
+from minigpt.backend.places import gradient_places, gradients_into
 from minigpt.model.lora import join
 from minigpt.ops.dropout import Rng
 from minigpt.optim.clipping import GRAD_NORM, LOSS_SCALE, SKIPPED, STEPS
@@ -69,6 +70,8 @@ class Trainer:
                 frozen = Params(frozen.shapes, xp, dtype, frozen.flat.astype(dtype))
             self.compute_tree = self.whole_tree(half_params, frozen)
         self.optimizer = make_optimizer(params, train_config, half_params)
+        seen = params if half_params is None else half_params
+        self._places = gradient_places(seen.arrays, self.grads.arrays)
 
     def whole_tree(self, params, frozen):
         """Return the tree of all weights: of `params` alone, or with those that are frozen."""
@@ -105,8 +108,9 @@ class Trainer:
                 recompute=self.train_config.recompute,
             )
 
-        done = self.workers.map(shard, shard_slices(len(ids), self.workers.n))
-        sum_gradients(self.workers, [grads for _, grads in done], self.grads, add)
+        with gradients_into(self._places, add) as filled:
+            done = self.workers.map(shard, shard_slices(len(ids), self.workers.n))
+        sum_gradients(self.workers, [grads for _, grads in done], self.grads, add, filled)
         return sum_losses(as_float(loss) for loss, _ in done)
 
     def batches(self, split, step):

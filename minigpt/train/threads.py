@@ -7,6 +7,7 @@ their timing.
 """
 
 import contextlib
+import itertools
 import queue
 import threading
 
@@ -146,7 +147,7 @@ def cut(arrays, start, stop):
     return tuple(pieces)
 
 
-def sum_gradients(workers, trees, grads, add=False):
+def sum_gradients(workers, trees, grads, add=False, filled=()):
     """Write the sum of the shards' gradients into `grads`: shard by shard, in order.
 
     Parameters
@@ -157,11 +158,29 @@ def sum_gradients(workers, trees, grads, add=False):
         Receives the sum.
     add : bool
         Whether to add to what `grads` holds, as for a further batch of the same step.
+    filled : list of arrays
+        Of `grads`, those where the only shard has left its gradients by itself: see
+        backend/places.py.
     """
     shards = [grads.ordered(tree) for tree in trees]
+    there = [x is place for x, place in zip(shards[0], grads.arrays, strict=True)]
+    if sum(there) != len(filled) or filled and len(shards) > 1:
+        raise RuntimeError("a gradient that was left in its place is not the one that is returned")
+    edges = [*grads.starts, grads.size]
+    for done, run in itertools.groupby(range(len(there)), there.__getitem__):
+        if done:
+            continue
+        run = list(run)  # arrays that are not there, one after the other
+        first, stop = run[0], run[-1] + 1
+        arrays = [shard[first:stop] for shard in shards]
+        sum_arrays(workers, arrays, grads.flat[edges[first] : edges[stop]], add)
+
+
+def sum_arrays(workers, shards, flat, add):
+    """Write the sum of the arrays of each shard, end to end, to `flat`; or add it."""
 
     def reduce(start, stop):
         pieces = tuple(cut(arrays, start, stop) for arrays in shards)
-        gather(grads.flat[start:stop], pieces, add)
+        gather(flat[start:stop], pieces, add)
 
-    workers.ranges(reduce, grads.size)
+    workers.ranges(reduce, flat.size)

@@ -20,6 +20,11 @@ TINY = {"float32": 0.0, "float16": 2.0**-25, "bfloat16": 0.0}  # half of the sma
 LAMBDA = 4  # Higham & Mary 2019: n additions are off by LAMBDA sqrt(n) UNIT, hardly ever by more
 
 
+def padded(V):
+    """The row length of V logits."""
+    return 64 * -(-V // 64)
+
+
 @pytest.fixture
 def launched(monkeypatch):
     """(name of the kernel, rows) of every launch."""
@@ -85,7 +90,7 @@ def bounds(x, targets, w, b, dtype, factor):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("V, rows", [(2, 12), (7, 5), (65, 12), (65, 1), (1000, 5), (50257, 5)])
 def test_errors_are_those_of_rounding(rng, monkeypatch, launched, dtype, bias, rows, V):
-    monkeypatch.setattr(kernels, "LOGITS", rows * V + V - 1)
+    monkeypatch.setattr(kernels, "most_logits", lambda size: (rows + 1) * padded(V) - 1)
     arrays = inputs(rng, dtype, V=V, bias=bias)
     loss, came_dx, came = cross_entropy_both(*arrays, count=7, dloss=2.0)
     sizes = [min(rows, 12 - start) for start in range(0, 12, rows)]
@@ -132,15 +137,20 @@ def test_dloss_may_be_on_the_device(rng, dtype):
 def test_the_same_input_gives_the_same_bits(rng, monkeypatch, dtype):
     arrays = inputs(rng, dtype, (3, 50), V=1000)
     for rows in (150, 40):
-        monkeypatch.setattr(kernels, "LOGITS", rows * 1000)
+        monkeypatch.setattr(kernels, "most_logits", lambda size, rows=rows: rows * padded(1000))
         first, second = (bits(*cross_entropy_both(*arrays)) for _ in range(2))
         assert first == second
 
 
-def test_the_logits_of_gpt2_do_not_exist_whole():
-    chunks = list(cross_entropy.row_chunks(12 * 1024, 50257, kernels.LOGITS))
-    assert [i for rows in chunks for i in range(rows.start, rows.stop)] == list(range(12 * 1024))
-    assert max(rows.stop - rows.start for rows in chunks) * 50257 <= kernels.LOGITS
+def test_logits_take_a_sixteenth_of_the_memory_at_most(rng, monkeypatch, launched):
+    total = cupy.cuda.runtime.memGetInfo()[1]
+    assert kernels.most_logits(2) == 2 * kernels.most_logits(4) == total // 32
+    monkeypatch.setattr(kernels, "memory_of", lambda device: 16 * 4 * 5 * 128)
+    cross_entropy_both(*inputs(rng))  # 12 rows of 65 logits, padded to 128
+    assert [n for _, n in launched] == [5, 5, 2]
+    launched.clear()
+    cross_entropy_both(*inputs(rng, "float16"))
+    assert [n for _, n in launched] == [10, 2]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,15 +1,16 @@
 // Softmax cross-entropy over the logits of a large vocabulary: minigpt/ops/cross_entropy.py.
 
-// A block per row of logits (n, V), to which the bias b, if any, is added. lse and losses are (n);
-// a row whose target is -1 has loss 0. With `gradient`, the logits are replaced by their gradient,
+// A block per row of logits (n, V), to which the bias b, if any, is added; a row begins `length`
+// elements after the one before. lse and losses are (n); a row whose target is -1 has loss 0. With `gradient`, the logits are replaced by their gradient,
 // (softmax - onehot) * dloss / count; dloss_at, if not null, points to dloss on the GPU.
 extern "C" __global__ void __launch_bounds__(1024, 1)
 cross_entropy(T* logits, const T* b, const int* targets, float* lse, float* losses, long long V,
-              double count, long long gradient, const float* dloss_at, double dloss) {
+              long long length, double count, long long gradient, const float* dloss_at,
+              double dloss) {
   const long long row = blockIdx.x;
   const long long step = blockDim.x;
   const int target = targets[row];
-  T* x = logits + row * V;
+  T* x = logits + row * length;
   // Read before any thread may write to it.
   const float right = target < 0 ? 0.0f : float(x[target]) + (b ? float(b[target]) : 0.0f);
 

@@ -1,14 +1,28 @@
 """The LM head and its loss on a GPU: three matrix products, and one kernel between them."""
 
+import functools
+
 import cupy
 import numpy as np
 
 from minigpt.backend.gpu.launch import launch, supported
 from minigpt.backend.gpu.product import product
+from minigpt.backend.places import place_of
 from minigpt.ops import cross_entropy
 
-FLOAT32 = np.dtype(np.float32)
-LOGITS = 2**27  # logits that exist at one time: 512 MB in float32
+ALIGNED = 64  # elements: with rows of such lengths, products run at the speed of the tensor cores
+SHARE = 1 / 16  # of the GPU's memory, for logits at one time: all of a step's, as a rule
+
+
+@functools.cache
+def memory_of(device):
+    """Return the bytes of memory that the GPU with that number, the current one, has."""
+    return cupy.cuda.runtime.memGetInfo()[1]
+
+
+def most_logits(size):
+    """Return how many logits of that many bytes may exist at one time."""
+    return int(SHARE * memory_of(cupy.cuda.runtime.getDevice()) / size)
 
 
 def cross_entropy_forward(x, targets, w, b=None, count=None):
@@ -41,41 +55,61 @@ def cross_entropy_both(x, targets, w, b=None, count=None, dloss=1.0, frozen=Fals
 def compute(x, targets, w, b, count, dloss=None, frozen=False):
     """Return the loss, (dx, grads) or, without `dloss`, None, and the cache."""
     V, C = w.shape
+    length = ALIGNED * -(-V // ALIGNED)
     x2, t = x.reshape(-1, C), cupy.ascontiguousarray(targets.reshape(-1), np.int32)
     if count is None:
         count = max(int((t >= 0).sum()), 1)
     lse, losses = cupy.empty((len(x2), 1), np.float32), cupy.empty(len(x2), np.float32)
     dx, sums = None if dloss is None else cupy.empty_like(x2), {}
-    for rows in cross_entropy.row_chunks(len(x2), V, LOGITS):
-        logits = product(x2[rows], w.T)
-        softmax(logits, b, t[rows], lse[rows], losses[rows], count, dloss)
+    if dloss is not None and not frozen:
+        sums = {name: Total(p) for name, p in (("w", w), ("b", b)) if p is not None}
+    for rows in cross_entropy.row_chunks(len(x2), length, most_logits(x.itemsize)):
+        logits = cupy.empty((rows.stop - rows.start, length), x.dtype)[:, :V]
+        product(x2[rows], w.T, out=logits)
+        softmax(logits, length, b, t[rows], lse[rows], losses[rows], count, dloss)
         if dloss is not None:
             product(logits, w, out=dx[rows])
-            if not frozen:
-                plus(sums, "w", logits.T, x2[rows])
-            if not frozen and b is not None:
-                plus(sums, "b", cupy.ones((1, len(logits)), b.dtype), logits)
-    grads = {name: total.astype(w.dtype, copy=False) for name, total in sums.items()}
-    if "b" in grads:
-        grads["b"] = grads["b"][0]
+        if "w" in sums:
+            sums["w"].plus(logits.T, x2[rows])
+        if "b" in sums:
+            sums["b"].plus(cupy.ones((1, len(logits)), b.dtype), logits)
+        del logits  # so that the next rows use its memory
+    grads = {name: total.gradient() for name, total in sums.items()}
     gradients = None if dloss is None else (dx.reshape(x.shape), grads)
     cache = cross_entropy.CrossEntropyCache(x, targets, w, b, lse, count)
     return losses.sum(), gradients, cache
 
 
-def softmax(logits, b, targets, lse, losses, count, dloss):
-    """Write lse and the loss of each row; with dloss, replace the logits by their gradient."""
+def softmax(logits, length, b, targets, lse, losses, count, dloss):
+    """Write lse and the loss of each row; with dloss, replace the logits by their gradient.
+
+    A row of logits begins `length` elements after the one before.
+    """
     n, V = logits.shape
     at, number = (dloss, 0.0) if isinstance(dloss, cupy.ndarray) else (None, float(dloss or 0))
+    options = float(count), int(dloss is not None), at, number
     launch(
         "cross_entropy",
         logits.dtype,
         (n,),
         (min(1024, 64 * -(-V // 256)),),  # whole warps, be they 32 or 64: 4 logits per thread
-        (logits, b, targets, lse, losses, V, float(count), int(dloss is not None), at, number),
+        (logits, b, targets, lse, losses, V, length, *options),
     )
 
 
-def plus(sums, name, a, b):
-    """Add a @ b to sums[name] (float32), which may not exist yet."""
-    sums[name] = product(a, b, out=sums.get(name), add=name in sums, dtype=FLOAT32)
+class Total:
+    """The gradient of a parameter, as a sum of products in float32: in its place, if it has one."""
+
+    def __init__(self, parameter):
+        self.dtype, (self.place, self.add) = parameter.dtype, place_of(parameter)
+        new = self.place is None
+        self.sum = cupy.empty(parameter.shape, np.float32) if new else self.place
+
+    def plus(self, a, b):
+        """Add a @ b, which for a vector has one row."""
+        product(a, b, self.sum if self.sum.ndim > 1 else self.sum[None], self.add)
+        self.add = True
+
+    def gradient(self):
+        """Return the sum; one that has no place is of the parameter's dtype."""
+        return self.sum.astype(self.dtype, copy=False) if self.place is None else self.place

@@ -69,10 +69,11 @@ __device__ inline bool stands_before(const int* ids, int n) {
 // The first `owners` blocks are for dwte: with by_id, one per id of the (small) vocabulary; else
 // one per token, which returns at once unless its token is the first with its id. The other blocks
 // are for dwpe, one per position. The N tokens are rows of `length` that begin at position `start`.
+// Where dwte is in float, and T is not, it is `wide`, and dwte is null.
 extern "C" __global__ void __launch_bounds__(EMBEDDING_THREADS)
-embedding_backward(const T* dy, const int* ids, T* __restrict__ dwte, T* __restrict__ dwpe,
-                   long long N, long long length, long long C, long long owners, long long by_id,
-                   long long start) {
+embedding_backward(const T* dy, const int* ids, T* __restrict__ dwte, float* __restrict__ wide,
+                   T* __restrict__ dwpe, long long N, long long length, long long C,
+                   long long owners, long long by_id, long long start) {
   const int lane = threadIdx.x % warpSize, warp = threadIdx.x / warpSize;
   const int warps = EMBEDDING_THREADS / warpSize;
   const long long c = (long long)blockIdx.y * EMBEDDING_CHANNELS + threadIdx.x;
@@ -92,5 +93,6 @@ embedding_backward(const T* dy, const int* ids, T* __restrict__ dwte, T* __restr
     for (; found; found &= found - 1) rows.add(dy + (first + __ffsll(found) - 1) * C);
   }
   const float sum = rows.total();
-  if (c < C) dwte[id * C + c] = (T)((float)dwte[id * C + c] + sum);
+  if (c < C && wide) wide[id * C + c] += sum;
+  if (c < C && dwte) dwte[id * C + c] = (T)((float)dwte[id * C + c] + sum);
 }

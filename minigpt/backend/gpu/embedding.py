@@ -30,8 +30,10 @@ def embedding_backward(dy, cache):
 
 
 def embedding_backward_tied(dy, cache, dwte):
-    """As the op, in place: dwte is written to."""
-    if cache[0].dtype != np.int32 or not supported(dy, dwte):
+    """As the op, in place: dwte is written to. It may be float32 where dy is not."""
+    if cache[0].dtype != np.int32 or not supported(dy) or not supported(dwte):
+        return NotImplemented
+    if dwte.dtype not in (dy.dtype, np.float32):
         return NotImplemented
     return add_rows(dy, cache, dwte)
 
@@ -42,7 +44,8 @@ def add_rows(dy, cache, dwte):
     dwpe = None if wpe_shape is None else cupy.empty(wpe_shape, dy.dtype)
     by_id = ids.size >= TOKENS_PER_ID * V
     owners = V if by_id else ids.size
-    args = (dy, cupy.ascontiguousarray(ids), dwte, dwpe, ids.size, ids.shape[1], C)
+    tables = (dwte, None) if dwte.dtype == dy.dtype else (None, dwte)
+    args = (dy, cupy.ascontiguousarray(ids), *tables, dwpe, ids.size, ids.shape[1], C)
     grid = owners + (0 if dwpe is None else len(dwpe)), -(-C // EMBEDDING_CHANNELS)
     args += owners, int(by_id), start
     launch("embedding_backward", dy.dtype, grid, (EMBEDDING_THREADS,), args)

@@ -4,6 +4,7 @@ import cupy
 
 from minigpt.backend.gpu.launch import launch, supported
 from minigpt.backend.gpu.product import product
+from minigpt.backend.places import place_of
 from minigpt.ops.linear import check_bias
 
 PARTS = 512  # blocks at most that share the rows of a sum over rows
@@ -38,10 +39,16 @@ def linear_backward(dy, cache):
     """As the op."""
     x, w, b = cache
     dy2 = dy.reshape(-1, w.shape[1])
-    grads = {"w": product(x.reshape(-1, w.shape[0]).T, dy2)}
+    grads = {"w": weight_gradient(w, x.reshape(-1, w.shape[0]), dy2)}
     if b is not None:
         grads["b"] = bias_gradient(dy2)
     return product(dy2, w.T).reshape(x.shape), grads
+
+
+def weight_gradient(w, x, dy):
+    """Return x^T dy of two dimensions, the gradient of w: in its place, where there is one."""
+    place, add = place_of(w)
+    return product(x.T, dy, place, add)
 
 
 def bias_gradient(dy):

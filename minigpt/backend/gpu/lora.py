@@ -2,7 +2,7 @@
 
 import cupy
 
-from minigpt.backend.gpu.linear import linear_forward
+from minigpt.backend.gpu.linear import linear_forward, weight_gradient
 from minigpt.backend.gpu.product import product
 from minigpt.ops.dropout import dropout_backward, dropout_forward
 from minigpt.ops.lora import LoraCache, check_factors
@@ -30,8 +30,8 @@ def lora_backward(dy, cache):
     du = product(dy2, lora_b.T)
     du *= scale
     grads = {
-        "lora_a": product(dropped.reshape(-1, len(w)).T, du),
-        "lora_b": times(scale, product(u.reshape(-1, len(lora_b)).T, dy2)),
+        "lora_a": weight_gradient(lora_a, dropped.reshape(-1, len(w)), du),
+        "lora_b": weight_gradient(lora_b, times(scale, u.reshape(-1, len(lora_b))), dy2),
     }
     dx += dropout_backward(product(du, lora_a.T).reshape(shape), dropout_cache)
     return dx, grads
