@@ -115,7 +115,8 @@ static void product(long long m, long long n, long long k, long long batch, int 
             batch * result * m * n, 2 * batch * m * n * k);
 }
 
-static int item_of(int type) { return type == 2 || type == 150 ? 2 : 4; /* HIP_R_16F, or float */ }
+/* HIP_R_16F by its two numbers, HIP_R_16BF, or float */
+static int item_of(int type) { return type == 2 || type == 150 || type == 14 ? 2 : 4; }
 
 int hipblasSgemm(void *h, int ta, int tb, int m, int n, int k, const void *alpha, const void *a,
                  int lda, const void *b, int ldb, const void *beta, void *c, int ldc) {
@@ -154,4 +155,15 @@ int hipblasGemmEx(void *h, int ta, int tb, int m, int n, int k, const void *alph
   product(m, n, k, 1, item_of(at), item_of(ct), beta);
   return BLAS(hipblasGemmEx)(h, ta, tb, m, n, k, alpha, a, at, lda, b, bt, ldb, beta, c, ct, ldc,
                              compute, algorithm);
+}
+
+/* What minigpt calls on CUDA, in the terms of HIP: other numbers for transposed, sums in float. */
+int cublasSetStream_v2(void *h, void *stream) { return (void)stream, h ? 0 : 1; }
+
+int cublasGemmEx(void *h, int ta, int tb, int m, int n, int k, const void *alpha, const void *a,
+                 int at, int lda, const void *b, int bt, int ldb, const void *beta, void *c, int ct,
+                 int ldc, int compute, int algorithm) {
+  (void)compute;
+  return hipblasGemmEx(h, 111 + ta, 111 + tb, m, n, k, alpha, a, at, lda, b, bt, ldb, beta, c, ct,
+                       ldc, 2, algorithm);
 }

@@ -11,7 +11,7 @@ import threading
 
 from minigpt.backend import array_module
 
-_now = threading.local()  # .places, .add and .filled, within `gradients_into`
+_now = threading.local()  # .open: (places, add, filled) within `gradients_into`, else None
 
 
 def gradient_places(weights, gradients):
@@ -45,11 +45,12 @@ def gradients_into(places, add):
     filled : list of arrays
         The places that something has been left in so far.
     """
-    _now.places, _now.add, _now.filled = places, add, []
+    filled = []
+    _now.open = places, add, filled
     try:
-        yield _now.filled
+        yield filled
     finally:
-        _now.places = {}
+        _now.open = None
 
 
 def place_of(w):
@@ -57,8 +58,10 @@ def place_of(w):
 
     Who asks leaves it there.
     """
-    place = getattr(_now, "places", {}).get(w.data.ptr)
+    now = getattr(_now, "open", None)
+    place = now and now[0].get(w.data.ptr)
     if place is None or place.shape != w.shape:
         return None, False
-    _now.filled.append(place)
-    return place, _now.add
+    _, add, filled = now
+    filled.append(place)
+    return place, add

@@ -177,7 +177,10 @@ def test_any_alignment(cupy, rng, pair):
     dy = random_dy(rng, pair, case)
     expected = both_passes(pair, case, dy, converter(cupy, "float32"))
     found = both_passes(pair, case, dy, converter(cupy, "float32", shifted))
-    assert_same((found[0], found[2]), to_host((expected[0], expected[2])), 0)
+    # For other addresses cuBLAS takes other kernels, which sum in another order.
+    products = pair[0].__name__.startswith(("linear", "lora"))
+    tolerance = RTOL["float32"] if products else 0
+    assert_same((found[0], found[2]), to_host((expected[0], expected[2])), tolerance)
 
 
 def test_rows_too_wide_for_a_block(cupy, kernels, rng, launches):

@@ -201,6 +201,12 @@ def test_an_array_with_one_row_or_column_may_have_any_step(stub, rng):
             np.testing.assert_allclose(host(outer), host(b) @ host(a), atol=1e-6)
 
 
+def test_nothing_is_added_to_a_new_array(through, rng):
+    a, b = (cupy.asarray(rng.standard_normal((4, 4)), "f") for _ in range(2))
+    cupy.full((4, 4), np.nan, "f")  # the memory that is taken next
+    np.testing.assert_allclose(host(ours.product(a, b, add=True)), host(a) @ host(b), atol=1e-5)
+
+
 def test_shapes_that_do_not_fit_are_refused(through):
     a, b = cupy.ones((2, 3), "f"), cupy.ones((3, 4), "f")
     for args in ((b, a), (a, b, cupy.ones((4, 2), "f")), (a, b, cupy.ones((2, 5), "f"))):

@@ -142,6 +142,19 @@ def test_the_same_input_gives_the_same_bits(rng, monkeypatch, dtype):
         assert first == second
 
 
+@pytest.mark.parametrize("V, length", [(2, 64), (64, 64), (65, 128)])
+def test_rows_of_logits_begin_at_multiples_of_64(rng, monkeypatch, V, length):
+    steps, product = [], kernels.product
+
+    def note(a, b, out=None, add=False):
+        steps.extend(y.strides[0] // y.itemsize for y in (a, out) if y.shape == (12, V))
+        return product(a, b, out, add)
+
+    monkeypatch.setattr(kernels, "product", note)
+    cross_entropy_both(*inputs(rng, V=V))
+    assert steps == [length] * 2
+
+
 def test_logits_take_a_sixteenth_of_the_memory_at_most(rng, monkeypatch, launched):
     total = cupy.cuda.runtime.memGetInfo()[1]
     assert kernels.most_logits(2) == 2 * kernels.most_logits(4) == total // 32

@@ -42,6 +42,7 @@ from tests.tools.mutants import (
     model,
     ops,
     optim,
+    product,
     sample,
     top,
     train,
@@ -49,7 +50,7 @@ from tests.tools.mutants import (
 
 MODULES = (
     *(cli, ops, cpu, data, optim, model, interchange, sample, train, library, environment, top),
-    gpu,
+    *(gpu, product),
 )
 ROOT = Path(__file__).parents[2]
 PARTS = ("minigpt", "tests", "setup.cfg")
@@ -102,7 +103,7 @@ class Outcome(NamedTuple):
 def all_mutants():
     """Return all mutants, those for a GPU last."""
     return [
-        Mutant(name, place, old, new, f"tests/{test}", module is gpu)
+        Mutant(name, place, old, new, f"tests/{test}", module in (gpu, product))
         for module in MODULES
         for place, mutants in module.MUTANTS.items()
         for name, old, new, test in mutants

@@ -322,9 +322,6 @@ MUTANTS = {
             "train/test_precision.py::test_an_evaluation_is_in_single_precision",
         ),
     ],
-    "minigpt/backend/gpu/cross_entropy.py::plus": [
-        ("chunks of dw are summed in 16 bits", "dtype=FLOAT32", "dtype=b.dtype", HEAD),
-    ],
     "minigpt/backend/low_precision.py::in_float32": [
         (
             "wide heads are summed in 16 bits",
@@ -337,14 +334,6 @@ MUTANTS = {
             'x.dtype.char == "f" and x.ndim',
             "False",
             "backend/test_low_precision.py::test_heads_wider_than_a_tile",
-        ),
-    ],
-    "minigpt/backend/gpu/cross_entropy.py::compute": [
-        (
-            "dw of the last chunk of rows only",
-            'plus(sums, "w", logits.T, x2[rows])',
-            'plus(sums, "w", logits.T, x2[rows]) if rows.stop == len(x2) else None',
-            HEAD,
         ),
     ],
 }

@@ -1,0 +1,181 @@
+"""Bugs in matrix products on CuPy, and in where gradients are left by them."""
+
+PRODUCT = "backend/test_product_cupy.py::"
+VALUES = f"{PRODUCT}test_values"
+HEAD = "backend/test_vocabulary_cupy.py::test_errors_are_those_of_rounding"
+PLACES = "train/test_places.py::"
+GATHERED = f"{PLACES}test_gradients_are_those_that_are_gathered"
+
+MUTANTS = {
+    "minigpt/backend/gpu/product.py::layout": [
+        ("gaps between rows are not seen", "return 0, down // item", "return 0, columns", VALUES),
+        (
+            "transposed, but not said so",
+            "return 1, right // item",
+            "return 0, right // item",
+            VALUES,
+        ),
+        (
+            "the step of a single row is believed",
+            "if rows == 1: return 0, columns",
+            "",
+            f"{PRODUCT}test_an_array_with_one_row_or_column_may_have_any_step",
+        ),
+        (
+            "rows that overlap are taken for rows",
+            "if down >= columns * item:",
+            "if True:",
+            f"{PRODUCT}test_what_cublas_does_not_take_is_left_to_cupy",
+        ),
+    ],
+    "minigpt/backend/gpu/product.py::product": [
+        (
+            "each factor has the row length of the other",
+            "at_b, factor, ld_b, at_a, factor, ld_a",
+            "at_b, factor, ld_a, at_a, factor, ld_b",
+            VALUES,
+        ),
+        (
+            "each factor is transposed as the other",
+            "handle, flip_b, flip_a, n, m, k",
+            "handle, flip_a, flip_b, n, m, k",
+            VALUES,
+        ),
+        ("rows for columns", "flip_a, n, m, k", "flip_a, m, n, k", VALUES),
+        ("nothing is added to", "ONE if add else ZERO", "ZERO", VALUES),
+        ("what is there is always added to", "ONE if add else ZERO", "ONE", VALUES),
+        (
+            "a new array is added to",
+            "dtype or a.dtype), False",
+            "dtype or a.dtype), add",
+            f"{PRODUCT}test_nothing_is_added_to_a_new_array",
+        ),
+        (
+            "TF32 is never asked for",
+            "compute = COMPUTE_32F_FAST_TF32",
+            "pass",
+            f"{PRODUCT}test_tf32_is_asked_for_where_it_is_on",
+        ),
+        (
+            "TF32 is asked for with 16-bit factors",
+            'if char == "f" and',
+            "if",
+            f"{PRODUCT}test_tf32_is_asked_for_where_it_is_on",
+        ),
+        (
+            "the stream is the first one",
+            "pointer(get_current_stream().ptr)",
+            "None",
+            f"{PRODUCT}test_it_is_cupys_handle_and_stream",
+        ),
+        (
+            "an error of cuBLAS is not looked at",
+            "if status:",
+            "if False:",
+            f"{PRODUCT}test_a_failure_is_cupys_error",
+        ),
+        (
+            "shapes are not looked at",
+            "if k != also_k or out.shape != (m, n):",
+            "if False:",
+            f"{PRODUCT}test_shapes_that_do_not_fit_are_refused",
+        ),
+    ],
+    "minigpt/backend/gpu/product.py::with_cupy": [
+        (
+            "sums of float16 are rounded before they are added",
+            '(add or out.dtype.char != "e" or out.size == 1)',
+            "False",
+            VALUES,
+        ),
+    ],
+    "minigpt/backend/gpu/product.py::cublas": [
+        (
+            "a cuBLAS without the function is a traceback",
+            "RuntimeError, AttributeError)",
+            "RuntimeError)",
+            f"{PRODUCT}test_a_cublas_that_does_not_load_is_one_line",
+        ),
+    ],
+    "minigpt/backend/gpu/cross_entropy.cu::cross_entropy": [
+        ("rows of logits without gaps", "logits + row * length", "logits + row * V", HEAD),
+    ],
+    "minigpt/backend/gpu/cross_entropy.py::compute": [
+        (
+            "dw of the last chunk of rows only",
+            'if "w" in sums:',
+            'if "w" in sums and rows.stop == len(x2):',
+            HEAD,
+        ),
+        (
+            "rows of logits are as long as the vocabulary",
+            "length = ALIGNED * -(-V // ALIGNED)",
+            "length = V",
+            "backend/test_vocabulary_cupy.py::test_rows_of_logits_begin_at_multiples_of_64",
+        ),
+    ],
+    "minigpt/backend/gpu/cross_entropy.py::Total.plus": [
+        ("each chunk of dw replaces the one before", "self.add = True", "pass", HEAD),
+    ],
+    "minigpt/backend/gpu/cross_entropy.py::Total.__init__": [
+        ("chunks of dw are summed in 16 bits", "np.float32", "parameter.dtype", HEAD),
+    ],
+    "minigpt/backend/gpu/cross_entropy.py::most_logits": [
+        (
+            "the memory of a logit does not count",
+            "/ size)",
+            "/ 4)",
+            "backend/test_vocabulary_cupy.py::test_logits_take_a_sixteenth_of_the_memory_at_most",
+        ),
+    ],
+    "minigpt/backend/gpu/embedding.cu::embedding_backward": [
+        (
+            "the head's gradient is overwritten",
+            "wide[id * C + c] += sum",
+            "wide[id * C + c] = sum",
+            GATHERED,
+        ),
+    ],
+    "minigpt/backend/gpu/lora.py::lora_backward": [
+        (
+            "lora_b's gradient without the scale",
+            "times(scale, u.reshape(-1, len(lora_b)))",
+            "u.reshape(-1, len(lora_b))",
+            "backend/test_kernels_cupy.py::test_values",
+        ),
+    ],
+    "minigpt/backend/places.py::place_of": [
+        ("further batches replace the first", "return place, add", "return place, False", GATHERED),
+        (
+            "a part of a weight has the place of the whole",
+            "or place.shape != w.shape",
+            "",
+            f"{PLACES}test_a_place_is_one_thread_s_while_the_context_lasts",
+        ),
+    ],
+    "minigpt/backend/places.py::gradients_into": [
+        (
+            "places are open for ever",
+            "finally: _now.open = None",
+            "finally: pass",
+            f"{PLACES}test_a_place_is_one_thread_s_while_the_context_lasts",
+        ),
+    ],
+    "minigpt/backend/places.py::_now": [
+        (
+            "places are open in all threads",
+            "threading.local()",
+            "type(threading)('now')",
+            f"{PLACES}test_a_place_is_one_thread_s_while_the_context_lasts",
+        ),
+    ],
+    "minigpt/train/threads.py::sum_gradients": [
+        ("what is in its place is added once more", "if done: continue", "", GATHERED),
+        (
+            "a gradient may be replaced after it was left in its place",
+            "sum(there) != len(filled) or",
+            "",
+            f"{PLACES}test_a_gradient_that_was_replaced_is_an_error",
+        ),
+    ],
+}
