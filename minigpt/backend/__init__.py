@@ -51,6 +51,16 @@ def _has(kind, x):
     return isinstance(x, kind) or (isinstance(x, tuple) and any(isinstance(y, kind) for y in x))
 
 
+def _types(values):
+    """Return the types of values, and of what the tuples among them hold: all that `_has` asks."""
+    types = []
+    for x in values:
+        types.append(type(x))
+        if isinstance(x, tuple):
+            types += map(type, x)
+    return tuple(types)
+
+
 def _one_module(op, args, kwargs):
     """Return the module that all arrays of a call belong to.
 
@@ -95,12 +105,18 @@ def overridable(op):
 
     `op.reference` is the op itself: the definition.
     """
-    file = op.__module__.rpartition(".")[2]
+    file, name = op.__module__.rpartition(".")[2], op.__name__
+    modules = {}  # by the types of a call, which alone decide: a step makes the same calls again
 
     @functools.wraps(op)
     def dispatch(*args, **kwargs):
-        xp = _one_module(op, args, kwargs) if "cupy" in sys.modules else numpy
-        override = None if _plain else _override(xp, file, op.__name__)
+        xp = numpy
+        if "cupy" in sys.modules:
+            types = _types((*args, *kwargs.values()))
+            xp = modules.get(types)
+            if xp is None:
+                xp = modules[types] = _one_module(op, args, kwargs)
+        override = None if _plain else _override(xp, file, name)
         if override is not None:
             result = override(*args, **kwargs)
             if result is not NotImplemented:
