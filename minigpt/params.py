@@ -4,7 +4,9 @@ Clipping, the optimizer, a checkpoint and a copy to a GPU are then one pass over
 the mathematics sees `p["attn"]["c_attn"]["w"]`. Gradients and optimizer state have the same layout.
 """
 
+import functools
 import math
+import operator
 
 import numpy
 
@@ -23,6 +25,16 @@ def leaves(tree, prefix=""):
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def paths(tree, above=()):
+    """Yield the keys that lead to each leaf, (key, key, ...), in the order of `leaves`."""
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, value in pairs:
+        if isinstance(value, dict | list):
+            yield from paths(value, (*above, key))
+        else:
+            yield *above, key
 
 
 def map_tree(fn, tree, prefix=""):
@@ -79,9 +91,12 @@ class Params:
 
     def __init__(self, shapes, xp, dtype, flat=None):
         named = dict(leaves(shapes))
-        self._order = sorted(named, key=lambda name: len(named[name]) < 2)  # stable
+        order = sorted(
+            zip(named, paths(shapes), strict=True), key=lambda leaf: len(named[leaf[0]]) < 2
+        )  # stable
+        self._paths = [path for _, path in order]
         starts, at = {}, 0
-        for name in self._order:
+        for name, _ in order:
             starts[name] = at
             at += math.prod(named[name])
         self.shapes, self.starts = shapes, list(starts.values())
@@ -132,8 +147,7 @@ class Params:
 
     def ordered(self, tree):
         """Return the leaves of a tree of this layout in the order of `flat`."""
-        named = dict(leaves(tree))
-        return [named[name] for name in self._order]
+        return [functools.reduce(operator.getitem, path, tree) for path in self._paths]
 
     def zeros_like(self):
         """Return Params of the same layout, all zero: for gradients and optimizer state."""

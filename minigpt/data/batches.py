@@ -5,7 +5,7 @@ Run `python -m minigpt.data` for a walk from a text to the examples that a GPT l
 
 import numpy as np
 
-from minigpt.backend import array_module, to_device
+from minigpt.backend import array_module, overridable, to_device
 from minigpt.errors import UserError
 
 PART = 1 << 16  # tokens looked at together
@@ -110,8 +110,15 @@ def random_batch(ids, seed, number, batch_size, block_size, sampler="uniform", r
     """
     row = number * batch_size if row is None else row
     starts = SAMPLERS[sampler](len(ids) - block_size, seed, number, row, batch_size)
-    xp = array_module(ids)
-    where = to_device(starts, xp)[:, None] + xp.arange(block_size)
+    return windows(ids, to_device(starts, array_module(ids)), block_size)
+
+
+@overridable
+def windows(ids, starts, block_size):
+    """Return x and y (B, block_size) int32, the windows of ids (N,) that begin at starts (B,) int64
+    and one token later; all of them lie within ids.
+    """
+    where = starts[:, None] + array_module(ids).arange(block_size)
     return as_int32(ids[where]), as_int32(ids[1:][where])
 
 

@@ -51,9 +51,13 @@ def fold_key(rng, place):
     return None if rng is None else rng.fold(place)
 
 
-def project_forward(x, p, rng=None):
-    """A linear layer, or a frozen one: as linear_forward or lora_forward; rng is the latter's."""
-    return lora_forward(x, **p, rng=rng) if "scale" in p else linear_forward(x, **p)
+def project_forward(x, p, rng=None, place=FIRST):
+    """A linear layer, or a frozen one: as linear_forward or lora_forward, for whose dropout rng is,
+    the key of the part of the block whose first or last linear layer it is.
+    """
+    if "scale" not in p:
+        return linear_forward(x, **p)
+    return lora_forward(x, **p, rng=fold_key(rng, place))
 
 
 def project_backward(dy, cache):
@@ -131,7 +135,7 @@ def self_attention_forward(
     y : (B, T, C)
     cache : SelfAttentionCache
     """
-    qkv, qkv_cache = project_forward(x, p["c_attn"], fold_key(rng, FIRST))
+    qkv, qkv_cache = project_forward(x, p["c_attn"], rng, FIRST)
     rotary_cache = None
     if rotary:
         qkv, rotary_cache = rotary_qkv_forward(qkv, n_head, 0 if kv is None else kv.length)
@@ -139,7 +143,7 @@ def self_attention_forward(
     if kv is not None:
         k, v = kv.append(k, v)
     y, attention_cache = attention_forward(q, k, v, causal, key_mask, dropout=dropout, rng=rng)
-    y, proj_cache = project_forward(merge_heads(y), p["c_proj"], fold_key(rng, LAST))
+    y, proj_cache = project_forward(merge_heads(y), p["c_proj"], rng, LAST)
     return y, SelfAttentionCache(n_head, qkv_cache, rotary_cache, attention_cache, proj_cache)
 
 
@@ -202,11 +206,11 @@ def cross_attention_backward(dy, cache):
     return dx, dmemory, {"c_q": c_q, "c_kv": c_kv, "c_proj": c_proj}
 
 
-def project_activation_forward(x, p, activation, rng=None):
+def project_activation_forward(x, p, activation, rng=None, place=FIRST):
     """project_forward and the activation after it: one op, where the layer is trained itself."""
     if "scale" not in p:
         return linear_activation_forward(x, **p, kind=activation)
-    h, lora_cache = lora_forward(x, **p, rng=rng)
+    h, lora_cache = project_forward(x, p, rng, place)
     y, activation_cache = activation_forward(h, activation)
     return y, (lora_cache, activation_cache)
 
@@ -236,8 +240,8 @@ def mlp_forward(x, p, activation, rng=None):
     y : (B, T, C)
     cache : tuple
     """
-    h, fc_cache = project_activation_forward(x, p["c_fc"], activation, fold_key(rng, FIRST))
-    y, proj_cache = project_forward(h, p["c_proj"], fold_key(rng, LAST))
+    h, fc_cache = project_activation_forward(x, p["c_fc"], activation, rng, FIRST)
+    y, proj_cache = project_forward(h, p["c_proj"], rng, LAST)
     return y, (fc_cache, proj_cache)
 
 

@@ -46,6 +46,8 @@ class AttentionCache(NamedTuple):
 def split_heads(x, n, n_head):
     """(B, T, n C) -> n views (B, H, T, D), one after the other in the last axis."""
     B, T, C = x.shape[0], x.shape[1], x.shape[2] // n
+    if n == 1:  # the same, without a look along the axis of n
+        return (x.reshape(B, T, n_head, C // n_head).transpose(0, 2, 1, 3),)
     return tuple(x.reshape(B, T, n, n_head, C // n_head).transpose(2, 0, 3, 1, 4))
 
 

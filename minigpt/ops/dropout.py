@@ -52,7 +52,7 @@ class Rng(NamedTuple):
         key = self.key
         for i in ints:
             key = mix((key + (i + 1) * GAMMA) & WORD)
-        return self._replace(key=key)
+        return Rng(key, self.row)
 
 
 def random_words(key, start, n, xp):

@@ -180,7 +180,8 @@ def sum_arrays(workers, shards, flat, add):
     """Write the sum of the arrays of each shard, end to end, to `flat`; or add it."""
 
     def reduce(start, stop):
-        pieces = tuple(cut(arrays, start, stop) for arrays in shards)
+        whole = stop - start == flat.size  # of one thread: nothing is to be cut
+        pieces = tuple(arrays if whole else cut(arrays, start, stop) for arrays in shards)
         gather(flat[start:stop], pieces, add)
 
     workers.ranges(reduce, flat.size)

@@ -192,6 +192,9 @@ def mixed_forward(x, w, b=None, options=()):
 
 def test_arrays_of_both_backends_are_refused_by_name(cupy):
     here, there = np.ones(3), cupy().ndarray()
+    for x in here, there:  # what was found for some types is not taken for others
+        mixed_forward(x, x, options=(x,))
+        mixed_forward(x, (None, x, x))
     for args, kwargs, told in (
         ((here, there), {}, "mixed_forward: w is an array of cupy, but x of numpy; convert w"),
         ((there, here), {}, "w is an array of numpy, but x of cupy; .*backend.to_device"),

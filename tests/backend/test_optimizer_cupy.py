@@ -63,6 +63,14 @@ def test_gather(rng, names, sizes, dtype, add):
     np.testing.assert_allclose(flat.get(), expected, rtol=EPS)  # one rounding
 
 
+def test_gather_follows_arrays_that_move(rng):
+    here, there = (leaves_of(rng, (5, 7), "float32") for _ in range(2))
+    flat = cupy.empty(12, "float32")
+    for arrays in here, there, here[::-1], here:
+        gradients.gather(flat, (arrays,))
+        np.testing.assert_array_equal(flat.get(), np.concatenate([x.get() for x in arrays]))
+
+
 @pytest.mark.parametrize("n", [1, kernels.WIDTH, kernels.WIDTH + 1, 70_001])
 def test_sum_of_squares_is_a_part_per_block_and_the_same_bits_twice(rng, names, n):
     g = cupy.asarray(rng.standard_normal(n), "float32")

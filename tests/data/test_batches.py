@@ -191,10 +191,10 @@ def test_characters_of_the_validation_part_alone_are_named(tmp_path):
 @pytest.mark.cupy
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
 def test_batches_of_small_ids_are_int32_on_every_backend(xp, dtype):
-    ids = np.arange(1000).astype(dtype)
+    ids = (97 * np.arange(1000)).astype(dtype)  # the last of them need four bytes
     small = xp.asarray(ids)
     large = ids.astype(np.int32)
-    drawn = ((data.random_batch(small, 1, 2, 4, 8), data.random_batch(large, 1, 2, 4, 8)),)
+    drawn = [[data.random_batch(x, 1, 2, B, 9) for x in (small, large)] for B in (1, 40)]
     windows = zip(data.eval_batches(small, 7, 5), data.eval_batches(large, 7, 5), strict=True)
     for one, other in (*drawn, *windows):
         for a, b in zip(one, other, strict=True):

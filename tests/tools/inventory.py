@@ -17,7 +17,7 @@ OPS = [importlib.import_module(f"minigpt.ops.{m.name}") for m in pkgutil.iter_mo
 PLAIN = {
     *("ids", "source", "targets", "seen", "start", "kind", "causal", "key_mask", "kv", "p"),
     *("activation", "n_head", "config", "on_layer", "rng", "dropout", "eps", "count", "dloss"),
-    *("rotary", "scale", "frozen", "recompute"),
+    *("rotary", "scale", "frozen", "recompute", "place"),
 }
 FROZEN = {"lora": {"w", "b"}}  # of an op: constants, which have no gradient either
 SMALLEST = encoder_decoder.Seq2SeqConfig(4, 4, 1, 1, 4, source_vocab_size=4)

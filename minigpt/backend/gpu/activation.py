@@ -1,8 +1,6 @@
 """Activations on a GPU, with or without a bias before them; backward recomputes the slope."""
 
-import cupy
-
-from minigpt.backend.gpu.launch import launch, supported
+from minigpt.backend.gpu.launch import empty, launch, supported
 from minigpt.backend.gpu.linear import COLUMNS, column_sums, parts_of
 
 KINDS = ("gelu", "gelu_tanh", "relu")  # numbered as in activation.cu
@@ -10,7 +8,7 @@ KINDS = ("gelu", "gelu_tanh", "relu")  # numbered as in activation.cu
 
 def activate(x, kind, b=None):
     """Return act(x + b), in one launch; b (C,) may be None."""
-    y = cupy.empty(x.shape, x.dtype)
+    y = empty(x.shape, x.dtype)
     N, C, G = parts_of(x)
     args = (x, b, y, N, C, KINDS.index(kind))
     launch("activation_forward", x.dtype, (-(-C // COLUMNS), G), (COLUMNS // 4,), args)
@@ -19,9 +17,9 @@ def activate(x, kind, b=None):
 
 def multiply_by_slope(dy, x, kind, b=None):
     """Return dx = dy * act'(x + b) and db (C,), its sums over the rows; db is None without b."""
-    dx = cupy.empty(x.shape, x.dtype)
+    dx = empty(x.shape, x.dtype)
     N, C, G = parts_of(x)
-    parts = None if b is None else cupy.empty((G, C), "f")
+    parts = None if b is None else empty((G, C), "f")
     args = (dy, x, b, dx, parts, N, C, KINDS.index(kind))
     launch("activation_backward", x.dtype, (-(-C // COLUMNS), G), (COLUMNS // 4,), args)
     return dx, None if b is None else column_sums(parts, x.dtype)

@@ -1,9 +1,7 @@
 """Residual connection and layernorm on a GPU: one kernel each way. mu and rstd are float32."""
 
-import cupy
-
 from minigpt.backend.gpu.dropout import mask_of
-from minigpt.backend.gpu.launch import launch, supported, threads
+from minigpt.backend.gpu.launch import empty, launch, supported, threads
 from minigpt.backend.gpu.linear import column_sums, parts_of
 from minigpt.ops.add_norm import AddNormCache
 from minigpt.ops.layernorm import EPS
@@ -13,10 +11,14 @@ WIDEST = 4096  # channels of the widest row: one block normalizes it, four chann
 
 def fits(x, w, b, *others):
     """Tell whether the kernels take x, a gain w, a bias b, and others of the shape of x."""
-    C = x.shape[-1]
-    shapes = {y.shape for y in others if y is not None} | {x.shape}
-    biases = {y.shape for y in (w, b) if y is not None}
-    return C <= WIDEST and len(shapes) == 1 and biases == {(C,)} and supported(x, w, b, *others)
+    shape = x.shape
+    row = shape[-1:]
+    if row[0] > WIDEST or w.shape != row or (b is not None and b.shape != row):
+        return False
+    for y in others:
+        if y is not None and y.shape != shape:
+            return False
+    return supported(x, w, b, *others)
 
 
 def singles(*arrays):
@@ -27,8 +29,8 @@ def singles(*arrays):
 def normalize(x, h, w, b, eps, mask, stream):
     """Launch add_norm_forward, which fills `stream` unless it is None. Return y, mu, rstd."""
     C = h.shape[-1]
-    y = cupy.empty(h.shape, h.dtype)
-    mu, rstd = (cupy.empty((*h.shape[:-1], 1), "f") for _ in range(2))
+    y = empty(h.shape, h.dtype)
+    mu, rstd = (empty((*h.shape[:-1], 1), "f") for _ in range(2))
     args = (x, h, w, b, stream, y, mu, rstd, C, eps, *mask)
     launch("add_norm_forward", h.dtype, (h.size // C,), threads(-(-C // 4)), args)
     return y, mu, rstd
@@ -47,7 +49,7 @@ def normalize_backward(dx, dy, cache, mask, total, dh):
     """
     x, w, b, mu, rstd = cache
     N, C, G = parts_of(x)
-    parts = cupy.empty((G, C if b is None else 2 * C), "f")
+    parts = empty((G, C if b is None else 2 * C), "f")
     args = (dx, dy, x, w, mu, rstd, total, dh, parts, N, C, parts.shape[1], *mask)
     launch("add_norm_backward", x.dtype, (G,), threads(-(-C // 4)), args)
     sums = column_sums(parts, x.dtype)
@@ -61,7 +63,7 @@ def add_norm_forward(x, h, w, b=None, dropout=0.0, rng=None, eps=EPS):
     if dropout == 0:
         rng = None
     same = x is None and rng is None  # the stream is h itself
-    stream = None if same else cupy.empty(h.shape, h.dtype)
+    stream = None if same else empty(h.shape, h.dtype)
     y, mu, rstd = normalize(x, h, w, b, eps, mask_of(h.shape, dropout, rng), stream)
     stream = h if same else stream
     return (stream, y), AddNormCache(stream, w, b, mu, rstd, dropout, rng, x is None)
@@ -72,8 +74,8 @@ def add_norm_backward(dx, dy, cache):
     x, w, b, mu, rstd, dropout, rng, begins = cache  # x is the stream
     if not (fits(x, w, b, dx, dy) and singles(mu, rstd)):
         return NotImplemented
-    total = None if begins and rng is not None else cupy.empty(x.shape, x.dtype)
-    dh = None if rng is None else cupy.empty(x.shape, x.dtype)
+    total = None if begins and rng is not None else empty(x.shape, x.dtype)
+    dh = None if rng is None else empty(x.shape, x.dtype)
     mask = mask_of(x.shape, dropout, rng)
     grads = normalize_backward(dx, dy, (x, w, b, mu, rstd), mask, total, dh)
     return None if begins else total, total if dh is None else dh, grads

@@ -21,14 +21,14 @@ PROBLEM = np.dtype(  # the struct Problem of attention.cu
 
 def supported(*xs):
     """Tell whether the kernels take these arrays (B, H, T, D), which may be views of others."""
-    first = xs[0]
-    return first.dtype.char in OPTIONS and all(
-        x.dtype == first.dtype
-        and x.size
-        and x.shape[3] <= WIDTHS[-1]
-        and x.strides[3] == x.itemsize
-        for x in xs
-    )
+    dtype = xs[0].dtype
+    if dtype.char not in OPTIONS:
+        return False
+    for x in xs:
+        fits = x.dtype == dtype and x.size and x.shape[3] <= WIDTHS[-1]
+        if not fits or x.strides[3] != dtype.itemsize:
+            return False
+    return True
 
 
 @functools.lru_cache(maxsize=1024)
@@ -88,7 +88,7 @@ def attention_backward(dy, cache):
         return NotImplemented
     seen = None if key_mask is None else cupy.ascontiguousarray(key_mask, bool)
     dq, dk, dv = gradients_like(q, k, v)
-    delta = cupy.empty_like(lse)
+    delta = cupy.empty(lse.shape, lse.dtype)
     p = problem(causal, dropout, rng, q, k, v, y, dy, dq, dk, dv)
     rows = 32 if q.shape[3] > 64 else 64
     args = (q, k, v, seen, y, dy, lse, delta, dq, p)

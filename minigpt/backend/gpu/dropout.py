@@ -3,10 +3,11 @@
 import math
 
 import cupy
-import numpy as np
 
 from minigpt.backend.gpu.launch import launch, supported
 from minigpt.ops.dropout import threshold
+
+NO_MASK = 0, 0, 0, 1.0
 
 
 def mask_of(shape, p, rng):
@@ -15,8 +16,9 @@ def mask_of(shape, p, rng):
     start is the number of the first element in the whole batch; limit 0 is no dropout.
     """
     if rng is None or p == 0:
-        return 0, np.uint64(0), 0, 1.0
-    return rng.row * math.prod(shape[1:]), np.uint64(rng.key), *threshold(p)
+        return NO_MASK
+    key = rng.key - (rng.key >> 63 << 64)  # the same 64 bits as a long long
+    return rng.row * math.prod(shape[1:]), key, *threshold(p)
 
 
 def dropout_forward(x, p, rng):

@@ -1,8 +1,6 @@
 """Linear layers on a GPU, and sums over rows."""
 
-import cupy
-
-from minigpt.backend.gpu.launch import launch, supported
+from minigpt.backend.gpu.launch import empty, launch, supported
 from minigpt.backend.gpu.product import product
 from minigpt.backend.places import place_of
 from minigpt.ops.linear import check_bias
@@ -21,7 +19,7 @@ def parts_of(x):
 def column_sums(parts, dtype):
     """Return the sums over the rows of parts (N, C) float32, as (C,) of that dtype."""
     N, C = parts.shape
-    y = cupy.empty(C, dtype)
+    y = empty(C, dtype)
     launch("column_sums", y.dtype, (-(-C // 32),), (32, 16), (parts, y, N, C))
     return y
 
@@ -56,6 +54,6 @@ def bias_gradient(dy):
     if not supported(dy):
         return dy.sum(axis=0)
     N, C, G = parts_of(dy)
-    parts = cupy.empty((G, C), "f")
+    parts = empty((G, C), "f")
     launch("column_parts", dy.dtype, (-(-C // COLUMNS), G), (COLUMNS // 4,), (dy, parts, N, C))
     return column_sums(parts, dy.dtype)

@@ -4,6 +4,14 @@ CORES = "backend/test_cores.py::"
 ATTENTION, PICTURE = "report/test_attention.py::", "report/test_picture.py::"
 
 MUTANTS = {
+    "minigpt/backend::_types": [
+        (
+            "arrays in a tuple may be of another module than at the first call",
+            "types += map(type, x)",
+            "pass",
+            "backend/test_backend.py::test_arrays_of_both_backends_are_refused_by_name",
+        ),
+    ],
     "minigpt/backend::core_limit": [
         (
             "the environment is no limit",

@@ -5,6 +5,7 @@ ATTENTION = "backend/test_attention_cupy.py::test_values"
 HEAD = "backend/test_vocabulary_cupy.py::test_errors_are_those_of_rounding"
 BITS = "backend/test_kernels_cupy.py::test_dropout_has_the_bits_of_numpy"
 EMBEDDING = "backend/test_kernels_cupy.py::test_embedding_backward_with_repeated_and_unused_ids"
+WINDOWS = "data/test_batches.py::test_batches_of_small_ids_are_int32_on_every_backend"
 GATHER = "backend/test_optimizer_cupy.py::test_gather"
 
 LAYERNORM = "backend/test_low_precision.py::test_layernorm_in_all_pairings_of_kernel_and_definition"
@@ -152,7 +153,20 @@ MUTANTS = {
             VALUES,
         ),
     ],
+    "minigpt/backend/gpu/batches.cu::windows": [
+        ("a window begins at its own number", "starts[i / length]", "i / length", WINDOWS),
+        ("targets are the tokens themselves", "k < 2; ++k", "k < 1; ++k", WINDOWS),
+        ("ids of two bytes are taken for four", "bytes == 2", "bytes == 3", WINDOWS),
+    ],
     "minigpt/backend/gpu/gradients.py::gather": [
+        (
+            "a table is for sizes, wherever the arrays are",
+            "x.data.ptr for",
+            "arrays[0].data.ptr for",
+            GATHER,
+        ),
+    ],
+    "minigpt/backend/gpu/gradients.py::tables": [
         ("later launches begin at the first element", 'table["start"] -= start', "pass", GATHER),
     ],
     "minigpt/backend/gpu/gradients.cu::gather": [
@@ -161,7 +175,7 @@ MUTANTS = {
     "minigpt/backend/gpu/launch.py::supported": [
         (
             "kernels take views with gaps",
-            "and x.size and x.flags.c_contiguous",
+            "and x.size and x._c_contiguous",
             "and x.size",
             "backend/test_kernels_cupy.py::test_views_with_gaps_go_to_the_definition",
         ),
@@ -252,8 +266,8 @@ MUTANTS = {
     "minigpt/backend/gpu::mask_of": [
         (
             "a shard drops what the first rows drop",
-            "return rng.row * math.prod(shape[1:]), np.uint64(rng.key)",
-            "return 0, np.uint64(rng.key)",
+            "return rng.row * math.prod(shape[1:]), key",
+            "return 0, key",
             BITS,
         ),
     ],
