@@ -17,6 +17,8 @@ INSTALL = (
 )
 HALF_CAPABILITY = 53  # times 10: the first NVIDIA GPUs with arithmetic in float16
 TF32_CAPABILITY = 80  # ... with TF32 products
+BFLOAT16_CAPABILITY = 80  # ... with bfloat16 products
+BFLOAT16_CUPY = 14  # the first version of CuPy with arrays of bfloat16
 CUDA13_CAPABILITY = 75  # ... that CUDA 13 compiles for; P100 and V100 are older
 
 
@@ -104,11 +106,13 @@ class Precision(NamedTuple):
     Attributes
     ----------
     compute_dtype : str
-        Of the weights that the passes see, of activations and of their gradients.
+        Of the weights that the passes see, of activations and of their gradients: see dtype_of.
     loss_scaling : bool
-        Whether gradients of that type need a loss scale: see optim/clipping.py.
+        Whether gradients of that type need a loss scale: see optim/clipping.py. bfloat16 has
+        float32's exponents, and needs none.
     tf32 : bool
-        Whether matrix products round their float32 factors to TF32.
+        Whether matrix products round their float32 factors to TF32. With bfloat16 these are the
+        optimizer's and those of evaluations; TF32 has three more bits.
     """
 
     compute_dtype: str
@@ -116,40 +120,67 @@ class Precision(NamedTuple):
     tf32: bool
 
 
+# What a GPU needs for a precision, from which compute capability on they have it, and what to use
+# on others.
+NEEDS = {
+    "tf32": ("TF32 products", TF32_CAPABILITY, "float32"),
+    "float16": ("float16 arithmetic", HALF_CAPABILITY, "float32"),
+    "bfloat16": ("bfloat16 products", BFLOAT16_CAPABILITY, "float16"),
+}
 PRECISIONS = {
     "float32": Precision("float32", loss_scaling=False, tf32=False),
     "tf32": Precision("float32", loss_scaling=False, tf32=True),
     "float16": Precision("float16", loss_scaling=True, tf32=False),
+    "bfloat16": Precision("bfloat16", loss_scaling=False, tf32=True),
 }
+
+
+def dtype_of(name):
+    """Return the dtype of that name; NumPy has bfloat16 from the package ml_dtypes."""
+    if name == "bfloat16":
+        return numpy.dtype(importlib.import_module("ml_dtypes").bfloat16)
+    return numpy.dtype(name)
 
 
 def check_precision(name, xp):
     """Raise a UserError if a run on the backend `xp` cannot have the precision of that name."""
-    if name == "bfloat16":
-        raise UserError(
-            "--dtype bfloat16: CuPy has no matrix product in it on every GPU; use float16"
-        )
     if name not in PRECISIONS:
         choices = ", ".join(PRECISIONS)
         raise UserError(f"--dtype {name}: there is no such precision; choose from {choices}")
     if name == "float32":
         return
-    what = {"tf32": "TF32 products", "float16": "float16 arithmetic"}[name]
+    what, needed, instead = NEEDS[name]
     if xp is numpy:
         raise UserError(
             f"--dtype {name}: NumPy has no fast {what}; use --backend cupy, or --dtype float32"
         )
-    if xp.cuda.runtime.is_hip:
-        if name == "tf32":
-            raise UserError("--dtype tf32: CuPy has it on NVIDIA GPUs only; use --dtype float32")
-        return
-    capability = int(xp.cuda.Device().compute_capability)
-    needed = {"tf32": TF32_CAPABILITY, "float16": HALF_CAPABILITY}[name]
-    if capability < needed:
+    if not xp.cuda.runtime.is_hip:
+        capability = int(xp.cuda.Device().compute_capability)
+        if capability < needed:
+            raise UserError(
+                f"--dtype {name}: this GPU, of compute capability {decimal(capability)}, has no "
+                f"{what} ({decimal(needed)} has); use --dtype {instead}"
+            )
+    elif name == "tf32":
+        raise UserError("--dtype tf32: CuPy has it on NVIDIA GPUs only; use --dtype float32")
+    if name == "bfloat16":
+        check_bfloat16(xp)
+
+
+def check_bfloat16(xp):
+    """Raise a UserError if there are no arrays of bfloat16 here."""
+    if int(xp.__version__.partition(".")[0]) < BFLOAT16_CUPY:
         raise UserError(
-            f"--dtype {name}: this GPU, of compute capability {decimal(capability)}, has no {what} "
-            f"({decimal(needed)} has); use --dtype float32"
+            f"--dtype bfloat16: CuPy {xp.__version__} has no arrays of it, {BFLOAT16_CUPY} has; "
+            f"upgrade it, {INSTALL}, or use --dtype float16"
         )
+    try:
+        dtype_of("bfloat16")
+    except ImportError as error:
+        raise UserError(
+            f"--dtype bfloat16: NumPy and CuPy have it from the package ml_dtypes ({error}); run "
+            "pip install -U ml_dtypes, or use --dtype float16"
+        ) from None
 
 
 def decimal(capability):
@@ -158,17 +189,19 @@ def decimal(capability):
 
 
 @contextlib.contextmanager
-def tf32_products(on):
-    """Let float32 products on the GPU see 10 bits of their factors' 23, but sum in float32.
+def tf32_products(on, xp):
+    """Let float32 products on the GPU see 10 bits of their factors' 23 or all, and sum in float32.
 
-    It is CuPy's own switch, as CUPY_TF32=1, which cannot be turned back. See check_precision.
+    It is CuPy's own switch, which CUPY_TF32=1 in the environment turns on as well: what is asked
+    for here wins. See check_precision.
     """
-    if not on:
+    if xp is numpy:
         yield
         return
     products = importlib.import_module("cupy._core._routines_linalg")
     before = products.get_compute_type("float32")
-    products.set_compute_type("float32", products.COMPUTE_TYPE_TF32)
+    kind = products.COMPUTE_TYPE_TF32 if on else products.COMPUTE_TYPE_DEFAULT
+    products.set_compute_type("float32", kind)
     try:
         yield
     finally:

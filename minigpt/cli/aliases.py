@@ -106,14 +106,14 @@ def renamed_flags():
     return told
 
 
-PRECISION = "use --backend cupy with --dtype float16 or --dtype tf32"
+PRECISION = "use --backend cupy with --dtype bfloat16, --dtype float16 or --dtype tf32"
 DEVICE = "use --backend cupy for the GPU, --backend numpy for the CPU"
 METRICS = "metrics are written to metrics.jsonl in --out-dir, and to no other service"
 PRETRAINED = "use --init-from MODEL to fine-tune one; --preset NAME sets the size of a new model"
 PROCESSES = "one process trains on one GPU or one CPU; --threads N shards a batch over CPU cores"
 LORA = "use --lora-rank N"
 STEPS = "the length of a run is given in steps: use --max-iters N, or --max-seconds X"
-BFLOAT16 = "bfloat16 is not supported; use --backend cupy with --dtype float16 or --dtype tf32"
+BFLOAT16 = "use --backend cupy with --dtype bfloat16"
 
 ANYWHERE = {  # flags of other programs, answered by every command that lacks them
     **dict.fromkeys(("--device", "--cuda", "--gpu", "--cpu", "--no-cuda", "--use-cpu"), DEVICE),

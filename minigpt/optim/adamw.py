@@ -42,7 +42,7 @@ def adamw_step(
         1 at the first step.
     scale : float or () float
         The gradient is multiplied by it. If it is not finite, nothing changes.
-    half : (N,) float16, optional
+    half : (N,) float16 or bfloat16, optional
         Receives p, rounded.
     """
     xp = array_module(p)

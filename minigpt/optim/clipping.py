@@ -11,10 +11,11 @@ from minigpt.backend import array_module, overridable
 # Indices into AdamW.state. Checkpoints hold the first four as a list, in this order.
 LOSS_SCALE, GOOD_STEPS, STEPS, SKIPPED, GRAD_SCALE, GRAD_NORM = range(6)
 
-# Gradients in float16 underflow below 6e-8 and overflow above 65504. Multiplying the loss by a
-# scale that is found by trial keeps them in between: Micikevicius et al. 2018, arXiv:1710.03740,
-# section 3.2. The initial scale, the factors 2 and 1/2 and the interval are those of torch's
-# GradScaler, which has no bounds; the upper bound is that of NVIDIA's Apex, the lower one (1) ours.
+# Gradients in float16 underflow below 6e-8 and overflow above 65504; bfloat16 has the range of
+# float32. Multiplying the loss by a scale that is found by trial keeps them in between:
+# Micikevicius et al. 2018, arXiv:1710.03740, section 3.2. The initial scale, the factors 2 and 1/2
+# and the interval are those of torch's GradScaler, which has no bounds; the upper bound is that of
+# NVIDIA's Apex, the lower one (1) ours.
 INITIAL_LOSS_SCALE = 2.0**16
 MAX_LOSS_SCALE = 2.0**24
 GROWTH_INTERVAL = 2000  # steps in a row without overflow, after which the scale is doubled

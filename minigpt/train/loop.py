@@ -95,10 +95,10 @@ def started(run):
         with (
             blas_threads(train_config.threads),
             Workers(train_config.shards()) as workers,
-            tf32_products(PRECISIONS[train_config.dtype].tf32),
         ):
             run.start(workers)
-            yield
+            with tf32_products(PRECISIONS[train_config.dtype].tf32, run.trainer.xp):
+                yield
     finally:
         run.files.leave()
 

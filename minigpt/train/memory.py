@@ -14,6 +14,7 @@ import sys
 
 from minigpt.backend.cpu import attention_tiles as tiles
 from minigpt.backend.cpu import blocking, cross_entropy
+from minigpt.backend.devices import PRECISIONS
 from minigpt.model import count_parameters
 from minigpt.params import leaves
 from minigpt.sample import answers
@@ -191,10 +192,10 @@ def memory(config, train_config, lengths=None):
 def device_memory(config, train_config):
     """Return {part: bytes} of training on a GPU.
 
-    What the passes see and make may be in float16; all else is float32.
+    What the passes see and make may have 16 bits; all else is float32.
     """
     n, (blocks, _, crosses) = count_parameters(config), count_layers(config)
-    itemsize = 2 if train_config.dtype == "float16" else 4
+    itemsize = 4 if PRECISIONS[train_config.dtype].compute_dtype == "float32" else 2
     C, tokens = config.n_embd, train_config.batch_size * config.block_size
     kept = 16 * blocks + 6 * crosses
     if train_config.recompute:

@@ -8,7 +8,7 @@ import functools
 import operator
 
 from minigpt.backend import to_device, to_host
-from minigpt.backend.devices import PRECISIONS, on_gpu
+from minigpt.backend.devices import PRECISIONS, dtype_of, on_gpu
 from minigpt.backend.places import gradient_places, gradients_into
 from minigpt.model.lora import join
 from minigpt.ops.dropout import Rng
@@ -30,8 +30,8 @@ class Trainer:
     Parameters
     ----------
     params : Params
-        What is trained, float32: a model's weights, or with LoRA an adapter. With dtype float16
-        the passes of a step see a copy of all weights in that precision.
+        What is trained, float32: a model's weights, or with LoRA an adapter. With dtype float16 or
+        bfloat16 the passes of a step see a copy of all weights in that precision.
     config : GPTConfig or Seq2SeqConfig
     train_config : TrainConfig
     xp : module
@@ -46,7 +46,7 @@ class Trainer:
     tree : tree of arrays
         What evaluations see: `params`, or the frozen weights with the adapter beside them.
     compute_tree : tree of arrays
-        What the passes of a step see: `tree`, or its float16 copy.
+        What the passes of a step see: `tree`, or its copy in 16 bits.
     grads : Params
         Of the last step, before clipping, times the loss scale.
     count : int
@@ -63,8 +63,8 @@ class Trainer:
         self.ahead, self.evaluated = (0, 0), 0
         self.grads = params.zeros_like()
         self.tree = self.compute_tree = self.whole_tree(params, frozen)
-        dtype, half_params = PRECISIONS[train_config.dtype].compute_dtype, None
-        if dtype != "float32":
+        dtype, half_params = dtype_of(PRECISIONS[train_config.dtype].compute_dtype), None
+        if dtype != params.flat.dtype:
             half_params = Params(params.shapes, xp, dtype)
             if frozen is not None:
                 frozen = Params(frozen.shapes, xp, dtype, frozen.flat.astype(dtype))

@@ -16,12 +16,12 @@ from minigpt.ops.attention import (
     split_heads,
 )
 from minigpt.ops.dropout import Rng
+from tests.tools.dtypes import LOW, UNIT
 from tests.tools.gradcheck import assert_same
 
 pytestmark = pytest.mark.cupy
 RTOL = 2e-6  # float32, of the largest element
 RNG = Rng.of(1, 2)._replace(row=3)
-UNIT = 2.0**-11  # round-off of float16; below 2^-14 its numbers are 2^-24 apart
 
 
 @pytest.fixture(autouse=True)
@@ -100,28 +100,30 @@ def test_values_where_tiles_end(rng, xp, kernels, T):
     assert len(kernels) == 3
 
 
-def float16_bounds(xs, exact, weights):
-    """Return how far float16 may be from y, dq, dk and dv: each is rounded once, at the end.
+def bounds(unit, xs, exact, weights):
+    """Return how far 16 bits may be from y, dq, dk and dv: each is rounded once, at the end.
 
-    delta = sum(dy * y) is of the rounded y, hence off by UNIT sum |dy y|, and that error goes
-    through ds = -w delta into dq and dk. Sums in float32 err by RTOL at most.
+    delta = sum(dy * y) is of the rounded y, hence off by unit sum |dy y|, and that error goes
+    through ds = -w delta into dq and dk. Sums in float32 err by RTOL at most. Below 2^-14 the
+    numbers of float16 are 2^-24 apart.
     """
     q, k, _, dy = map(np.abs, xs)
-    ds = UNIT * (dy * np.abs(exact[0])).sum(axis=-1, keepdims=True) * weights / q.shape[-1] ** 0.5
+    ds = unit * (dy * np.abs(exact[0])).sum(axis=-1, keepdims=True) * weights / q.shape[-1] ** 0.5
     carried = (0, ds @ k, ds.swapaxes(2, 3) @ q, 0)
     return [
-        (UNIT + 2 * RTOL) * (np.abs(x) + error) + error + RTOL * np.abs(x).max() + 2.0**-25
+        (unit + 2 * RTOL) * (np.abs(x) + error) + error + RTOL * np.abs(x).max() + 2.0**-25
         for x, error in zip(exact, carried, strict=True)
     ]
 
 
 @pytest.mark.parametrize("D", [24, 64, 128])
-def test_float16_is_rounded_once(rng, xp, kernels, D):
-    xs = draw(rng, 2, 2, 50, 50, D, "float16")
+@pytest.mark.parametrize("dtype", LOW)
+def test_16_bits_are_rounded_once(rng, xp, kernels, D, dtype):
+    xs = draw(rng, 2, 2, 50, 50, D, dtype)
     exact, cache = definition(*xs, causal=True)
-    found, (*_, lse, _, _, _, _) = passes(*on_device(xp, xs, "float16"), causal=True)
-    assert {x.dtype for x in found} == {np.dtype("float16")} and lse.dtype == np.float32
-    for x, y, bound in zip(found, exact, float16_bounds(xs, exact, cache.w), strict=True):
+    found, (*_, lse, _, _, _, _) = passes(*on_device(xp, xs, dtype), causal=True)
+    assert {x.dtype for x in found} == {np.dtype(dtype)} and lse.dtype == np.float32
+    for x, y, bound in zip(found, exact, bounds(UNIT[dtype], xs, exact, cache.w), strict=True):
         assert (np.abs(x.get().astype(float) - y) <= bound).all()
     assert len(kernels) == 3
 

@@ -11,10 +11,11 @@ import pytest
 
 from minigpt import backend
 from minigpt.backend import array_module, overridable, plain, to_device, to_host
-from minigpt.backend.devices import PRECISIONS, check_precision, load_backend
+from minigpt.backend.devices import NEEDS, PRECISIONS, check_precision, load_backend
 from minigpt.errors import UserError
 from minigpt.ops.layernorm import layernorm_backward, layernorm_forward
 from minigpt.train.threads import Workers
+from tests.tools.dtypes import needs_bfloat16
 
 
 class CUDARuntimeError(RuntimeError):
@@ -25,7 +26,9 @@ class CompileException(Exception):
     """As CuPy's."""
 
 
-def fake_cupy(count=1, driver=13000, wheel=12090, kernel=None, hip=False, capability="80"):
+def fake_cupy(
+    count=1, driver=13000, wheel=12090, kernel=None, hip=False, capability="80", version="14.2.0"
+):
     """Return a module that answers as CuPy does; `count` and `kernel` may be an error."""
 
     def answer(x):
@@ -34,6 +37,7 @@ def fake_cupy(count=1, driver=13000, wheel=12090, kernel=None, hip=False, capabi
         return x
 
     cupy = ModuleType("cupy")
+    cupy.__version__ = version
     cupy.ndarray = type("ndarray", (), {})
     cupy.ones = lambda n: answer(kernel)
     runtime = SimpleNamespace(
@@ -157,8 +161,8 @@ def test_a_backend_that_is_not_one():
         ("tf32", "120", False, None),
         ("tf32", "75", False, "compute capability 7.5, has no TF32 products .8.0 has.; use --dty"),
         ("tf32", "110", True, "--dtype tf32: CuPy has it on NVIDIA GPUs only; use --dtype float32"),
-        ("bfloat16", "90", False, "--dtype bfloat16: CuPy has no matrix product in it"),
-        ("half", "90", False, "--dtype half: .* choose from float32, tf32, float16"),
+        ("bfloat16", "75", False, "capability 7.5, has no bfloat16 products .* --dtype float16$"),
+        ("half", "90", False, "--dtype half: .* choose from float32, tf32, float16, bfloat16"),
     ],
 )
 def test_a_precision_is_refused_where_it_does_not_run(cupy, name, capability, hip, told):
@@ -169,9 +173,24 @@ def test_a_precision_is_refused_where_it_does_not_run(cupy, name, capability, hi
         check_precision(name, xp)
 
 
+@needs_bfloat16
+@pytest.mark.parametrize("capability, hip", [("80", False), ("120", False), ("11", True)])
+def test_where_bfloat16_runs(cupy, capability, hip):
+    check_precision("bfloat16", cupy(capability=capability, hip=hip))
+
+
+def test_bfloat16_needs_an_array_type_of_cupy_and_of_numpy(cupy, monkeypatch):
+    xp, old = cupy(capability="90"), cupy(capability="90", version="13.6.0")
+    with pytest.raises(UserError, match="CuPy 13.6.0 has no arrays of it, 14 has; upgrade it, pip"):
+        check_precision("bfloat16", old)
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(UserError, match="the package ml_dtypes .*; run pip install -U ml_dtypes"):
+        check_precision("bfloat16", xp)
+
+
 def test_on_numpy_there_is_float32_only():
     check_precision("float32", np)
-    for name, what in (("float16", "float16 arithmetic"), ("tf32", "TF32 products")):
+    for name, (what, _, _) in NEEDS.items():
         with pytest.raises(UserError, match=f"--dtype {name}: NumPy has no fast {what}; use --bac"):
             check_precision(name, np)
 
@@ -181,6 +200,7 @@ def test_each_precision_says_how_it_computes():
         "float32": ("float32", False, False),
         "tf32": ("float32", False, True),
         "float16": ("float16", True, False),
+        "bfloat16": ("bfloat16", False, True),
     }
 
 

@@ -27,6 +27,7 @@ from minigpt.train.run import Run
 from minigpt.train.run import new_run as begun
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
+from tests.tools.dtypes import DTYPES, UNIT
 from tests.tools.stepping import CONFIG, IDS, dates, losses, trainer
 from tests.tools.training import FLAGS, TEXT, begin, metrics, refusal, resume
 
@@ -83,12 +84,12 @@ def test_steps_of_the_cpu_recipe_are_those_of_numpy_and_the_same_twice(cupy):
     np.testing.assert_array_equal(weights, again)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_an_encoder_decoder_trains_as_on_numpy_and_nobody_waits(cupy, dtype):
     config, pairs = dates()
     expected, _ = losses(np, 8, config, pairs)
     came, _ = losses(cupy, 8, config, pairs, dtype=dtype)
-    np.testing.assert_allclose(came, expected, rtol=1e-5 if dtype == "float32" else 2**-9)
+    np.testing.assert_allclose(came, expected, rtol=max(1e-5, 4 * UNIT[dtype]))
     with Workers(1) as workers, waiting(allowed=False):
         this = trainer(cupy, workers, config, dtype=dtype)
         for step in range(8):
@@ -102,7 +103,7 @@ def test_an_evaluation_is_that_of_numpy(xp):
     assert other == pytest.approx(one, rel=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batches", [1, 2])
 def test_nobody_waits_for_a_step(tmp_path, cupy, dtype, batches):
     silent = {"log_interval": 100, "eval_interval": 100}  # where it logs, it waits
@@ -140,7 +141,7 @@ def tiny_run(folder, **changes):
     return begun(values | {"threads": 1, "log_interval": 100} | changes, False)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_step_takes_no_memory_that_those_before_did_not(cupy, dtype):
     asked = []
 

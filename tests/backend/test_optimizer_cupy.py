@@ -9,6 +9,7 @@ from minigpt.optim import gradients
 from minigpt.optim.adamw import AdamW, adamw_step
 from minigpt.optim.clipping import GRAD_NORM, GRAD_SCALE, LOSS_SCALE, SKIPPED, STEPS, clip
 from minigpt.params import Params
+from tests.tools.dtypes import DTYPES, LOW
 
 cupy = pytest.importorskip("cupy", reason="needs CuPy", exc_type=ImportError)
 
@@ -46,7 +47,7 @@ def leaves_of(rng, sizes, dtype):
 
 
 @pytest.mark.parametrize("add", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "sizes",
     [(1,), (kernels.WIDTH,), (kernels.WIDTH + 1, 0, 0, 3), (0, 5), (7,) * kernels.ARRAYS]
@@ -54,7 +55,7 @@ def leaves_of(rng, sizes, dtype):
 )
 def test_gather(rng, names, sizes, dtype, add):
     arrays = leaves_of(rng, sizes, dtype)
-    whole = np.concatenate([x.get() for x in arrays]).astype(np.float64)
+    whole = np.concatenate([x.get().astype(np.float64) for x in arrays])
     flat = cupy.full(whole.size, 0.75 if add else math.nan, "float32")
     gradients.gather(flat, (arrays,), add)
     full = [i for i in range(0, len(sizes), kernels.ARRAYS) if sum(sizes[i : i + kernels.ARRAYS])]
@@ -118,9 +119,10 @@ def adamw_arrays(rng, n):
 
 @pytest.mark.parametrize("n, decayed", [(1, 0), (255, 255), (1025, 7), (70_001, 30_000)])
 @pytest.mark.parametrize("step", [1, 7, 100_000])
-def test_adamw_is_near_its_definition_in_float64(rng, names, n, decayed, step):
+@pytest.mark.parametrize("dtype", LOW)
+def test_adamw_is_near_its_definition_in_float64(rng, names, n, decayed, step, dtype):
     arrays = adamw_arrays(rng, n)
-    low, (step_at, scale) = cupy.zeros(n, "float16"), device(step, 0.37)
+    low, (step_at, scale) = cupy.zeros(n, dtype), device(step, 0.37)
     expected = [x.astype(np.float64) for x in arrays]
     adamw_step.reference(*expected, *OPTIONS, decayed, step, float(np.float32(0.37)))
     came = device(*arrays)
@@ -130,7 +132,7 @@ def test_adamw_is_near_its_definition_in_float64(rng, names, n, decayed, step):
         # Some ten roundings, each of a number no larger than these.
         size = np.maximum(np.abs(before), np.abs(y)) + 1
         assert (np.abs(x.get() - y) <= 10 * EPS * size).all()
-    np.testing.assert_array_equal(low.get(), came[0].get().astype(np.float16))
+    np.testing.assert_array_equal(low.get(), came[0].get().astype(dtype))
 
 
 @pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf])

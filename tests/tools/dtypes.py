@@ -13,4 +13,5 @@ if HAS_BFLOAT16:
 needs_bfloat16 = pytest.mark.skipif(
     not HAS_BFLOAT16, reason="bfloat16 arrays need ml_dtypes: pip install ml_dtypes"
 )
-DTYPES = ["float32", "float16", pytest.param("bfloat16", marks=needs_bfloat16)]
+LOW = ["float16", pytest.param("bfloat16", marks=needs_bfloat16)]
+DTYPES = ["float32", *LOW]

@@ -113,10 +113,11 @@ def test_muon_and_threads_and_pairs_are_counted():
     assert parts["activations"] < memory(config, train_config)["activations"]
 
 
-def test_a_device_has_one_shard_and_half_precision_halves_what_the_passes_make():
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_device_has_one_shard_and_half_precision_halves_what_the_passes_make(dtype):
     values = PRESETS["nanogpt-cpu"] | {"backend": "cupy"}
     config, train = resolve(values, SIZES)
-    _, half = resolve(values | {"dtype": "float16"}, SIZES)
+    _, half = resolve(values | {"dtype": dtype}, SIZES)
     one, other, n = memory(config, train), memory(config, half), count_parameters(config)
     assert one["gradients"] == 8 * n and other["gradients"] == 6 * n
     assert one["weights"] == 4 * n and other["weights"] == 6 * n

@@ -68,7 +68,8 @@ def test_a_config_file_that_is_no_good(tmp_path, capsys, text, told):
         ("--learning-rate=nan", "--learning-rate is nan; it must be a number"),
         ("--vocab-size=3", "vocab_size is 3, but the text has"),
         ("--backend=torch", "choose from numpy, cupy; minigpt computes with NumPy and CuPy"),
-        ("--dtype=bfloat16", "choose from float32, tf32, float16; neither NumPy nor CuPy's"),
+        ("--dtype=bf16", "choose from float32, tf32, float16, bfloat16; bfloat16 is the name here"),
+        ("--bf16", "--bf16: use --backend cupy with --dtype bfloat16"),
         ("--init=gpt2", "--init: use --init-scale; gpt2 is residual, lecture is plain"),
         ("--init-scale=gpt2", "GPT-2's initialization is residual; pretrained weights are not"),
         ("--places=even", "--places: use --sampler; random is uniform, even is weyl"),
@@ -106,7 +107,7 @@ def test_cupy_that_is_missing_is_reported_before_any_work(tmp_path, capsys, monk
     assert "--backend cupy" in error and "pip install" in error
 
 
-@pytest.mark.parametrize("flag", ["--dtype=float16", "--dtype=tf32"])
+@pytest.mark.parametrize("flag", ["--dtype=float16", "--dtype=tf32", "--dtype=bfloat16"])
 def test_what_numpy_cannot_do_is_reported_before_any_work(tmp_path, capsys, monkeypatch, flag):
     monkeypatch.setattr("minigpt.data.datasets.survey", lambda sources: pytest.fail("too early"))
     error = refusal(capsys, begin, tmp_path / "run", flag)

@@ -19,6 +19,12 @@ MUTANTS = {
             "backend/test_optimizer_cupy.py::test_adamw_is_near_its_definition_in_float64",
         ),
         (
+            "the weights are rounded to those that the passes see",
+            "p[i] = pi;",
+            "p[i] = p_half ? float(T(pi)) : pi;",
+            "train/test_precision.py::test_bfloat16_has_weights_in_float32_and_no_loss_scale",
+        ),
+        (
             "a step that overflowed is taken",
             "if (!isfinite(s)) return;",
             "",
@@ -327,6 +333,22 @@ MUTANTS = {
             ATTENTION,
         ),
         ("dropout is not in dv", "s = w * factor;", "s = w;", ATTENTION),
+    ],
+    "minigpt/backend/devices.py::PRECISIONS": [
+        (
+            "bfloat16 has a loss scale",
+            'Precision("bfloat16", loss_scaling=False',
+            'Precision("bfloat16", loss_scaling=True',
+            "train/test_precision.py::test_bfloat16_has_weights_in_float32_and_no_loss_scale",
+        ),
+    ],
+    "minigpt/backend/devices.py::tf32_products": [
+        (
+            "CUPY_TF32=1 turns TF32 on where float32 is asked for",
+            "if on else products.COMPUTE_TYPE_DEFAULT",
+            "if on else before",
+            "train/test_precision.py::test_what_a_run_asks_for_wins_over_cupys_variable",
+        ),
     ],
     "minigpt/train::Trainer.evaluate": [
         (
