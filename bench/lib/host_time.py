@@ -63,6 +63,7 @@ def record(preset, seconds, **sizes):
 
     if os.environ.get("CUPY_ON_CPU"):  # one row: the host does the same for more
         sizes = {"batch_size": 1} | sizes
+        traffic.call_as_on_cuda()
     config, train_config = traffic.problem(preset, **sizes)
     ids = np.random.default_rng(1337).integers(0, config.vocab_size, 100_000, dtype=np.int32)
     numbers = iter(range(2**62))

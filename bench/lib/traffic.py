@@ -109,20 +109,26 @@ def cut_alike(config, train_config, whole_batch):
     override.most_logits = lambda size: sys.maxsize
 
 
+def call_as_on_cuda():
+    """Let the overrides call the cuBLAS that was loaded before all libraries, and no other BLAS."""
+    library = ctypes.CDLL(None)
+    functions = library.cublasSetStream_v2, library.cublasGemmEx
+    importlib.import_module("minigpt.backend.gpu.product").cublas = lambda: functions
+
+
 def count(cupy, preset, fused, whole_batch, **sizes):
     """Return what `counts` does, for one problem: of its second step, in the steady state."""
     config, train_config = problem(preset, **sizes)
     cut_alike(config, train_config, whole_batch)
     rng = np.random.default_rng(1337)
     ids = rng.integers(0, config.vocab_size, 100_000, dtype=np.int32)
-    lines, shim = [], ctypes.CDLL(None)
-    product = importlib.import_module("minigpt.backend.gpu.product")
-    product.cublas = lambda: (shim.cublasSetStream_v2, shim.cublasGemmEx)  # as on CUDA
+    lines = []
+    call_as_on_cuda()
     with backend.plain(not fused), Workers(1) as workers, watched(cupy, lines):
         trainer = Trainer(init_params(config, 1337, cupy), config, train_config, cupy, workers)
         split = backend.to_device(ids, cupy)
         trainer.step(split, 0)
-        shim.traffic_mark()
+        ctypes.CDLL(None).traffic_mark()
         trainer.step(split, 1)
         del trainer, split
     return summed(lines[lines.index("step") + 1 :])
