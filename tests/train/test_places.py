@@ -59,7 +59,7 @@ def gathered(monkeypatch):
     return sizes
 
 
-@pytest.mark.parametrize("dtype", DTYPES[:2])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("model", [*MODELS, "pairs", "adapter"])
 def test_gradients_are_those_that_are_gathered(cupy, model, dtype):
     found, expected = (gradients(model, cupy, dtype, use) for use in (True, False))

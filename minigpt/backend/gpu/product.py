@@ -21,6 +21,7 @@ from cupy.cuda import get_current_stream
 from cupy.cuda.device import get_cublas_handle
 
 from minigpt.backend.devices import INSTALL
+from minigpt.backend.gpu.launch import empty
 from minigpt.errors import UserError
 
 # Of the factors and of the result, by dtype.char: cudaDataType in library_types.h.
@@ -102,7 +103,7 @@ def product(a, b, out=None, add=False, dtype=None):
     """
     (m, k), (also_k, n) = a.shape, b.shape
     if out is None:
-        out, add = cupy.empty((m, n), dtype or a.dtype), False
+        out, add = empty((m, n), dtype or a.dtype), False
     if k != also_k or out.shape != (m, n):
         raise ValueError(f"product: {a.shape} @ {b.shape} does not go into {out.shape}")
     functions, char = cublas(), a.dtype.char
