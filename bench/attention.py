@@ -8,7 +8,8 @@ backward, 2 D for each query and key that may see each other. So a causal pass c
 triangle alone, and scores made a second time are not counted.
 
 On threads, minigpt takes shards of the batch, or of the heads where that divides more evenly.
-Results stay an array per shard, as in a training step.
+Results stay an array per shard, as in a training step. On a GPU both may also be timed in 16 bit
+(--dtype), where torch has its flash attention.
 """
 
 import argparse
@@ -23,10 +24,11 @@ import numpy as np
 import threadpoolctl
 
 from bench.lib import report, timing
-from bench.lib.attention_check import Shape, checked_rows, compare, expected, inputs
+from bench.lib.attention_check import TOLERANCE, Shape, checked_rows, compare, expected, inputs
+from bench.lib.rates import dtype_of
 from minigpt import cli
 from minigpt.backend import to_device, to_host
-from minigpt.backend.devices import load_backend
+from minigpt.backend.devices import check_precision, load_backend
 from minigpt.ops.attention import attention_backward, attention_forward
 from minigpt.train.threads import Workers, shard_slices
 
@@ -77,10 +79,9 @@ def minigpt_passes(shape, arrays, workers):
     return {"forward": run_forward, "backward": backward, "both": lambda: workers.map(both, parts)}
 
 
-def torch_passes(torch, shape, arrays, naive):
+def torch_passes(torch, shape, host, naive, device="cpu", dtype="float32"):
     """Return the same for torch, as autograd runs them: built-in or naive attention."""
-    device = "cpu" if isinstance(arrays[0], np.ndarray) else "cuda"
-    q, k, v, dy = (torch.from_dlpack(x).to(device) for x in arrays)
+    q, k, v, dy = (torch.from_numpy(x).to(device, getattr(torch, dtype)) for x in host)
     xs = [x.requires_grad_() for x in (q, k, v)]
     hidden = torch.ones(shape.Tq, shape.Tk, dtype=torch.bool, device=device).triu(1)
 
@@ -106,29 +107,32 @@ def torch_passes(torch, shape, arrays, naive):
     return {"forward": forward, "backward": backward, "both": both}
 
 
-def candidates(shape, arrays, workers, torch):
-    """Return {name: passes} of all that run this problem."""
-    found = {"minigpt": minigpt_passes(shape, arrays, workers)}
+def candidates(shape, host, workers, torch, xp=np, dtype="float32"):
+    """Return {name: passes} of all that run this problem, whose arrays are given in float32."""
+    arrays = [to_device(x.astype(dtype_of(dtype), copy=False), xp) for x in host]
+    found, device = {"minigpt": minigpt_passes(shape, arrays, workers)}, None
     if torch is not None:
-        found["sdpa"] = torch_passes(torch, shape, arrays, naive=False)
+        device = timing.torch_device(torch, xp)
+    if device is not None:
+        torch.set_float32_matmul_precision("highest")
+        found["sdpa"] = torch_passes(torch, shape, host, False, device, dtype)
         if 4 * shape.B * shape.H * shape.Tq * shape.Tk < NAIVE_BYTES:
-            found["naive"] = torch_passes(torch, shape, arrays, naive=True)
+            found["naive"] = torch_passes(torch, shape, host, True, device, dtype)
     return found
 
 
-def check(shape, workers, torch, xp):
+def check(shape, workers, torch, xp, dtype):
     """Compare outputs and gradients of every candidate with the reference; raise if they differ."""
     rows = checked_rows(shape)
-    host = inputs(shape, rows)
+    host = inputs(shape, rows, dtype)
     right = expected(shape, host, rows)
-    arrays = [to_device(x, xp) for x in host]
-    for name, passes in candidates(shape, arrays, workers, torch).items():
+    for name, passes in candidates(shape, host, workers, torch, xp, dtype).items():
         parts = shards(shape, workers.n) if name == "minigpt" else [...]
         results = [np.empty_like(x) for x in (host[0], *host[:3])]
         for part, got in zip(parts, passes["both"](), strict=True):
             for whole, x in zip(results, got, strict=True):
-                whole[part] = to_host(x) if name == "minigpt" else x.detach().cpu().numpy()
-        compare(name, shape, results, right, rows)
+                whole[part] = to_host(x) if name == "minigpt" else x.detach().float().cpu().numpy()
+        compare(f"{name} in {dtype}", shape, results, right, rows, dtype)
 
 
 def extra_memory(shape, name, threads):
@@ -146,36 +150,34 @@ def extra_memory(shape, name, threads):
     return after - before
 
 
-def memory(shape, names, args, xp):
+def memory(shape, names, args, xp, dtype):
     """Return {name: peak extra bytes} of forward + backward, each in a process of its own."""
     if xp is not np:
-        arrays = [to_device(x, xp) for x in inputs(shape)]
-        both = minigpt_passes(shape, arrays, Workers(1))["both"]
+        both = candidates(shape, inputs(shape), Workers(1), None, xp, dtype)["minigpt"]["both"]
         return {"minigpt": timing.traced_peak(both, xp)}
     flags = ("--shapes", shape, "--threads", args.threads, "--memory-of")
     return {name: timing.in_child(__file__, *flags, name) for name in names}
 
 
-def bench(shape, args, torch, xp):
+def bench(shape, dtype, args, torch, xp):
     """Check and time one problem, and measure its memory; return a record per pass."""
-    print(f"{shape} ...", file=sys.stderr, flush=True)
+    print(f"{shape} {dtype} ...", file=sys.stderr, flush=True)
     records = []
     with Workers(len(shards(shape, args.threads)) if xp is np else 1) as workers:
-        check(shape, workers, torch, xp)
-        arrays = [to_device(x, xp) for x in inputs(shape)]
-        found = candidates(shape, arrays, workers, torch)
+        check(shape, workers, torch, xp, dtype)
+        found = candidates(shape, inputs(shape), workers, torch, xp, dtype)
         for name in PASSES:
             fns = {c: fns[name] for c, fns in found.items() if c != "naive" or name == "both"}
             times = timing.measure(fns, args.seconds, xp=xp)
             record = {"name": str(shape), "shape": shape._asdict(), "causal": shape.causal}
-            record |= {"pass": name, "flops": shape.flops()[name], "times": {}}
+            record |= {"dtype": dtype, "pass": name, "flops": shape.flops()[name], "times": {}}
             for candidate, time in times.items():
                 record["times"][candidate] = time.record()
                 if candidate != "minigpt":
                     record[f"ratio_to_{candidate}"] = timing.ratio(time, times["minigpt"])
             records.append(record)
     if not args.no_memory:
-        records[-1]["peak_extra_bytes"] = memory(shape, found, args, xp)
+        records[-1]["peak_extra_bytes"] = memory(shape, found, args, xp, dtype)
     return records
 
 
@@ -185,13 +187,13 @@ def table(records):
     with_memory = [
         name for name in names if any(name in r.get("peak_extra_bytes", {}) for r in records)
     ]
-    headings = ["B,H,T,D", "pass", "rounds", *(f"{name} ms" for name in names)]
+    headings = ["B,H,T,D", "dtype", "pass", "rounds", *(f"{name} ms" for name in names)]
     headings += [f"x {name}" for name in names[1:]] + ["GFLOP/s"]
     headings += [f"{name} +MB" for name in with_memory]
     rows = []
     for r in records:
         time, extra = r["times"], r.get("peak_extra_bytes", {})
-        row = [r["name"], r["pass"], str(time["minigpt"]["rounds"])]
+        row = [r["name"], r["dtype"], r["pass"], str(time["minigpt"]["rounds"])]
         row += [report.milliseconds(time[name]) if name in time else "" for name in names]
         ratios = [r.get(f"ratio_to_{name}", {}).get("of_medians") for name in names[1:]]
         row += [f"{x:.2f}" if x else "" for x in ratios]
@@ -204,7 +206,8 @@ def table(records):
 
 def draw(path, records, env):
     """Draw time per head against sequence length, forward + backward, of the widest heads."""
-    found = [r for r in records if r["causal"] and r["pass"] == "both"]
+    dtype = records[0]["dtype"]
+    found = [r for r in records if r["causal"] and (r["pass"], r["dtype"]) == ("both", dtype)]
     D = max((r["shape"]["D"] for r in found), default=0)
     found = sorted((r for r in found if r["shape"]["D"] == D), key=lambda r: r["shape"]["Tq"])
     with report.figure(path) as [axes]:
@@ -216,7 +219,8 @@ def draw(path, records, env):
             axes.plot(lengths, np.divide(times, heads), "o-", label=LABELS[name])
         report.log_x(axes, sorted({r["shape"]["Tq"] for r in found}))
         report.log_y(axes)
-        title = f"Causal attention, forward + backward, {env['threads']} threads, float32"
+        where = env.get("device", f"{env['threads']} threads")
+        title = f"Causal attention, forward + backward, {where}, {dtype}"
         report.label(axes, "sequence length (tokens)", f"time per head of {D} channels (ms)", title)
 
 
@@ -230,6 +234,13 @@ def arguments(argv):
         metavar="B,H,T,D",
         default=None,
         help=f"causal self-attention, or B,H,Tq,Tk,D: cross attention (default: {SHAPES})",
+    )
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=tuple(TOLERANCE),
+        default=["float32"],
+        help="in 16 bit on a GPU (default: float32)",
     )
     parser.add_argument("--long", action="store_true", help=f"{LONG} as well")
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
@@ -249,13 +260,14 @@ def main(argv=None):
         print(json.dumps(extra_memory(args.shapes[0], args.memory_of, args.threads)))
         return 0
     xp = load_backend(args.backend)
+    for dtype in args.dtype:
+        check_precision(dtype, xp)
     torch = timing.torch_on(args.threads)
-    if torch is not None and xp is not np and not torch.cuda.is_available():
-        torch = None
     env = report.environment(args.threads, xp)
     report.print_environment(env)
     with threadpoolctl.threadpool_limits(args.threads, user_api="blas"):
-        records = [r for shape in args.shapes for r in bench(shape, args, torch, xp)]
+        problems = [(shape, dtype) for shape in args.shapes for dtype in args.dtype]
+        records = [r for problem in problems for r in bench(*problem, args, torch, xp)]
     table(records)
     report.finish(args, "attention", env, records, draw)
     return 0

@@ -5,10 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bench.lib.rates import dtype_of
 from bench.lib.report import WrongResult
 from minigpt.ops.attention import attention_backward, attention_forward
 
-TOLERANCE = 2e-5  # of the largest element
+# Of the largest element: in 16 bit 8 times the unit round-off.
+TOLERANCE = {"float32": 2e-5, "float16": 8 * 2**-11, "bfloat16": 8 * 2**-8}
 CHECK_ROWS = 16  # parts of a long sequence of which one query each is checked
 
 
@@ -46,14 +48,14 @@ class Shape(NamedTuple):
         return {"forward": 2 * product, "backward": 4 * product, "both": 6 * product}
 
 
-def inputs(shape, rows=None):
-    """Return float32 q, k, v and dy; dy is 0 in all but the given rows."""
+def inputs(shape, rows=None, dtype="float32"):
+    """Return float32 q, k, v and dy, rounded to `dtype`; dy is 0 in all but the given rows."""
     rng = np.random.default_rng(1337)
     B, H, Tq, Tk, D = shape
     q, k, v, dy = (rng.standard_normal((B, H, T, D), np.float32) for T in (Tq, Tk, Tk, Tq))
     if rows is not None:
         dy[:, :, np.setdiff1d(np.arange(Tq), rows)] = 0
-    return q, k, v, dy
+    return [x.astype(dtype_of(dtype)).astype(np.float32, copy=False) for x in (q, k, v, dy)]
 
 
 def checked_rows(shape):
@@ -83,7 +85,7 @@ def expected(shape, arrays, rows):
     return np.concatenate(ys, axis=2), np.concatenate(dqs, axis=2), dk, dv
 
 
-def compare(name, shape, results, right, rows):
+def compare(name, shape, results, right, rows, dtype="float32"):
     """Compare a candidate's whole (y, dq, dk, dv) with what `expected` gave for these rows.
 
     Raises
@@ -97,8 +99,8 @@ def compare(name, shape, results, right, rows):
         results = [x[:, :, rows] for x in results[:2]] + results[2:]
     for what, got, want in zip(("y", "dq", "dk", "dv"), results, right, strict=True):
         error = abs(got - want).max() / abs(want).max()
-        if not error <= TOLERANCE:  # nan is wrong too
+        if not error <= TOLERANCE[dtype]:  # nan is wrong too
             raise WrongResult(
                 f"{name}: {what} of {shape} is off by {error:.1e} of its largest element; "
-                f"{TOLERANCE:.0e} is allowed"
+                f"{TOLERANCE[dtype]:.0e} is allowed"
             )

@@ -44,6 +44,16 @@ def copy_rate(cupy, nbytes=COPIED):
 # Products
 
 
+def square_rate(cupy, precision, n):
+    """Return the best rate of products of two n x n matrices, in FLOP/s."""
+    product = importlib.import_module("minigpt.backend.gpu.product").product
+    a, b = (cupy.full((n, n), 0.5, "f").astype(dtype_of(precision)) for _ in range(2))
+    with tf32_products(PRECISIONS[precision].tf32):
+        product(a, b)
+        best = min(timing.time_calls(lambda: product(a, b), 3, cupy) for _ in range(3))
+    return 2 * n**3 / best
+
+
 def shapes(config, rows):
     """Return {name: (m, k, n)} of a step's forward products; rows is the tokens of a batch."""
     C, V = config.n_embd, config.vocab_size

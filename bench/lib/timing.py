@@ -14,6 +14,7 @@ import contextlib
 import gc
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -40,6 +41,16 @@ def torch_on(threads):
         return None
     torch.set_num_threads(threads)
     return torch
+
+
+def torch_device(torch, xp):
+    """Return the device that torch runs on beside minigpt: "cpu", "cuda", or None if it has none.
+
+    Where CuPy's kernels run on the CPU, torch does, too.
+    """
+    if torch is None or xp is np or os.environ.get("CUPY_ON_CPU"):
+        return torch and "cpu"
+    return "cuda" if torch.cuda.is_available() else None
 
 
 # Time

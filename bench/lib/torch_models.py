@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from bench.lib import timing
 from minigpt.params import leaves
 
+PRECISIONS = ("float32", "tf32", "bfloat16")
 ACTIVATIONS = {
     "gelu": nn.GELU,
     "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
@@ -32,12 +33,18 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(C, C, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x):
+    def forward(self, x, past=None):
+        """Return what the layer adds; `past` is a list for the keys and values of all tokens."""
         B, T, C = x.shape
         q, k, v = self.c_attn(x).split(C, dim=2)
         q, k, v = (h.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for h in (q, k, v))
+        first = not past
+        if past is not None:
+            if past:
+                k, v = (torch.cat(pair, dim=2) for pair in zip(past, (k, v), strict=True))
+            past[:] = k, v
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=first)
         y = y.transpose(1, 2).contiguous().view(B, T, C)
         return self.resid_dropout(self.c_proj(y))
 
@@ -67,8 +74,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x):
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x, past=None):
+        x = x + self.attn(self.ln_1(x), past)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -87,12 +94,15 @@ class GPT(nn.Module):
         if config.tie_head:
             self.lm_head.weight = self.wte.weight
 
-    def forward(self, ids, targets=None):
-        """Return the loss in nats per token; without targets the logits (B, V) of the last ids."""
-        positions = torch.arange(ids.shape[1], device=ids.device)
+    def forward(self, ids, targets=None, past=None, start=0):
+        """Return the loss in nats per token; without targets the logits (B, V) of the last ids.
+
+        `past` is a list of lists, one per layer, that holds the `start` tokens before.
+        """
+        positions = torch.arange(start, start + ids.shape[1], device=ids.device)
         x = self.drop(self.wte(ids) + self.wpe(positions))
-        for block in self.h:
-            x = block(x)
+        for i, block in enumerate(self.h):
+            x = block(x, past and past[i])
         x = self.ln_f(x)
         if targets is None:
             return self.lm_head(x[:, -1])
@@ -104,6 +114,17 @@ class GPT(nn.Module):
         """Return ids (B, T) with tokens added, each from the whole context as in nanoGPT."""
         for _ in range(max_new_tokens):
             logits = self(ids[:, -self.config.block_size :])
+            new = torch.multinomial(F.softmax(logits, dim=-1), num_samples=1)
+            ids = torch.cat((ids, new), dim=1)
+        return ids
+
+    @torch.no_grad()
+    def generate_with_cache(self, ids, max_new_tokens):
+        """Return the same with a cache of keys and values; all has to fit into the context."""
+        past, start, new = [[] for _ in self.h], 0, ids
+        for _ in range(max_new_tokens):
+            logits = self(new, past=past, start=start)
+            start = ids.shape[1]
             new = torch.multinomial(F.softmax(logits, dim=-1), num_samples=1)
             ids = torch.cat((ids, new), dim=1)
         return ids
@@ -147,8 +168,10 @@ def optimizer(model, train_config, kind):
     return torch.optim.AdamW(groups, lr=train_config.min_lr, betas=betas, **{kind: True})
 
 
-def faster_optimizer(config, train_config):
+def faster_optimizer(config, train_config, device="cpu"):
     """Return "foreach" or "fused", whichever of torch's AdamW takes less time on this model."""
+    if device == "cuda":
+        return "fused"  # one launch for many tensors: made for this
     model = GPT(config)
     for x in model.parameters():
         x.grad = 1e-3 * torch.randn_like(x)
@@ -157,7 +180,14 @@ def faster_optimizer(config, train_config):
     return min(kinds, key=lambda kind: times[kind].median)
 
 
-def steps(config, train_config, weights, ids, kind, names):
+def way_of(name):
+    """Return whether a candidate's model is compiled, and its precision: of "torch eager tf32"."""
+    words = name.split()
+    named = next((word for word in words if word in PRECISIONS), "float32")
+    return "compiled" in words, "bfloat16" if "bf16" in words else named
+
+
+def steps(config, train_config, weights, ids, kind, names, device="cpu"):
     """Return {name: function}, each of which takes a training step; they share one model.
 
     Parameters
@@ -171,27 +201,31 @@ def steps(config, train_config, weights, ids, kind, names):
     kind : str
         Of the optimizer.
     names : sequence of str
-        Which ways: "torch eager", "torch compiled", "torch bf16" (autocast).
+        Which ways: "torch", then "eager" or "compiled", then a precision, float32 if there is none;
+        "torch bf16" is bfloat16, eager. TF32 is of products alone, bfloat16 is autocast.
+    device : str
+        "cpu" or "cuda".
     """
     model = GPT(config)
     model.load(weights)
+    model.to(device)
     adamw = optimizer(model, train_config, kind)
-    data, T = torch.from_numpy(ids).long(), config.block_size
+    data, T = torch.from_numpy(ids).long().to(device), config.block_size
+    within = torch.arange(T, device=device)
 
-    def step(forward=model, bf16=False):
-        starts = torch.randint(len(data) - T, (train_config.batch_size,)).tolist()
-        x = torch.stack([data[i : i + T] for i in starts])
-        y = torch.stack([data[i + 1 : i + 1 + T] for i in starts])
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    def step(forward, precision):
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        starts = torch.randint(len(data) - T, (train_config.batch_size, 1), device=device)
+        x, y = data[starts + within], data[starts + within + 1]
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
             loss = forward(x, y)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), train_config.grad_clip or math.inf)
         adamw.step()
         adamw.zero_grad(set_to_none=True)
 
-    ways = {
-        "torch eager": lambda: step,
-        "torch compiled": lambda: functools.partial(step, torch.compile(model)),
-        "torch bf16": lambda: functools.partial(step, bf16=True),
-    }
-    return {name: ways[name]() for name in names}
+    ways = {}
+    for name in names:
+        compiled, precision = way_of(name)
+        ways[name] = functools.partial(step, torch.compile(model) if compiled else model, precision)
+    return ways
