@@ -28,6 +28,7 @@ The contract:
 - linear_activation, embedding_backward_tied and cross_entropy_both exist for speed alone: they are
   defined as compositions of other ops, which an override does in one go.
 - An op writes to none of its arguments. An override may write to what the caller gives up: that is
-  only the `dwte` of embedding_backward_tied.
+  only the `dwte` of embedding_backward_tied. On a GPU it may return the place where a training step
+  wants the gradient of a weight (backend/places.py), in float32.
 - float32 in, float32 out: constants are Python floats, which do not promote.
 """

@@ -85,7 +85,7 @@ def embedding_backward_tied(dy, cache, dwte):
     Parameters
     ----------
     dy : (B, T, C)
-    dwte : (V, C), dtype of dy
+    dwte : (V, C), dtype of dy, or float32
         The gradient of wte from its other use. The caller gives it up: an override may add to it
         in place, so that a second table of that size is never made.
 

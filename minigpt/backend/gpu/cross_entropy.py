@@ -16,8 +16,9 @@ SHARE = 1 / 16  # of the GPU's memory, for logits at one time: all of a step's, 
 
 @functools.cache
 def memory_of(device):
-    """Return the bytes of memory that the GPU with that number, the current one, has."""
-    return cupy.cuda.runtime.memGetInfo()[1]
+    """Return the bytes of memory that CuPy may use on the GPU with that number, the current one."""
+    total, limit = cupy.cuda.runtime.memGetInfo()[1], cupy.get_default_memory_pool().get_limit()
+    return min(total, limit or total)
 
 
 def most_logits(size):
