@@ -5,6 +5,7 @@ in C, stub_cublas.c; everywhere, by what CuPy has: cuBLAS on CUDA.
 """
 
 import ctypes
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -16,7 +17,8 @@ import numpy as np
 import pytest
 
 from minigpt.errors import UserError
-from tests.tools.dtypes import UNIT
+from tests.tools.dtypes import DTYPES, UNIT
+from tests.tools.stepping import CONFIG, losses
 
 cupy = pytest.importorskip("cupy", reason="needs CuPy", exc_type=ImportError)
 
@@ -136,6 +138,20 @@ def test_tf32_is_asked_for_where_it_is_on(stub, rng, monkeypatch):
         products.set_compute_type("float32", before)
     assert plain < 1e-5 < error.max() and (error <= 2.1 * TF32_UNIT * size).all()
     np.testing.assert_allclose(host(half), host(a.astype("e")) @ host(b.astype("e")), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_all_products_of_a_step_are_such_calls(library, monkeypatch, dtype):
+    config = dataclasses.replace(CONFIG, n_layer=1, block_size=8)
+    before, _ = losses(cupy, 2, config, dtype=dtype)
+    functions = library.cublasSetStream_v2, library.cublasGemmEx
+    monkeypatch.setattr(ours, "cublas", lambda: functions)
+    monkeypatch.setattr(ours, "with_cupy", None)  # what it would compute is an error
+    calls = ctypes.c_int.in_dll(library, "calls")
+    calls.value = 0
+    found, _ = losses(cupy, 2, config, dtype=dtype)
+    assert calls.value == 2 * (4 * 3 + 3)  # four layers and the head: forward, dx and dw
+    np.testing.assert_allclose(found, before, rtol=4 * UNIT[dtype] + 1e-6)
 
 
 def test_it_is_cupys_handle_and_stream(stub):
