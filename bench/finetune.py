@@ -145,7 +145,7 @@ def options_of(way, rate, args, data, folder):
         begin = {**PRESETS[FINETUNE], "preset": "quick", "tokenizer": folder, **args.model}
     own = {"learning_rate": rate, "min_lr": rate / 10, **way.options}
     same = {"batch_size": 16, "gradient_accumulation_steps": 1, "max_iters": args.steps}
-    same |= {"warmup_iters": args.steps // 10, "eval_interval": args.steps // 8, "log_interval": 1}
+    same |= {"warmup_iters": args.steps // 10, "eval_interval": args.steps // 4, "log_interval": 1}
     same |= {"sampler": "weyl", "data": data}
     return {**begin, **same, **own, "threads": args.threads}
 
