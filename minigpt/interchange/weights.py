@@ -125,7 +125,16 @@ def chunks(slot):
 
 
 def fill(view, slot):
-    """Copy the numbers of a tensor into an array of its shape; return whether all are finite."""
+    """Copy the numbers of a tensor into an array; return whether all are finite.
+
+    The array has as many numbers, in their order; where they do not lie one after the other, as in
+    a transposed view, the whole tensor is read first.
+    """
+    if not view.flags.c_contiguous:
+        whole = np.empty(view.shape, np.float32)
+        finite = fill(whole, slot)
+        view[...] = whole
+        return finite
     flat, at, finite = view.reshape(-1), 0, True
     for part in chunks(slot):
         flat[at : at + len(part)] = part

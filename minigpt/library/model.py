@@ -443,7 +443,8 @@ def load(path, backend="numpy"):
     ----------
     path : str or path
         What `minigpt train` or `minigpt.fit` has as --out-dir (its best checkpoint, else its
-        last), a checkpoint, or a GPT-2 of transformers: its folder, or its name on the hub.
+        last), a checkpoint, or a GPT of transformers (a GPT-2, or a Starcoder2 that was exported
+        here): its folder, or its name on the hub.
     backend : str
         "numpy" or "cupy": where the arrays go.
 

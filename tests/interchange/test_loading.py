@@ -1,5 +1,6 @@
 """Folders of transformers, written by hand: every form that GPT-2's files have, and every error."""
 
+import dataclasses
 import json
 import re
 import sys
@@ -9,15 +10,24 @@ import numpy as np
 import pytest
 
 import minigpt
-from minigpt.interchange import load_model
-from minigpt.interchange.gpt2 import config_of, describe, hf_name, our_name
+from minigpt.interchange import gpt2, load_model
+from minigpt.interchange.architectures import full_name
+from minigpt.interchange.export import export
+from minigpt.interchange.gpt2 import config_of, describe, views
 from minigpt.model.gpt import GPTConfig
+from minigpt.model.init import init_params
 from minigpt.params import leaves
 
 SMALL = {"vocab_size": 11, "block_size": 6, "n_layer": 2, "n_head": 2, "n_embd": 8}
 CONFIG = GPTConfig(**SMALL, bias=True, rotary=False, bigram=False, activation="gelu_tanh")
 RAW = {"F32": lambda x: x.astype("<f4"), "F16": lambda x: x.astype("<f2")}
 RAW["BF16"] = lambda x: (x.astype("<f4").view("<u4") >> 16).astype("<u2")
+
+
+def hf_name(name):
+    """Return the name of a tensor in transformers' files."""
+    (short,) = views({name: None}, CONFIG)
+    return full_name(gpt2, short)
 
 
 def weights(config=CONFIG):
@@ -65,7 +75,6 @@ def test_weights_come_in_under_names_with_a_prefix_and_without(tmp_path, prefix)
     found = load_model(folder(tmp_path, named=named))
     same(found.params, weights())
     assert (found.config, found.tokenizer) == (CONFIG, None)
-    assert [our_name(named(name)) for name in weights()] == [*weights()]
 
 
 def test_masks_are_no_parameters_whatever_their_type(tmp_path):
@@ -144,6 +153,51 @@ def test_what_is_of_another_architecture_is_named(tmp_path, field, value):
     with pytest.raises(minigpt.UserError, match=field) as error:
         load_model(folder(tmp_path, **{field: value}))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("num_key_value_heads", 1),
+        ("intermediate_size", 33),
+        ("norm_epsilon", 1e-6),
+        ("use_bias", False),
+        ("sliding_window", 4096),
+        ("hidden_act", "silu"),
+        ("rope_parameters", {"rope_type": "yarn"}),
+        ("rope_parameters", {"rope_theta": 10000.0}),
+        ("rope_scaling", {"rope_type": "linear", "factor": 2.0}),
+        ("rope_scaling", [1]),
+        ("rope_theta", "high"),
+        ("num_attention_heads", 8),
+    ],
+)
+def test_what_no_rotary_model_here_is_like_is_named(tmp_path, field, value):
+    config = dataclasses.replace(CONFIG, rotary=True)
+    export(tmp_path / "m", init_params(config, 1), config)
+    path = tmp_path / "m" / "config.json"
+    fields = json.loads(path.read_text())
+    fields |= {"rope_parameters": None} if field == "rope_theta" else {}
+    path.write_text(json.dumps(fields | {field: value}))
+    said = {"rope_parameters": "rope_t", "num_attention_heads": "n_head"}.get(field, field)
+    with pytest.raises(minigpt.UserError, match=said) as error:
+        load_model(tmp_path / "m")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("field", ["vocab_size", "n_positions", "n_embd"])
+def test_sizes_that_no_array_has_are_refused(tmp_path, field):
+    with pytest.raises(minigpt.UserError, match="sizes in its config.json are too large"):
+        load_model(folder(tmp_path, **{field: 10**20}))
+
+
+def test_the_theta_of_one_pair_of_channels_is_of_no_account(tmp_path):
+    config = dataclasses.replace(CONFIG, rotary=True, n_head=4)
+    export(tmp_path / "m", init_params(config, 1), config)
+    path = tmp_path / "m" / "config.json"
+    fields = json.loads(path.read_text()) | {"rope_theta": 10000.0, "rope_parameters": None}
+    path.write_text(json.dumps(fields))
+    assert load_model(tmp_path / "m").config == config
 
 
 @pytest.mark.parametrize(

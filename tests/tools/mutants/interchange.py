@@ -4,12 +4,13 @@ EXPORT = "interchange/test_export.py::"
 LOGITS = f"{EXPORT}test_starcoder2_of_the_exported_files_gives_the_same_logits"
 PEFT = "interchange/test_peft.py::"
 LOADING = "interchange/test_loading.py::"
+ROTARY = f"{LOADING}test_what_no_rotary_model_here_is_like_is_named"
 
 MUTANTS = {
     "minigpt/interchange::halves": [
-        ("channels of a head are not reordered", "heads.swapaxes(1, 2)", "heads", LOGITS),
+        ("channels of a head are not reordered", ".swapaxes(1, 2)", "", LOGITS),
     ],
-    "minigpt/interchange/starcoder2.py::rename": [
+    "minigpt/interchange/starcoder2.py::views": [
         (
             "values are reordered with queries and keys",
             'if letter == "v" else',
@@ -23,10 +24,26 @@ MUTANTS = {
             LOGITS,
         ),
     ],
-    "minigpt/interchange/starcoder2.py::describe": [
+    "minigpt/interchange/starcoder2.py::theta_of": [
         ("the base of the rotation is ours", "BASE ** (D / (D - 2))", "BASE ** (D / D)", LOGITS),
     ],
-    "minigpt/interchange/gpt2.py::described_alike": [
+    "minigpt/interchange/starcoder2.py::config_of": [
+        (
+            "groups of heads share their keys unnoticed",
+            '"num_key_value_heads": config.n_head, ',
+            "",
+            f"{ROTARY}[num_key_value_heads-1]",
+        ),
+    ],
+    "minigpt/interchange/starcoder2.py::check_rotation": [
+        (
+            "pairs of channels may turn at any speed",
+            "if not known and",
+            "if False and",
+            f"{ROTARY}[rope_parameters-value7]",
+        ),
+    ],
+    "minigpt/interchange::describe_alike": [
         (
             "an untied head is said to be tied",
             "config.tie_head",
@@ -93,23 +110,21 @@ MUTANTS = {
     "minigpt/interchange::is_tied": [
         (
             "a head with numbers of its own is lost",
-            "and equal(slots[HEAD], slots[EMBEDDING])",
+            "and equal(slots[HEAD], embedding)",
             "",
             f"{LOADING}test_a_head_is_tied_where_its_numbers_are_those_of_the_embedding",
         ),
     ],
-    "minigpt/interchange::by_our_names": [
+    "minigpt/interchange::by_short_name": [
         (
             "a mask is taken for a bias",
-            "if not MASK.search(name)",
-            "",
+            "if architecture.BUFFERS.search(name):",
+            "if False:",
             f"{LOADING}test_masks_are_no_parameters_whatever_their_type",
         ),
-    ],
-    "minigpt/interchange::our_name": [
         (
             "the prefix stays",
-            "name.removeprefix(PREFIX)",
+            "name.removeprefix(architecture.PREFIX)",
             "name",
             f"{LOADING}test_weights_come_in_under_names_with_a_prefix_and_without",
         ),
@@ -125,8 +140,8 @@ MUTANTS = {
     "minigpt/interchange::fill": [
         (
             "numbers that are not finite pass",
-            "return finite",
-            "return True",
+            "finite and bool(np.isfinite(part).all())",
+            "True",
             f"{LOADING}test_tensors_that_do_not_fit_are_named",
         ),
     ],
