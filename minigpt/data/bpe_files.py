@@ -10,7 +10,6 @@ that a space is "Ġ" and "é" is "Ã©".
 
 import json
 import operator
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -195,18 +194,24 @@ def named_end(folder, where):
 def read_whole(path, where):
     """Return the bytes of a file, or raise a UserError; see `files.read_bytes`."""
     raw = read_bytes(path, where, "tokenizer")
+    check_fetched(raw, where, path)
+    return raw
+
+
+def check_fetched(raw, where, path):
+    """Raise a UserError if a file, by the bytes that it begins with, is a pointer of Git LFS."""
     if raw.startswith(LFS):
         raise UserError(
             f"{where} {path} is a pointer of Git LFS, not the file itself: fetch it by "
-            f"`git lfs pull` in {path.parent or os.curdir}"
+            f"`git lfs pull` in {Path(path).parent}"
         )
-    return raw
 
 
 def read_json(path, where):
     """Return what a JSON file holds, or raise a UserError."""
+    text = decode_utf8(read_whole(path, where), f"{where} {path}")
     try:
-        return json.loads(decode_utf8(read_whole(path, where), f"{where} {path}"))
+        return json.loads(text)
     except ValueError as error:
         raise UserError(f"{where} {path} is not JSON: {error}") from None
 

@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from minigpt.cli import first_of
-from minigpt.data.bpe_files import PAIRS, TOKENIZER
+from minigpt.data.bpe_files import PAIRS, TOKENIZER, check_fetched
 from minigpt.data.tokenizers import read_tokenizer
 from minigpt.errors import UserError
 from minigpt.files import BEST, LAST, read_text
 from minigpt.interchange import hub
 from minigpt.interchange.architectures import HEAD, architecture_in, flattened, full_name
-from minigpt.interchange.weights import check_dtype, check_fetched, equal, fill, find_slots
+from minigpt.interchange.weights import check_dtype, equal, fill, find_slots
 from minigpt.model.base import load_plain
 from minigpt.model.checkpoint import Checkpoint, find_checkpoint, moved
 from minigpt.params import Params, leaves
@@ -61,6 +61,8 @@ def load_model(path, xp=np):
         return read_folder(hub.fetch(name), xp)
     if is_folder_of_transformers(path):
         return read_folder(path, xp)
+    if path.is_file() and any(map(path.match, FOREIGN)):
+        raise unread(path.name, path.parent)
     return load_plain(find_checkpoint(path), xp, open_on_host)
 
 
@@ -99,7 +101,7 @@ def read_folder(folder, xp):
 def read_object(path):
     """Return the JSON object in a file, or raise a UserError."""
     text = read_text(path, "model", "folder of transformers with a config.json")
-    check_fetched(text.encode(), f"model {path}")
+    check_fetched(text.encode(), "model", path)
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -144,10 +146,15 @@ def no_weights(folder):
     others = foreign(folder)
     if not others:
         return UserError(f"model {folder} has no {WEIGHTS}; put it beside its {CONFIG}")
-    pickled = others[0].endswith((".bin", ".pt", ".pth"))
+    return unread(others[0], folder)
+
+
+def unread(name, folder):
+    """Return the UserError for a file with weights that is not opened."""
+    pickled = name.endswith((".bin", ".pt", ".pth"))
     why = "is a pickle, which can run code" if pickled else "is of a format that is not read"
     return UserError(
-        f"model {folder}: {others[0]} {why}; get {WEIGHTS} from the hub, or convert it on a "
+        f"model {folder}: {name} {why}; get {WEIGHTS} from the hub, or convert it on a "
         f"machine with torch: AutoModelForCausalLM.from_pretrained({str(folder)!r})"
         ".save_pretrained(FOLDER)"
     )
@@ -235,6 +242,7 @@ def tokenizer_of(folder, config):
     if not tokenizer.fits(config):
         raise UserError(
             f"model {folder}: its tokenizer has {tokenizer.vocab_size:,} tokens, but its "
-            f"{CONFIG} has vocab_size {config.vocab_size:,}"
+            f"{CONFIG} has vocab_size {config.vocab_size:,}: they are of two models; take its "
+            "files again"
         )
     return tokenizer

@@ -15,7 +15,7 @@ import numpy as np
 import safetensors
 
 from minigpt.cli import one_line
-from minigpt.data.bpe_files import LFS
+from minigpt.data.bpe_files import LFS, check_fetched
 from minigpt.errors import UserError
 from minigpt.files import opened
 
@@ -66,12 +66,6 @@ def read_tensors(path, where):
     return tensors
 
 
-def check_fetched(begin, where):
-    """Raise a UserError if bytes that a file begins with are a pointer of Git LFS to another."""
-    if begin.startswith(LFS):
-        raise UserError(f"{where} only points to a file of Git LFS; fetch it: git lfs pull")
-
-
 def check_dtype(name, dtype, where):
     """Raise a UserError if the numbers of a tensor are of a type that is not read."""
     if dtype not in DTYPES:
@@ -95,7 +89,7 @@ def find_slots(path, where):
         As `read_tensors`; types are not looked at.
     """
     with opened(path, where, "safetensors file") as file:
-        check_fetched(file.read(len(LFS)), f"{where} {path}")
+        check_fetched(file.read(len(LFS)), where, path)
         try:
             with safetensors.safe_open(path, framework="np"):
                 pass  # the library has checked the header against the size of the file

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 
 import minigpt
+from minigpt.interchange import __main__ as export
 from minigpt.interchange.loading import load_model
 from minigpt.model import checkpoint
+from minigpt.report import attention
 from minigpt.sample import __main__ as sample
+from minigpt.sample import score
 from minigpt.train import __main__ as train
-from tests.tools.training import begin, metrics
+from tests.tools.training import begin, metrics, refusal
 
 GREEDY = "--temperature=0", "--max-new-tokens=40", "--prompt=Line"
 STEPS = "--max-iters=2", "--eval-interval=1", "--batch-size=3", "--warmup-iters=0"
@@ -53,6 +56,25 @@ def test_steps_from_a_folder_are_those_from_the_run_on_numpy(places, backend, tm
     np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
     last = checkpoint.load(tmp_path / "b" / "last.safetensors")
     assert (last.lora is not None) is bool(flags)
+
+
+COMMANDS = {
+    "sample": lambda folder, to: sample.main([f"--model={folder}"]),
+    "score": lambda folder, to: score.main([f"--model={folder}", f"--data={folder}/config.json"]),
+    "attention": lambda folder, to: attention.main([f"--model={folder}", f"--picture={to}.svg"]),
+    "export": lambda folder, to: export.main([f"--model={folder}", f"--to={to}"]),
+    "train": lambda folder, to: train.main([f"--init-from={folder}", f"--out-dir={to}"]),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_each_command_refuses_a_folder_in_one_line_and_writes_nothing(tmp_path, capsys, command):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text('{"model_type": "llama"}')
+    before = sorted(tmp_path.rglob("*"))
+    said = refusal(capsys, command, tmp_path / "m", tmp_path / "to")
+    assert "model_type is 'llama'; what can be loaded: gpt2, starcoder2" in said
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.cupy
