@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from minigpt.cli import first_of
+from minigpt.data import hub
 from minigpt.data.bpe_files import PAIRS, TOKENIZER, check_fetched
 from minigpt.data.tokenizers import read_tokenizer
 from minigpt.errors import UserError
 from minigpt.files import BEST, LAST, read_text
-from minigpt.interchange import hub
 from minigpt.interchange.architectures import HEAD, architecture_in, flattened, full_name
 from minigpt.interchange.weights import check_dtype, equal, fill, find_slots
 from minigpt.model.base import load_plain
@@ -58,7 +58,7 @@ def load_model(path, xp=np):
     path = Path(path).expanduser()
     name = None if path.exists() else hub.repository(path.as_posix())
     if name is not None:
-        return read_folder(hub.fetch(name), xp)
+        return read_folder(hub.fetch(name, hub.OF_MODELS), xp)
     if is_folder_of_transformers(path):
         return read_folder(path, xp)
     if path.is_file() and any(map(path.match, FOREIGN)):

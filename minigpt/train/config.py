@@ -81,7 +81,8 @@ class TrainConfig(cli.Config):
     tokenizer: str | None = option(
         None,
         "char; bpe: byte-level BPE of --vocab-size tokens (default: 1024) that is trained on the "
-        "training part; or a folder or tokenizer.json with one (default: char)",
+        "training part; or a folder or tokenizer.json with one, or a name on the hub such as gpt2 "
+        "(default: char)",
         metavar="NAME",
         group="Run",
         path=True,

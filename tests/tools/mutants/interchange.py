@@ -18,6 +18,12 @@ MUTANTS = {
             LOGITS,
         ),
         (
+            "queries and keys change places",
+            'zip("qkv", qkv,',
+            'zip("kqv", qkv,',
+            LOGITS,
+        ),
+        (
             "a matrix of Starcoder2 is not transposed",
             'tensors[f"h.{i}.{ours}.{end}"].T',
             'tensors[f"h.{i}.{ours}.{end}"]',
@@ -48,6 +54,12 @@ MUTANTS = {
             "an untied head is said to be tied",
             "config.tie_head",
             "True",
+            f"{EXPORT}test_the_head_is_said_to_be_tied_where_it_is",
+        ),
+        (
+            "a tied head is said to be untied",
+            "config.tie_head",
+            "False",
             f"{EXPORT}test_the_head_is_said_to_be_tied_where_it_is",
         ),
     ],
@@ -113,6 +125,28 @@ MUTANTS = {
             "and equal(slots[HEAD], embedding)",
             "",
             f"{LOADING}test_a_head_is_tied_where_its_numbers_are_those_of_the_embedding",
+        ),
+        (
+            "a tie is lost where the head is in the file, too",
+            "return embedding is not None and",
+            "return False and",
+            f"{LOADING}test_a_head_is_tied_where_its_numbers_are_those_of_the_embedding",
+        ),
+    ],
+    "minigpt/interchange/loading.py::find_weights": [
+        (
+            "a shard outside of the folder is read",
+            r're.search(r"[/\\:\0]", file)',
+            "False",
+            f"{LOADING}test_shards_are_one_model",
+        ),
+    ],
+    "minigpt/interchange::tokenizer_of": [
+        (
+            "a tokenizer larger than the model is taken",
+            "if not tokenizer.fits(config):",
+            "if False:",
+            f"{LOADING}test_a_tokenizer_of_another_model_or_kind_is_named",
         ),
     ],
     "minigpt/interchange::by_short_name": [

@@ -103,6 +103,12 @@ MUTANTS = {
             "train/test_nonfinite.py::test_a_step_that_is_not_finite_is_skipped_and_told",
         ),
         (
+            "a frozen weight moves",
+            "self.workers.ranges, loss)",
+            'self.workers.ranges, loss)\n        self.tree["wte"] *= 1 - lr',
+            "train/test_lora.py::test_steps_change_the_adapter_alone_and_lower_the_loss",
+        ),
+        (
             "what was accumulated is overwritten",
             "add=i > 0",
             "add=False",
