@@ -191,9 +191,9 @@ def named_end(folder, where):
     return token.get("content") if isinstance(token, dict) else token
 
 
-def read_whole(path, where):
+def read_whole(path, where, what="tokenizer"):
     """Return the bytes of a file, or raise a UserError; see `files.read_bytes`."""
-    raw = read_bytes(path, where, "tokenizer")
+    raw = read_bytes(path, where, what)
     check_fetched(raw, where, path)
     return raw
 
@@ -207,13 +207,13 @@ def check_fetched(raw, where, path):
         )
 
 
-def read_json(path, where):
-    """Return what a JSON file holds, or raise a UserError."""
-    text = decode_utf8(read_whole(path, where), f"{where} {path}")
+def read_json(path, where, what="tokenizer"):
+    """Return what a JSON file holds, or raise a UserError; the parameters are read_whole's."""
+    text = decode_utf8(read_whole(path, where, what), f"{where} {path}")
     try:
         return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where} {path} is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} {path} is not JSON: {error}; get it again") from None
 
 
 def json_of(table):

@@ -12,6 +12,7 @@ An architecture, gpt2.py or starcoder2.py, has its own names of fields and tenso
 """
 
 from minigpt import cli
+from minigpt.data.bpe_files import read_json
 from minigpt.errors import UserError
 from minigpt.model.gpt import GPTConfig
 from minigpt.model.init import STD
@@ -23,6 +24,14 @@ ACTIVATIONS = {  # names in transformers: ours
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
+
+
+def read_object(path, where, what):
+    """Return the JSON object in a file; the parameters and the errors are files.read_text's."""
+    found = read_json(path, where, what)
+    if not isinstance(found, dict):
+        raise UserError(f"{where} {path} is damaged: it is no JSON object; get it again")
+    return found
 
 
 def read_options(fields, where, names, rotary):

@@ -11,7 +11,6 @@ also hold buffers, such as the causal masks h.0.attn.bias, which are no paramete
 """
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 
@@ -19,16 +18,18 @@ import numpy as np
 
 from minigpt.cli import first_of
 from minigpt.data import hub
-from minigpt.data.bpe_files import PAIRS, TOKENIZER, check_fetched
+from minigpt.data.bpe_files import PAIRS, TOKENIZER
 from minigpt.data.tokenizers import read_tokenizer
 from minigpt.errors import UserError
-from minigpt.files import BEST, LAST, read_text
+from minigpt.files import BEST, LAST
 from minigpt.interchange.architectures import HEAD, architecture_in, flattened, full_name
+from minigpt.interchange.config_json import read_object
 from minigpt.interchange.weights import check_dtype, equal, fill, find_slots
 from minigpt.model.base import load_plain
 from minigpt.model.checkpoint import Checkpoint, find_checkpoint, moved
 from minigpt.params import Params, leaves
 
+FOLDER = "folder of transformers with a config.json"
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 FOREIGN = "*.bin", "*.pt", "*.pth", "*.ckpt*", "*.h5", "*.msgpack", "*.gguf"
 
@@ -85,7 +86,7 @@ def foreign(folder):
 
 def read_folder(folder, xp):
     """Return the Checkpoint in a folder of transformers."""
-    fields, where = read_object(folder / CONFIG), f"model {folder / CONFIG}"
+    fields, where = read_object(folder / CONFIG, "model", FOLDER), f"model {folder / CONFIG}"
     architecture = architecture_in(fields, where)
     config = architecture.config_of(fields, where)
     slots = by_short_name(find_weights(folder), architecture, folder)
@@ -96,19 +97,6 @@ def read_folder(folder, xp):
     tokenizer = tokenizer_of(folder, config)
     params = moved(read_params(slots, config, architecture, folder), xp)
     return Checkpoint(config, tokenizer, params, None, {})
-
-
-def read_object(path):
-    """Return the JSON object in a file, or raise a UserError."""
-    text = read_text(path, "model", "folder of transformers with a config.json")
-    check_fetched(text.encode(), "model", path)
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"model {path} is damaged: it is no JSON object; take it again")
-    return found
 
 
 def find_weights(folder):
@@ -123,7 +111,7 @@ def find_weights(folder):
         return find_slots(folder / WEIGHTS, "model")
     if not (folder / INDEX).exists():
         raise no_weights(folder)
-    files = read_object(folder / INDEX).get("weight_map")
+    files = read_object(folder / INDEX, "model", FOLDER).get("weight_map")
     where = f"model {folder / INDEX}"
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
         raise UserError(f"{where} is damaged: it has no weight_map from names to files")

@@ -10,7 +10,6 @@ GPT-2's files do, is about the base alone.
 Format: https://huggingface.co/docs/peft, "PEFT checkpoint format".
 """
 
-import json
 import re
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import numpy as np
 
 from minigpt.backend import array_module
 from minigpt.errors import UserError
-from minigpt.files import read_text
+from minigpt.interchange.config_json import read_object
 from minigpt.interchange.export import as_json, check_folder, weights_file, write_folder
 from minigpt.interchange.weights import read_tensors
 from minigpt.model.checkpoint import moved, on_host
@@ -182,15 +181,7 @@ def read_config(folder):
             f"--adapter {folder}: no {ADAPTER_CONFIG} there; name a folder that peft's "
             "save_pretrained or `minigpt export --adapter-only` wrote"
         )
-    try:
-        fields = json.loads(read_text(folder / ADAPTER_CONFIG, "--adapter", "JSON file"))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        fields = None
-    if not isinstance(fields, dict):
-        raise UserError(f"{folder / ADAPTER_CONFIG}: damaged, or no JSON object; take it again")
-    return fields
+    return read_object(folder / ADAPTER_CONFIG, "--adapter", "folder of peft")
 
 
 def find_weights(folder):
