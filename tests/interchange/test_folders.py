@@ -10,7 +10,6 @@ import minigpt
 from minigpt.interchange import __main__ as export
 from minigpt.interchange.loading import load_model
 from minigpt.model import checkpoint
-from minigpt.report import attention
 from minigpt.sample import __main__ as sample
 from minigpt.sample import score
 from minigpt.train import __main__ as train
@@ -61,7 +60,6 @@ def test_steps_from_a_folder_are_those_from_the_run_on_numpy(places, backend, tm
 COMMANDS = {
     "sample": lambda folder, to: sample.main([f"--model={folder}"]),
     "score": lambda folder, to: score.main([f"--model={folder}", f"--data={folder}/config.json"]),
-    "attention": lambda folder, to: attention.main([f"--model={folder}", f"--picture={to}.svg"]),
     "export": lambda folder, to: export.main([f"--model={folder}", f"--to={to}"]),
     "train": lambda folder, to: train.main([f"--init-from={folder}", f"--out-dir={to}"]),
 }
