@@ -198,7 +198,8 @@ class TrainConfig(cli.Config):
     )
     lora_rank: int = option(
         0,
-        "fine-tune by LoRA: rank of the adapters, which alone are trained; 0: all weights are",
+        "fine-tune by LoRA: rank of the adapters, which alone are trained; 0: all weights are. "
+        "Preset finetune then has a learning rate of 2e-4, and no weight decay",
         min=0,
         below=2**24,
         group="LoRA",
