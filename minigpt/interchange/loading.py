@@ -11,6 +11,7 @@ also hold buffers, such as the causal masks h.0.attn.bias, which are no paramete
 """
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from minigpt.files import BEST, LAST
 from minigpt.interchange.architectures import HEAD, architecture_in, flattened, full_name
 from minigpt.interchange.config_json import read_object
 from minigpt.interchange.weights import check_dtype, equal, fill, find_slots
-from minigpt.model.base import load_plain
+from minigpt.model.base import load_plain, place_of
 from minigpt.model.checkpoint import Checkpoint, find_checkpoint, moved
 from minigpt.params import Params, leaves
 
@@ -70,6 +71,17 @@ def load_model(path, xp=np):
 def open_on_host(name):
     """Return the Checkpoint of `load_model` on the host: of what a run begins from, or adapts."""
     return load_model(name, np)
+
+
+def place_in_transformers(base):
+    """Return where transformers finds the Base of an adapter: its folder, or its name on the hub.
+
+    None where it is in a file of minigpt, or gone.
+    """
+    path = Path(place_of(base))
+    if path.exists() or base.folder:
+        return os.path.realpath(path) if is_folder_of_transformers(path) else None
+    return hub.repository(base.name)
 
 
 def is_folder_of_transformers(path):

@@ -10,6 +10,7 @@ GPT-2's files do, is about the base alone.
 Format: https://huggingface.co/docs/peft, "PEFT checkpoint format".
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from minigpt.backend import array_module
 from minigpt.errors import UserError
 from minigpt.interchange.config_json import read_object
 from minigpt.interchange.export import as_json, check_folder, weights_file, write_folder
+from minigpt.interchange.loading import place_in_transformers
 from minigpt.interchange.weights import read_tensors
 from minigpt.model.checkpoint import moved, on_host
 from minigpt.model.gpt import GPTConfig
@@ -80,6 +82,37 @@ def write_adapter(folder, adapter, lora, config, base=None, force=False):
     tensors = {peft_name(name): x.T for name, x in on_host(adapter).leaves()}
     files = {ADAPTER_CONFIG: [as_json(describe(lora, base))], ADAPTER: weights_file(tensors)}
     write_folder(folder, files)
+
+
+def export_adapter(folder, checkpoint, force=False):
+    """Write an adapter that was trained here as a folder of peft's, whole or not at all.
+
+    Parameters
+    ----------
+    folder, force : as in write_adapter
+    checkpoint : Checkpoint or None
+
+    Returns
+    -------
+    base : str or None
+        Where transformers finds the model that the adapter is of; None where that is a checkpoint
+        of minigpt, which is to be exported, too.
+
+    Raises
+    ------
+    UserError
+        As write_adapter; or if the checkpoint is of no adapter, or the folder its base's.
+    """
+    if checkpoint is None or checkpoint.lora is None:
+        raise UserError(
+            "adapter_only is on, but this model has no adapter: all of its weights were trained; "
+            "leave it out"
+        )
+    base = place_in_transformers(checkpoint.base)
+    if base is not None and os.path.realpath(folder) == base:
+        raise UserError(f"{folder} is the folder of the adapter's base; name another folder")
+    write_adapter(folder, checkpoint.params, checkpoint.lora, checkpoint.config, base, force)
+    return base
 
 
 def foreign(config):
@@ -171,7 +204,7 @@ def adapted(checkpoint, folder):
         raise UserError(f"--adapter {folder}: adapters of peft are for a GPT, this model is none")
     adapter, lora = read_adapter(folder, checkpoint.config)
     adapter = moved(adapter, array_module(checkpoint.params.flat))
-    return checkpoint._replace(params=merge(checkpoint.params, adapter, lora))
+    return checkpoint._replace(params=merge(checkpoint.params, adapter, lora), adapter=None)
 
 
 def read_config(folder):
