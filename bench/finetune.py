@@ -32,7 +32,7 @@ from minigpt.model.lora import Lora, count_adapter
 from minigpt.train.presets import FINETUNE, PRESETS
 
 RANK = 8
-TURNS = 4  # each with another rate
+TURNS = 3  # each with another rate
 ADAPTER = {"lora_rank": RANK, "weight_decay": 0.0}
 GPT2 = {"rotary": False, "bias": True, "activation": "gelu_tanh"}  # what is read back in
 MODEL = {**GPT2, "block_size": 64}  # beside what preset quick has
@@ -52,11 +52,11 @@ class Way(NamedTuple):
 
 
 WAYS = {
-    "scratch": Way(False, {}, (3e-3, 1.5e-3, 6e-3, 7.5e-4)),
-    "full": Way(True, {}, (2e-3, 1e-3, 4e-3, 5e-4)),
-    "LoRA": Way(True, ADAPTER, (2e-2, 1e-2, 4e-2, 5e-3)),
+    "scratch": Way(False, {}, (3e-3, 1.5e-3, 6e-3)),
+    "full": Way(True, {}, (4e-3, 2e-3, 8e-3)),
+    "LoRA": Way(True, ADAPTER, (8e-2, 4e-2, 1.6e-1)),
     "LoRA, all layers": Way(
-        True, {**ADAPTER, "lora_targets": "c_attn,c_proj,c_fc"}, (1e-2, 5e-3, 2e-2, 2.5e-3)
+        True, {**ADAPTER, "lora_targets": "c_attn,c_proj,c_fc"}, (4e-2, 2e-2, 8e-2)
     ),
 }
 
