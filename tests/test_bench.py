@@ -337,6 +337,9 @@ def test_memory_is_what_dry_run_says(tmp_path):
     [found] = records(tmp_path, *command, "--batch-size 24", before=NO_TORCH)
     assert found["preset"] == "nanogpt-cpu" and found["peak"] > 100e6
     assert found["estimate"] == pytest.approx(found["peak"], rel=0.15)
+    command = ("memory.py", "--preset", "finetune lora all", "--base", "nanogpt-cpu")
+    [found] = records(tmp_path, *command, "--short", *ONE_THREAD, before=NO_TORCH)
+    assert found["estimate"] == pytest.approx(found["peak"], rel=0.15)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 EXPORT = "interchange/test_export.py::"
 LOGITS = f"{EXPORT}test_starcoder2_of_the_exported_files_gives_the_same_logits"
 PEFT = "interchange/test_peft.py::"
+ADAPTERS = "train/test_adapters.py::"
 LOADING = "interchange/test_loading.py::"
 ROTARY = f"{LOADING}test_what_no_rotary_model_here_is_like_is_named"
 
@@ -109,6 +110,36 @@ MUTANTS = {
             '"fan_in_fan_out": True',
             '"fan_in_fan_out": False',
             f"{PEFT}test_files_have_the_names_and_shapes_of_peft",
+        ),
+    ],
+    "minigpt/interchange::export_adapter": [
+        (
+            "an adapter takes the place of its base",
+            "if base is not None and os.path.realpath(folder) == base:",
+            "if False:",
+            f"{ADAPTERS}test_what_cannot_be_exported_alone_is_one_line_and_nothing_is_written",
+        ),
+        (
+            "the base is not named",
+            "*adapter, base, facts",
+            "*adapter, None, facts",
+            f"{ADAPTERS}test_peft_finds_the_base_and_the_adapter_comes_back_as_it_is",
+        ),
+    ],
+    "minigpt/interchange::place_in_transformers": [
+        (
+            "a checkpoint of minigpt is named as a base for peft",
+            "if is_folder_of_transformers(path) else None",
+            "",
+            f"{ADAPTERS}test_of_a_base_that_is_a_checkpoint_the_export_is_named",
+        ),
+    ],
+    "minigpt/interchange/__main__.py::run_export": [
+        (
+            "--no-merge merges",
+            "config.adapter_only or not config.merge",
+            "config.adapter_only",
+            f"{ADAPTERS}test_of_a_base_that_is_a_checkpoint_the_export_is_named",
         ),
     ],
     "minigpt/interchange::lora_of": [
