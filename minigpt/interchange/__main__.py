@@ -53,25 +53,30 @@ def run_export(config):
     if config.adapter_only or not config.merge:
         return run_export_adapter(config)
     checkpoint = config.load()
-    metrics = []
-    with contextlib.suppress(OSError):
-        metrics = [*read_metrics(Path(config.model or config.checkpoint or config.out_dir))]
-    facts = facts_of(checkpoint.state, metrics)
     name = export(
         config.to,
         checkpoint.params,
         checkpoint.config,
         checkpoint.tokenizer,
-        facts,
+        facts_in(config, checkpoint),
         config.force,
     )
     print(f"{cli.printable(config.to)}: a {name} for transformers; its README.md shows its use")
 
 
+def facts_in(config, checkpoint):
+    """Return the Facts of a Checkpoint, with the metrics of its run where there are some."""
+    metrics = []
+    with contextlib.suppress(OSError):
+        metrics = [*read_metrics(Path(config.model or config.checkpoint or config.out_dir))]
+    return facts_of(checkpoint.state, metrics)
+
+
 def run_export_adapter(config):
     """Export the adapter that an ExportConfig names, and say what its base is."""
     checkpoint = config.load_adapter()
-    base = export_adapter(config.to, checkpoint, config.force)
+    facts = facts_in(config, checkpoint)
+    base = export_adapter(config.to, checkpoint, facts, config.force)
     of = base or place_of(checkpoint.base)
     print(cli.printable(f"{config.to}: an adapter for peft, of {of}"))
     if base is None:

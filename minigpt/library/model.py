@@ -125,11 +125,11 @@ class Model:
             If the folder is not empty or cannot be written; if the model has no counterpart in
             transformers, naming the option that is in the way; or if there is no adapter.
         """
-        if adapter_only:
-            export_adapter(folder, self.adapter, force)
-            return
         facts = facts_of_best(self.history, data)
-        export(folder, self.params, self.config, self.tokenizer, facts, force)
+        if adapter_only:
+            export_adapter(folder, self.adapter, facts, force)
+        else:
+            export(folder, self.params, self.config, self.tokenizer, facts, force)
 
     def generate(
         self,
@@ -465,10 +465,9 @@ def load(path, backend="numpy", adapter=None):
         If there is no such file, if it is damaged or of another kind, or if the backend cannot be
         used.
     """
-    found = load_model(path, load_backend(backend))
+    found, history = load_model(path, load_backend(backend)), read_history(Path(path))
     if adapter is not None:
-        found = adapted(found, adapter)
-    history = read_history(Path(path))
+        found, history = adapted(found, adapter), []  # which was of other weights
     return Model(found.config, found.params, found.tokenizer, history, found.adapter)
 
 

@@ -19,7 +19,7 @@ SHORT = ("--max-iters=6", "--eval-interval=3", "--log-interval=1", "--batch-size
 SHORT += ("--gradient-accumulation-steps=2", "--threads=2", "--learning-rate=0.01")
 SHORT += ("--warmup-iters=2", "--lr-decay-iters=6")
 ADAPTER = ("--lora-rank=3", "--lora-alpha=6", "--lora-targets", "c_attn", "mlp.c_proj")
-FILES = {"adapter_config.json", "adapter_model.safetensors"}
+FILES = {"adapter_config.json", "adapter_model.safetensors", "README.md"}
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,11 @@ def test_peft_finds_the_base_and_the_adapter_comes_back_as_it_is(base, adapted, 
     assert fields["base_model_name_or_path"] == str(base.resolve())
     assert (fields["r"], fields["lora_alpha"]) == (3, 6.0)
     assert fields["target_modules"] == ["c_attn", "mlp.c_proj"]
+    card = (exported / "README.md").read_text("utf-8")
+    assert f'from_pretrained("{base.resolve()}")' in card
+    for row in ("| layers | c_attn, mlp.c_proj |", "other.txt |", "| validation loss | "):
+        assert row in card
+    assert "base_model: " not in card  # that is a name on the hub
     ours, again = minigpt.load(adapted), minigpt.load(base, adapter=exported)
     np.testing.assert_array_equal(again.params.flat, ours.params.flat)
     assert again.adapter is None and ours.adapter.lora.rank == 3
@@ -110,7 +115,7 @@ def test_the_merged_export_has_the_logits_of_the_adapted_model(base, adapted, tm
 
 def test_the_library_exports_the_same_adapter(adapted, exported, tmp_path):
     model = minigpt.load(adapted)
-    model.export(tmp_path / "peft", adapter_only=True)
+    model.export(tmp_path / "peft", data=model.adapter.state["data_name"], adapter_only=True)
     for name in FILES:
         assert (tmp_path / "peft" / name).read_bytes() == (exported / name).read_bytes()
     model.save(tmp_path / "merged.safetensors")
@@ -180,6 +185,7 @@ def test_a_base_of_the_hub_keeps_its_name(adapted, tmp_path):
     assert minigpt_("export", "--checkpoint", path, "--to", tmp_path / "p", "--adapter-only") == 0
     fields = json.loads((tmp_path / "p" / "adapter_config.json").read_text())
     assert fields["base_model_name_or_path"] == "owner/model"
+    assert "\nbase_model: owner/model\n" in (tmp_path / "p" / "README.md").read_text("utf-8")
 
 
 def of_save(found):
