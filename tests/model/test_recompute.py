@@ -7,10 +7,11 @@ import pytest
 
 from minigpt.backend import to_device, to_host
 from minigpt.model import encoder_decoder, gpt
-from minigpt.model.blocks import Again, block_backward, block_forward, without_cache
+from minigpt.model.blocks import block_backward, block_forward
 from minigpt.model.encoder_decoder import Seq2SeqConfig
 from minigpt.model.init import init_params
 from minigpt.model.lora import init_adapter
+from minigpt.model.recompute import Again, without_cache
 from minigpt.ops.dropout import Rng
 from minigpt.params import leaves
 from minigpt.train.step import Trainer
