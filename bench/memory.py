@@ -9,6 +9,9 @@ More steps take no more memory, since all batches of a text have one shape, and 
 step take none either: --gradient-accumulation-steps is 2 at most here. The text has as many
 characters and different ones as tiny Shakespeare, or a tenth with --short, which leaves evaluations
 short; those of pairs have all of their shapes in some steps only: the preset dates runs for 60.
+
+The preset finetune begins from random weights of nanogpt-baby's shape or, as `--base gpt2` has it,
+of GPT-2's, full and with LoRA, with and without --recompute.
 """
 
 import argparse
@@ -25,29 +28,55 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.lib import report, timing
 from minigpt import cli
+from minigpt.data.characters import CharTokenizer
+from minigpt.model import checkpoint
+from minigpt.model.init import init_params
 from minigpt.train import __main__ as train
-from minigpt.train.presets import FINETUNE, PRESETS
+from minigpt.train.presets import FINETUNE, PRESETS, configs_of
 
 CHARACTERS, DIFFERENT = 1_115_394, 65  # of tiny Shakespeare
+KINDS = [chr(ord("A") + i) for i in range(DIFFERENT - 1)] + [" "]
 STEPS = {"dates": 60, "gpt2": 1}  # of the others 3
 UNITS = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
+LORA = "--lora-rank 8"
+ALL_LAYERS = "--lora-targets c_attn,c_proj,c_fc --lora-dropout 0.1"
+TUNED = {  # ways to fine-tune
+    FINETUNE: "",
+    f"{FINETUNE} recompute": "--recompute",
+    f"{FINETUNE} lora": LORA,
+    f"{FINETUNE} lora recompute": f"{LORA} --recompute",
+    f"{FINETUNE} lora all": f"{LORA} {ALL_LAYERS}",
+    f"{FINETUNE} lora all recompute": f"{LORA} {ALL_LAYERS} --recompute",
+}
+NAMES = f"presets, or ways to fine-tune: {', '.join(repr(name) for name in TUNED)}; default: all"
+CASES = [*(name for name in PRESETS if name != FINETUNE), *TUNED]
 
 
 def write_text(path, n):
     """Write n random characters, of as many kinds as the presets for tiny Shakespeare have."""
-    kinds = [chr(ord("A") + i) for i in range(DIFFERENT - 1)] + [" "]
-    path.write_text("".join(random.Random(0).choices(kinds, k=n)), encoding="utf-8")
+    path.write_text("".join(random.Random(0).choices(KINDS, k=n)), encoding="utf-8")
+
+
+def write_base(path, preset):
+    """Write a checkpoint of random weights, of a preset's model."""
+    config, _ = configs_of(preset, DIFFERENT)
+    table = CharTokenizer("".join(sorted(KINDS)))
+    checkpoint.save(path, init_params(config, 1), config, tokenizer=table, state={})
 
 
 def flags_of(name, args, folder):
     """Return the command line of `minigpt train`, as short as keeps the peak."""
-    steps = STEPS.get(name, 3)
-    flags = ["--preset", name, "--threads", args.threads, "--max-iters", steps]
+    preset, characters = name.split()[0], CHARACTERS // (10 if args.short else 1)
+    steps = STEPS.get(preset, 3)
+    flags = ["--preset", preset, "--threads", args.threads, "--max-iters", steps]
     flags += ["--eval-interval", steps, "--warmup-iters", 0, "--out-dir", folder / "run"]
-    batches = PRESETS[name].get("gradient_accumulation_steps", 1)
+    batches = PRESETS[preset].get("gradient_accumulation_steps", 1)
     flags += ["--gradient-accumulation-steps", min(2, batches)]
-    if PRESETS[name].get("task") != "seq2seq":
-        write_text(folder / "text.txt", CHARACTERS // (10 if args.short else 1))
+    if preset == FINETUNE:
+        write_base(folder / "base.safetensors", args.base)
+        flags += ["--init-from", folder / "base.safetensors", *TUNED[name].split()]
+    if PRESETS[preset].get("task") != "seq2seq":
+        write_text(folder / "text.txt", characters)
         flags += ["--data", folder / "text.txt"]
     return [*map(str, flags), *args.flags.split()]
 
@@ -78,7 +107,7 @@ def bench(name, args):
     """Return the record of a preset."""
     print(f"{name} ...", file=sys.stderr, flush=True)
     flags = ["--preset", name, "--threads", args.threads, f"--flags={args.flags}"]
-    flags += ["--short"] * args.short
+    flags += ["--base", args.base, *["--short"] * args.short]
     found = {own: timing.in_child(__file__, *flags, "--own", own) for own in ("estimate", "peak")}
     return {"preset": name, "threads": args.threads, **found}
 
@@ -105,7 +134,8 @@ def draw(path, records, env):
         for i, name in enumerate(("estimate", "peak")):
             places = [n + 0.4 * i - 0.2 for n in range(len(records))]
             axes.bar(places, [r[name] / 1e6 for r in records], 0.38, label=name)
-        axes.set_xticks(range(len(records)), [r["preset"] for r in records])
+        names = [r["preset"] for r in records]
+        axes.set_xticks(range(len(records)), names, rotation=30, ha="right")
         report.log_y(axes)
         report.label(axes, "", "memory (MB)", f"Memory of a run, {env['threads']} threads")
 
@@ -114,8 +144,9 @@ def arguments(argv):
     """Read the command line."""
     parser = cli.parser("python bench/memory.py", __doc__.split("\n\n")[0])
     add = parser.add_argument
-    presets = [name for name in PRESETS if name != FINETUNE]  # which needs a model to begin from
-    add("--preset", nargs="+", choices=presets, default=presets, help="default: all")
+    add("--preset", nargs="+", choices=CASES, default=CASES, metavar="NAME", help=NAMES)
+    bases = [name for name in PRESETS if name != FINETUNE]
+    add("--base", choices=bases, default="nanogpt-baby", help="whose model is fine-tuned")
     add("--short", action="store_true", help="a tenth of the text")
     add("--flags", default="", metavar="TEXT", help='further flags of train: "--n-layer 2"')
     add("--own", choices=("estimate", "peak"), help=argparse.SUPPRESS)

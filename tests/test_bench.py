@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.lib import timing
+from bench import finetune
+from bench.lib import report, timing
 
 BENCH = Path(__file__).parents[1] / "bench"
 RUN = """
@@ -336,6 +337,9 @@ def test_memory_is_what_dry_run_says(tmp_path):
     [found] = records(tmp_path, *command, "--batch-size 24", before=NO_TORCH)
     assert found["preset"] == "nanogpt-cpu" and found["peak"] > 100e6
     assert found["estimate"] == pytest.approx(found["peak"], rel=0.15)
+    command = ("memory.py", "--preset", "finetune lora all", "--base", "nanogpt-cpu")
+    [found] = records(tmp_path, *command, "--short", *ONE_THREAD, before=NO_TORCH)
+    assert found["estimate"] == pytest.approx(found["peak"], rel=0.15)
 
 
 @pytest.mark.slow
@@ -357,3 +361,42 @@ def test_fine_tuning_has_a_record_of_every_way(tmp_path):
     assert [r["mode"] for r in (full, again, lora)] == ["full", "recompute", "lora"]
     assert full["trained"] == again["trained"] == full["parameters"] > 10 * lora["trained"]
     assert full["peak"] > 0 and full["median_s"] > 0
+
+
+@pytest.mark.slow
+def test_fine_tuning_on_a_second_text_begins_where_the_first_has_led(tmp_path):
+    pytest.importorskip("tokenizers")
+    files = tmp_path / "first", tmp_path / "second"
+    files[0].write_text("First Citizen:\nBefore we proceed any further, hear me speak.\n" * 200)
+    files[1].write_text("Second Citizen:\nOne word, good citizens, before we proceed.\n" * 200)
+    command = ("finetune.py", "loss", "--short", *ONE_THREAD, "--data", *files)
+    _, scratch, full, lora, everywhere = records(
+        tmp_path, *command, "--first-steps", 60, "--steps", 16, before=NO_TORCH
+    )
+    assert [r["way"] for r in (full, lora, everywhere)] == ["full", "LoRA", "LoRA, all layers"]
+    before = {r["curve"][0][0]: r["curve"][0][2] for r in (full, lora, everywhere)}
+    assert scratch["curve"][0][0] > 0 and before.keys() == {0}
+    assert full["val_bpb"] < before[0] < scratch["val_bpb"] < 8
+    assert lora["val_bpb"] < before[0]
+    assert full["trained"] == scratch["trained"] > everywhere["trained"] > lora["trained"]
+    assert lora["trained"] == 8 * (16 + 3 * 16)  # lora_a and lora_b of the one c_attn
+    for r in (scratch, full, lora, everywhere):
+        assert r["tokens"] == 16 * 16 * 16 and r["step_s"] > 0 and r["peak"] > 10**7
+        assert r["tried"] == [[r["learning_rate"], r["val_loss"], r["val_bpb"]]]
+    done = run(*command[:-1], tmp_path / "none")
+    assert done.returncode == 2 and done.stderr.startswith("error: --data ")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"curve": [(0, 3.1, 4.0)]}, "LoRA begins at 3.1, full at 3.0"),
+        ({"tokens": 9}, "not seen equally many tokens"),
+    ],
+)
+def test_ways_of_fine_tuning_that_do_not_begin_alike_are_no_comparison(change, message):
+    same = {"curve": [(0, 3.0, 4.0)], "steps": 2, "tokens": 8}
+    records = [{"way": way, **same} for way in ("first text", "scratch", "full", "LoRA")]
+    finetune.check(records)
+    with pytest.raises(report.WrongResult, match=message):
+        finetune.check([*records[:3], {**records[3], **change}])

@@ -1,5 +1,6 @@
 """What `import minigpt` offers."""
 
+import dataclasses
 import pydoc
 import re
 from pathlib import Path
@@ -29,8 +30,10 @@ def test_the_package_offers_few_names_and_a_help_of_one_screen():
 def test_what_the_package_offers_says_what_it_does_with_an_example():
     for f in (minigpt.fit, minigpt.load, minigpt.Model, minigpt.configs, minigpt.check):
         assert ">>>" in f.__doc__
+    fields = {field.name for field in dataclasses.fields(minigpt.Model)}
     for name, method in vars(minigpt.Model).items():
-        assert name.startswith("_") or getattr(method, "__doc__", None) or name == "history"
+        assert name.startswith("_") or name in fields or getattr(method, "__doc__", None)
+    assert all(f"\n    {name} : " in minigpt.Model.__doc__ for name in fields)
 
 
 def test_the_name_of_a_preset_becomes_configs():

@@ -46,7 +46,7 @@ class WalkConfig(cli.Config):
     tokenizer: str = cli.option(
         "char",
         "char; bpe: byte-level BPE of --vocab-size tokens that is trained on the training part; or "
-        "a folder or tokenizer.json with one",
+        "a folder or tokenizer.json with one, or a name on the hub such as gpt2",
         metavar="NAME",
         path=True,
     )

@@ -10,7 +10,6 @@ that a space is "Ġ" and "é" is "Ã©".
 
 import json
 import operator
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -192,23 +191,29 @@ def named_end(folder, where):
     return token.get("content") if isinstance(token, dict) else token
 
 
-def read_whole(path, where):
+def read_whole(path, where, what="tokenizer"):
     """Return the bytes of a file, or raise a UserError; see `files.read_bytes`."""
-    raw = read_bytes(path, where, "tokenizer")
-    if raw.startswith(LFS):
-        raise UserError(
-            f"{where} {path} is a pointer of Git LFS, not the file itself: fetch it by "
-            f"`git lfs pull` in {path.parent or os.curdir}"
-        )
+    raw = read_bytes(path, where, what)
+    check_fetched(raw, where, path)
     return raw
 
 
-def read_json(path, where):
-    """Return what a JSON file holds, or raise a UserError."""
+def check_fetched(raw, where, path):
+    """Raise a UserError if a file, by the bytes that it begins with, is a pointer of Git LFS."""
+    if raw.startswith(LFS):
+        raise UserError(
+            f"{where} {path} is a pointer of Git LFS, not the file itself: fetch it by "
+            f"`git lfs pull` in {Path(path).parent}"
+        )
+
+
+def read_json(path, where, what="tokenizer"):
+    """Return what a JSON file holds, or raise a UserError; the parameters are read_whole's."""
+    text = decode_utf8(read_whole(path, where, what), f"{where} {path}")
     try:
-        return json.loads(decode_utf8(read_whole(path, where), f"{where} {path}"))
-    except ValueError as error:
-        raise UserError(f"{where} {path} is not JSON: {error}") from None
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} {path} is not JSON: {error}; get it again") from None
 
 
 def json_of(table):

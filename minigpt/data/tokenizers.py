@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minigpt import cli
+from minigpt.data import hub
 from minigpt.data.bpe_files import TOKENIZER, characters_of, read_json
 from minigpt.data.characters import CharTokenizer
 from minigpt.data.subwords import BpeTokenizer
@@ -122,7 +123,8 @@ def new_tokenizer(kind, parts, vocab_size=None):
     Parameters
     ----------
     kind : str
-        "char": the characters of the text; "bpe": trained on it; else a path, see read_tokenizer.
+        "char": the characters of the text; "bpe": trained on it; else a path, see read_tokenizer,
+        or a name on the hub.
     parts : iterable of str
         The text, as in `Tokenizer.encode_parts`.
     vocab_size : int, optional
@@ -138,12 +140,15 @@ def new_tokenizer(kind, parts, vocab_size=None):
     if kind == "bpe":
         return BpeTokenizer.train(parts, vocab_size or BPE_VOCAB_SIZE)
     path = Path(kind).expanduser()
-    if not path.exists():
+    if path.exists():
+        return read_tokenizer(path)
+    name = hub.repository(kind)
+    if name is None:
         raise UserError(
-            f"--tokenizer {kind} is neither char nor bpe, and no folder or {TOKENIZER} has that "
-            "name"
+            f"--tokenizer {kind} is neither char nor bpe, no folder or {TOKENIZER} has that name, "
+            "and names on the hub are owner/model"
         )
-    return read_tokenizer(path)
+    return read_tokenizer(hub.fetch(name, hub.OF_TOKENIZERS, "--tokenizer"))
 
 
 def few_tokens_note(tokenizer, asked):

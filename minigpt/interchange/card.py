@@ -3,6 +3,7 @@
 Format: https://huggingface.co/docs/hub/model-cards; the lines between the dashes are for the hub.
 """
 
+import os
 from typing import NamedTuple
 
 from minigpt import cli
@@ -52,6 +53,27 @@ WITH_TOKENIZER = """tokenizer = AutoTokenizer.from_pretrained("{folder}")
 ids = tokenizer({prompt}, return_tensors="pt").input_ids
 ids = model.generate(ids, max_new_tokens={new}, do_sample=True, temperature=0.8)
 print(tokenizer.decode(ids[0]))"""
+OF_ADAPTER = """---
+library_name: peft
+{base_model}pipeline_tag: text-generation
+tags:
+- lora
+- minigpt
+---
+# {name}
+
+A LoRA adapter of minigpt, whose gradients are written by hand, in the format of peft.
+{tables}
+## Use
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained("{base}")
+model = PeftModel.from_pretrained(base, "{name}")
+```
+"""
 WITHOUT_TOKENIZER = "# It came without a tokenizer: it takes token ids, and gives token ids."
 
 
@@ -99,6 +121,36 @@ def card(name, described, config, tokenizer, facts):
     if any(fact is not None for fact in facts):
         tables.append(table("Training", training_rows(facts)))
     return f"{HEAD}# {name}\n\n{about}\n{''.join(tables)}{usage(name, config, tokenizer)}"
+
+
+def adapter_card(name, described, trained, facts):
+    """Return the text of the model card of an adapter.
+
+    Parameters
+    ----------
+    name : str
+        Of the adapter: its folder's.
+    described : dict
+        Its adapter_config.json.
+    trained : int
+        How many parameters it has.
+    facts : Facts
+    """
+    base = described["base_model_name_or_path"]
+    rows = {
+        "base": base or "a model of minigpt, exported by itself",
+        "parameters": f"{trained:,}",
+        "rank": described["r"],
+        "alpha": f"{described['lora_alpha']:g}",
+        "dropout": described["lora_dropout"],
+        "layers": ", ".join(described["target_modules"]),
+        "rsLoRA": shown(described["use_rslora"]),
+    }
+    tables = table("Adapter", rows)
+    if any(fact is not None for fact in facts):
+        tables += table("Training", training_rows(facts))
+    on_hub = f"base_model: {base}\n" if base and not os.path.isabs(base) else ""
+    return OF_ADAPTER.format(name=name, base_model=on_hub, base=base or "BASE", tables=tables)
 
 
 def model_rows(described, config, tokenizer):

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from minigpt import cli
 from minigpt.backend.devices import BACKENDS, load_backend
+from minigpt.errors import UserError
 from minigpt.interchange.loading import load_model, open_on_host
 from minigpt.interchange.peft import adapted
 from minigpt.model.base import load_plain
-from minigpt.model.checkpoint import find_checkpoint
+from minigpt.model.checkpoint import find_checkpoint, load
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,15 @@ class CheckpointConfig(cli.Config):
             path = find_checkpoint(self.checkpoint or self.out_dir)
             found = load_plain(path, xp, open_on_host)
         return found if self.adapter is None else adapted(found, self.adapter)
+
+    def load_adapter(self):
+        """Return the Checkpoint of an adapter that was trained here, without its base."""
+        if self.model is not None or self.adapter is not None:
+            raise UserError(
+                "adapter_only is for an adapter that was trained here: name it by --out-dir or "
+                "--checkpoint; what --adapter names is in peft's format already"
+            )
+        return load(find_checkpoint(self.checkpoint or self.out_dir), with_optimizer=False)
 
 
 def parse(parser, argv, *classes):

@@ -30,7 +30,7 @@ from minigpt.files import (
     write_atomically,
     writing,
 )
-from minigpt.interchange import gpt2, starcoder2
+from minigpt.interchange.architectures import architecture_for, flattened, full_name
 from minigpt.interchange.card import NOTHING, card
 from minigpt.interchange.tokenizer_files import tokenizer_files
 from minigpt.model.checkpoint import header, on_host
@@ -91,12 +91,16 @@ def export(folder, params, config, tokenizer=None, facts=NOTHING, force=False):
     V = tokenizer.vocab_size if tokenizer else config.vocab_size
     tensors, plain = completed(params, config, V)
     special = tokenizer.end_of_text if tokenizer else None
-    architecture = starcoder2 if config.rotary else gpt2
+    architecture = architecture_for(config)
     described = architecture.describe(plain, special)
+    renamed = {
+        full_name(architecture, name): flattened(x)
+        for name, x in architecture.views(tensors, plain).items()
+    }
     name = os.path.basename(os.path.realpath(folder))
     files = {
         CONFIG: [as_json(described)],
-        WEIGHTS: weights_file(architecture.rename(tensors, plain)),
+        WEIGHTS: weights_file(renamed),
         **{name: [as_json(of)] for name, of in tokenizer_files(tokenizer, config).items()},
         CARD: [card(name, described, config, tokenizer, facts).encode()],
     }

@@ -2,35 +2,36 @@
 
 Of a folder of transformers are read
 
-    config.json             see gpt2.py
+    config.json             see architectures.py
     model.safetensors       or model.safetensors.index.json and the files that it names
     tokenizer.json          or vocab.json and merges.txt; without them a model takes ids alone
 
 Names of tensors begin with "transformer." or not: the files of the first GPT-2s do not. Old files
-also hold the causal masks, h.0.attn.bias and h.0.attn.masked_bias, which are no parameters.
+also hold buffers, such as the causal masks h.0.attn.bias, which are no parameters.
 """
 
 import dataclasses
-import json
+import os
 import re
 from pathlib import Path
 
 import numpy as np
 
 from minigpt.cli import first_of
+from minigpt.data import hub
 from minigpt.data.bpe_files import PAIRS, TOKENIZER
 from minigpt.data.tokenizers import read_tokenizer
 from minigpt.errors import UserError
-from minigpt.files import BEST, LAST, read_text
-from minigpt.interchange import gpt2, hub
-from minigpt.interchange.weights import check_dtype, check_fetched, equal, fill, find_slots
-from minigpt.model.base import load_plain
+from minigpt.files import BEST, LAST
+from minigpt.interchange.architectures import HEAD, architecture_in, flattened, full_name
+from minigpt.interchange.config_json import read_object
+from minigpt.interchange.weights import check_dtype, equal, fill, find_slots
+from minigpt.model.base import load_plain, place_of
 from minigpt.model.checkpoint import Checkpoint, find_checkpoint, moved
 from minigpt.params import Params, leaves
 
+FOLDER = "folder of transformers with a config.json"
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-MASK = re.compile(r"(^|\.)attn\.(bias|masked_bias)$")
-HEAD, EMBEDDING = "lm_head.w", "wte"
 FOREIGN = "*.bin", "*.pt", "*.pth", "*.ckpt*", "*.h5", "*.msgpack", "*.gguf"
 
 
@@ -59,15 +60,28 @@ def load_model(path, xp=np):
     path = Path(path).expanduser()
     name = None if path.exists() else hub.repository(path.as_posix())
     if name is not None:
-        return read_folder(hub.fetch(name), xp)
+        return read_folder(hub.fetch(name, hub.OF_MODELS), xp)
     if is_folder_of_transformers(path):
         return read_folder(path, xp)
+    if path.is_file() and any(map(path.match, FOREIGN)):
+        raise unread(path.name, path.parent)
     return load_plain(find_checkpoint(path), xp, open_on_host)
 
 
 def open_on_host(name):
     """Return the Checkpoint of `load_model` on the host: of what a run begins from, or adapts."""
     return load_model(name, np)
+
+
+def place_in_transformers(base):
+    """Return where transformers finds the Base of an adapter: its folder, or its name on the hub.
+
+    None where it is in a file of minigpt, or gone.
+    """
+    path = Path(place_of(base))
+    if path.exists() or base.folder:
+        return os.path.realpath(path) if is_folder_of_transformers(path) else None
+    return hub.repository(base.name)
 
 
 def is_folder_of_transformers(path):
@@ -84,28 +98,17 @@ def foreign(folder):
 
 def read_folder(folder, xp):
     """Return the Checkpoint in a folder of transformers."""
-    fields = read_object(folder / CONFIG)
-    config = gpt2.config_of(fields, f"model {folder / CONFIG}")
-    slots = by_our_names(find_weights(folder), folder)
-    config = dataclasses.replace(config, tie_head=is_tied(fields, slots))
-    if config.tie_head:
+    fields, where = read_object(folder / CONFIG, "model", FOLDER), f"model {folder / CONFIG}"
+    architecture = architecture_in(fields, where)
+    config = architecture.config_of(fields, where)
+    slots = by_short_name(find_weights(folder), architecture, folder)
+    tied = is_tied(fields, slots, architecture)
+    config = dataclasses.replace(config, tie_head=tied)
+    if tied:
         slots.pop(HEAD, None)
     tokenizer = tokenizer_of(folder, config)
-    params = moved(read_params(slots, config, folder), xp)
+    params = moved(read_params(slots, config, architecture, folder), xp)
     return Checkpoint(config, tokenizer, params, None, {})
-
-
-def read_object(path):
-    """Return the JSON object in a file, or raise a UserError."""
-    text = read_text(path, "model", "folder of transformers with a config.json")
-    check_fetched(text.encode(), f"model {path}")
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"model {path} is damaged: it is no JSON object; take it again")
-    return found
 
 
 def find_weights(folder):
@@ -120,7 +123,7 @@ def find_weights(folder):
         return find_slots(folder / WEIGHTS, "model")
     if not (folder / INDEX).exists():
         raise no_weights(folder)
-    files = read_object(folder / INDEX).get("weight_map")
+    files = read_object(folder / INDEX, "model", FOLDER).get("weight_map")
     where = f"model {folder / INDEX}"
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
         raise UserError(f"{where} is damaged: it has no weight_map from names to files")
@@ -143,34 +146,41 @@ def no_weights(folder):
     others = foreign(folder)
     if not others:
         return UserError(f"model {folder} has no {WEIGHTS}; put it beside its {CONFIG}")
-    pickled = others[0].endswith((".bin", ".pt", ".pth"))
+    return unread(others[0], folder)
+
+
+def unread(name, folder):
+    """Return the UserError for a file with weights that is not opened."""
+    pickled = name.endswith((".bin", ".pt", ".pth"))
     why = "is a pickle, which can run code" if pickled else "is of a format that is not read"
     return UserError(
-        f"model {folder}: {others[0]} {why}; get {WEIGHTS} from the hub, or convert it on a "
+        f"model {folder}: {name} {why}; get {WEIGHTS} from the hub, or convert it on a "
         f"machine with torch: AutoModelForCausalLM.from_pretrained({str(folder)!r})"
         ".save_pretrained(FOLDER)"
     )
 
 
-def by_our_names(slots, folder):
-    """Return {name here: Slot} of the parameters; masks are left out."""
-    slots = {name: slot for name, slot in slots.items() if not MASK.search(name)}
+def by_short_name(slots, architecture, folder):
+    """Return {name without prefix: Slot} of the parameters; buffers are left out."""
     found = {}
     for name, slot in slots.items():
+        if architecture.BUFFERS.search(name):
+            continue
         check_dtype(name, slot.dtype, f"model {slot.path}")
-        if found.setdefault(gpt2.our_name(name), slot) is not slot:
+        if found.setdefault(name.removeprefix(architecture.PREFIX), slot) is not slot:
             raise UserError(f"model {folder} has {name!r:.100} twice: with a prefix and without")
     return found
 
 
-def is_tied(fields, slots):
+def is_tied(fields, slots, architecture):
     """Tell whether a head is the token embedding: it is left out, or the same numbers."""
     if HEAD not in slots:
         return fields.get("tie_word_embeddings", True) is not False
-    return EMBEDDING in slots and equal(slots[HEAD], slots[EMBEDDING])
+    embedding = slots.get(architecture.EMBEDDING)
+    return embedding is not None and equal(slots[HEAD], embedding)
 
 
-def read_params(slots, config, folder):
+def read_params(slots, config, architecture, folder):
     """Return Params on the host, filled from files: memory for them is all that is taken.
 
     Raises
@@ -178,29 +188,33 @@ def read_params(slots, config, folder):
     UserError
         If tensors are missing, surplus or of other shapes, or if a number is not finite.
     """
-    check_tensors(slots, config, folder)
+    check_tensors(slots, config, architecture, folder)
     params = Params(config.shapes(), np, "float32")
-    for name, view in params.leaves():
+    for name, view in architecture.views(dict(params.leaves()), config).items():
         if not fill(view, slots[name]):
             raise UserError(
-                f"model {folder}: {gpt2.hf_name(name)} holds numbers that are not finite: the "
-                "model has diverged, or its file is damaged"
+                f"model {folder}: {full_name(architecture, name)} holds numbers that are not "
+                "finite: the model has diverged, or its file is damaged"
             )
     return params
 
 
-def check_tensors(slots, config, folder):
+def check_tensors(slots, config, architecture, folder):
     """Raise a UserError if tensors are not those of a model, before there is memory for it."""
     if config.n_layer > len(slots):
         raise UserError(
             f"model {folder}: n_layer is {config.n_layer:,}, but it has {len(slots):,} tensors; "
             "take its files again"
         )
-    expected = dict(leaves(config.shapes()))
-    faults = [f"{gpt2.hf_name(name)} is missing" for name in expected if name not in slots]
+    try:
+        expected = shapes_of(config, architecture)
+    except ValueError as error:  # NumPy's, of a number that no array has
+        raise UserError(f"model {folder}: sizes in its {CONFIG} are too large ({error})") from None
+    named = {name: full_name(architecture, name) for name in expected}
+    faults = [f"{named[name]} is missing" for name in expected if name not in slots]
     faults += [f"unexpected tensor {name!r:.100}" for name in sorted(slots.keys() - expected)]
     faults += [
-        f"{gpt2.hf_name(name)} is {slots[name].shape} and not {shape}"
+        f"{named[name]} is {slots[name].shape} and not {shape}"
         for name, shape in expected.items()
         if name in slots and slots[name].shape != shape
     ]
@@ -209,6 +223,14 @@ def check_tensors(slots, config, folder):
             f"model {folder}: tensors do not fit its {CONFIG}: {first_of(faults, 3)}; take its "
             "files again"
         )
+
+
+def shapes_of(config, architecture):
+    """Return {name without prefix: shape} of a model's tensors in transformers' files."""
+    one = np.float32(0)  # that fills arrays of any shape, which take no memory
+    tensors = {name: np.broadcast_to(one, shape) for name, shape in leaves(config.shapes())}
+    views = architecture.views(tensors, config)
+    return {name: flattened(view).shape for name, view in views.items()}
 
 
 def tokenizer_of(folder, config):
@@ -220,6 +242,7 @@ def tokenizer_of(folder, config):
     if not tokenizer.fits(config):
         raise UserError(
             f"model {folder}: its tokenizer has {tokenizer.vocab_size:,} tokens, but its "
-            f"{CONFIG} has vocab_size {config.vocab_size:,}"
+            f"{CONFIG} has vocab_size {config.vocab_size:,}: they are of two models; take its "
+            "files again"
         )
     return tokenizer

@@ -2,6 +2,7 @@
 
     adapter_config.json         what the adapter is like
     adapter_model.safetensors   base_model.model.transformer.h.0.attn.c_attn.lora_A.weight, ...
+    README.md                   the model card
 
 lora_A is (r, C_in) and lora_B (C_out, r), the transposes of lora_a and lora_b here. They are so
 for every kind of layer: fan_in_fan_out, which says that a base has matrices (C_in, C_out), as
@@ -10,7 +11,7 @@ GPT-2's files do, is about the base alone.
 Format: https://huggingface.co/docs/peft, "PEFT checkpoint format".
 """
 
-import json
+import os
 import re
 from pathlib import Path
 
@@ -18,8 +19,10 @@ import numpy as np
 
 from minigpt.backend import array_module
 from minigpt.errors import UserError
-from minigpt.files import read_text
-from minigpt.interchange.export import as_json, check_folder, weights_file, write_folder
+from minigpt.interchange.card import NOTHING, adapter_card
+from minigpt.interchange.config_json import read_object
+from minigpt.interchange.export import CARD, as_json, check_folder, weights_file, write_folder
+from minigpt.interchange.loading import place_in_transformers
 from minigpt.interchange.weights import read_tensors
 from minigpt.model.checkpoint import moved, on_host
 from minigpt.model.gpt import GPTConfig
@@ -53,7 +56,7 @@ UNREAD = (  # of adapter_config.json: without effect on what a trained adapter c
 READ = "peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "bias"
 
 
-def write_adapter(folder, adapter, lora, config, base=None, force=False):
+def write_adapter(folder, adapter, lora, config, base=None, facts=NOTHING, force=False):
     """Write an adapter as a folder of peft's, whole or not at all.
 
     Parameters
@@ -66,6 +69,8 @@ def write_adapter(folder, adapter, lora, config, base=None, force=False):
         Of its base.
     base : str, optional
         Where transformers finds the base: a folder, or a name on the hub.
+    facts : Facts
+        What the model card says of the training.
     force : bool
         As in `export`.
 
@@ -79,8 +84,45 @@ def write_adapter(folder, adapter, lora, config, base=None, force=False):
     if config.rotary or config.bigram:
         raise UserError(f"{foreign(config)}; export the merged model: leave out --adapter-only")
     tensors = {peft_name(name): x.T for name, x in on_host(adapter).leaves()}
-    files = {ADAPTER_CONFIG: [as_json(describe(lora, base))], ADAPTER: weights_file(tensors)}
+    described, name = describe(lora, base), os.path.basename(os.path.realpath(folder))
+    files = {
+        ADAPTER_CONFIG: [as_json(described)],
+        ADAPTER: weights_file(tensors),
+        CARD: [adapter_card(name, described, adapter.size, facts).encode()],
+    }
     write_folder(folder, files)
+
+
+def export_adapter(folder, checkpoint, facts=NOTHING, force=False):
+    """Write an adapter that was trained here as a folder of peft's, whole or not at all.
+
+    Parameters
+    ----------
+    folder, facts, force : as in write_adapter
+    checkpoint : Checkpoint or None
+
+    Returns
+    -------
+    base : str or None
+        Where transformers finds the model that the adapter is of; None where that is a checkpoint
+        of minigpt, which is to be exported, too.
+
+    Raises
+    ------
+    UserError
+        As write_adapter; or if the checkpoint is of no adapter, or the folder its base's.
+    """
+    if checkpoint is None or checkpoint.lora is None:
+        raise UserError(
+            "adapter_only is on, but this model has no adapter: all of its weights were trained; "
+            "leave it out"
+        )
+    base = place_in_transformers(checkpoint.base)
+    if base is not None and os.path.realpath(folder) == base:
+        raise UserError(f"{folder} is the folder of the adapter's base; name another folder")
+    adapter = checkpoint.params, checkpoint.lora, checkpoint.config
+    write_adapter(folder, *adapter, base, facts, force)
+    return base
 
 
 def foreign(config):
@@ -163,6 +205,8 @@ def fitting(x, shape, where, name, lora):
 def adapted(checkpoint, folder):
     """Return a Checkpoint with the adapter in a folder of peft's merged into its weights.
 
+    It has no state: what is known of its training is of the weights before.
+
     Raises
     ------
     UserError
@@ -172,7 +216,8 @@ def adapted(checkpoint, folder):
         raise UserError(f"--adapter {folder}: adapters of peft are for a GPT, this model is none")
     adapter, lora = read_adapter(folder, checkpoint.config)
     adapter = moved(adapter, array_module(checkpoint.params.flat))
-    return checkpoint._replace(params=merge(checkpoint.params, adapter, lora))
+    params = merge(checkpoint.params, adapter, lora)
+    return checkpoint._replace(params=params, state={}, adapter=None)
 
 
 def read_config(folder):
@@ -182,15 +227,7 @@ def read_config(folder):
             f"--adapter {folder}: no {ADAPTER_CONFIG} there; name a folder that peft's "
             "save_pretrained or `minigpt export --adapter-only` wrote"
         )
-    try:
-        fields = json.loads(read_text(folder / ADAPTER_CONFIG, "--adapter", "JSON file"))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        fields = None
-    if not isinstance(fields, dict):
-        raise UserError(f"{folder / ADAPTER_CONFIG}: damaged, or no JSON object; take it again")
-    return fields
+    return read_object(folder / ADAPTER_CONFIG, "--adapter", "folder of peft")
 
 
 def find_weights(folder):

@@ -15,7 +15,7 @@ import numpy as np
 import safetensors
 
 from minigpt.cli import one_line
-from minigpt.data.bpe_files import LFS
+from minigpt.data.bpe_files import LFS, check_fetched
 from minigpt.errors import UserError
 from minigpt.files import opened
 
@@ -66,12 +66,6 @@ def read_tensors(path, where):
     return tensors
 
 
-def check_fetched(begin, where):
-    """Raise a UserError if bytes that a file begins with are a pointer of Git LFS to another."""
-    if begin.startswith(LFS):
-        raise UserError(f"{where} only points to a file of Git LFS; fetch it: git lfs pull")
-
-
 def check_dtype(name, dtype, where):
     """Raise a UserError if the numbers of a tensor are of a type that is not read."""
     if dtype not in DTYPES:
@@ -95,7 +89,7 @@ def find_slots(path, where):
         As `read_tensors`; types are not looked at.
     """
     with opened(path, where, "safetensors file") as file:
-        check_fetched(file.read(len(LFS)), f"{where} {path}")
+        check_fetched(file.read(len(LFS)), where, path)
         try:
             with safetensors.safe_open(path, framework="np"):
                 pass  # the library has checked the header against the size of the file
@@ -125,7 +119,16 @@ def chunks(slot):
 
 
 def fill(view, slot):
-    """Copy the numbers of a tensor into an array of its shape; return whether all are finite."""
+    """Copy the numbers of a tensor into an array; return whether all are finite.
+
+    The array has as many numbers, in their order; where they do not lie one after the other, as in
+    a transposed view, the whole tensor is read first.
+    """
+    if not view.flags.c_contiguous:
+        whole = np.empty(view.shape, np.float32)
+        finite = fill(whole, slot)
+        view[...] = whole
+        return finite
     flat, at, finite = view.reshape(-1), 0, True
     for part in chunks(slot):
         flat[at : at + len(part)] = part

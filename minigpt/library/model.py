@@ -16,6 +16,7 @@ from minigpt.files import read_metrics
 from minigpt.interchange.card import facts_of_best
 from minigpt.interchange.export import export
 from minigpt.interchange.loading import load_model
+from minigpt.interchange.peft import adapted, export_adapter
 from minigpt.library.ids import as_batch, as_ids
 from minigpt.model import checkpoint, count_parameters, gpt
 from minigpt.params import Params, map_tree
@@ -63,12 +64,15 @@ class Model:
     history : list of dict
         The lines of metrics.jsonl: step, train_loss, at evaluations val_loss, val_bpb (bits per
         byte), ... Empty where a model comes from a file alone.
+    adapter : Checkpoint or None
+        Of the LoRA adapter that `params` include, where one was trained here.
     """
 
     config: object
     params: Params
     tokenizer: object
     history: list = dataclasses.field(default_factory=list)
+    adapter: object = None
 
     @property
     def backend(self):
@@ -98,7 +102,7 @@ class Model:
         """
         checkpoint.save(path, self.params, self.config, tokenizer=self.tokenizer, state={})
 
-    def export(self, folder, data=None, force=False):
+    def export(self, folder, data=None, force=False, adapter_only=False):
         """Write a folder that transformers loads: what `minigpt export` does.
 
         >>> model.export("mine")
@@ -112,15 +116,20 @@ class Model:
             What the model was trained on, for the model card.
         force : bool
             Whether files in the folder may be replaced.
+        adapter_only : bool
+            Whether to write the LoRA adapter that was trained by itself, for peft.
 
         Raises
         ------
         UserError
-            If the folder is not empty or cannot be written; or if the model has no counterpart in
-            transformers, naming the option that is in the way.
+            If the folder is not empty or cannot be written; if the model has no counterpart in
+            transformers, naming the option that is in the way; or if there is no adapter.
         """
         facts = facts_of_best(self.history, data)
-        export(folder, self.params, self.config, self.tokenizer, facts, force)
+        if adapter_only:
+            export_adapter(folder, self.adapter, facts, force)
+        else:
+            export(folder, self.params, self.config, self.tokenizer, facts, force)
 
     def generate(
         self,
@@ -432,7 +441,7 @@ def as_text(name, text):
     return text
 
 
-def load(path, backend="numpy"):
+def load(path, backend="numpy", adapter=None):
     """Return the Model in a run's folder, a checkpoint, a folder of transformers or on the hub.
 
     >>> model = minigpt.load("out")
@@ -443,9 +452,12 @@ def load(path, backend="numpy"):
     ----------
     path : str or path
         What `minigpt train` or `minigpt.fit` has as --out-dir (its best checkpoint, else its
-        last), a checkpoint, or a GPT-2 of transformers: its folder, or its name on the hub.
+        last), a checkpoint, or a GPT of transformers (a GPT-2, or a Starcoder2 that was exported
+        here): its folder, or its name on the hub.
     backend : str
         "numpy" or "cupy": where the arrays go.
+    adapter : str or path, optional
+        Folder of a LoRA adapter of that model, in peft's format: it is merged into the weights.
 
     Raises
     ------
@@ -453,8 +465,10 @@ def load(path, backend="numpy"):
         If there is no such file, if it is damaged or of another kind, or if the backend cannot be
         used.
     """
-    found = load_model(path, load_backend(backend))
-    return Model(found.config, found.params, found.tokenizer, read_history(Path(path)))
+    found, history = load_model(path, load_backend(backend)), read_history(Path(path))
+    if adapter is not None:
+        found, history = adapted(found, adapter), []  # which was of other weights
+    return Model(found.config, found.params, found.tokenizer, history, found.adapter)
 
 
 def read_history(folder):

@@ -35,7 +35,7 @@ def load_plain(path, xp, open_model):
         return checkpoint
     base = base_params(checkpoint.base, checkpoint.config, path, open_model)
     params = merge(moved(base, xp), checkpoint.params, checkpoint.lora)
-    return checkpoint._replace(params=params, lora=None, base=None)
+    return checkpoint._replace(params=params, lora=None, base=None, adapter=checkpoint)
 
 
 def base_params(base, config, path, open_model):

@@ -24,6 +24,7 @@ low-rank adapter, and is ops/lora.py's; model/lora.py makes such trees.
 
 from typing import Any, NamedTuple
 
+from minigpt.model.recompute import whole_cache
 from minigpt.ops.activation import activation_backward, activation_forward
 from minigpt.ops.add_norm import add_norm_backward, add_norm_forward
 from minigpt.ops.attention import (
@@ -377,35 +378,6 @@ def cross_block_backward(dx, dh, cache):
     dy, grads["attn"] = self_attention_backward(dh, cache.attn)
     dx, dh, grads["ln_1"] = add_norm_backward(dx, dy, cache.ln_1)
     return dx, dh, dmemory, grads
-
-
-class Again(NamedTuple):
-    """What a block keeps in place of its cache, to make the cache anew: a forward pass and its
-    arguments.
-    """
-
-    forward: Any
-    args: tuple
-
-
-def without_cache(forward):
-    """Return the forward pass of a block that keeps its arguments alone: for `--recompute`.
-
-    Chen et al. 2016, arXiv:1604.06174, section 4: of a model of L blocks only their inputs are
-    kept, and the backward pass of each runs its forward pass again, a third of a step's work.
-    Dropout comes from a counter, so the second pass drops what the first one has dropped.
-    """
-
-    def forward_alone(*args):
-        *outputs, _ = forward(*args)
-        return *outputs, Again(forward, args)
-
-    return forward_alone
-
-
-def whole_cache(cache):
-    """Return the cache of a block; where it was not kept, from a second forward pass."""
-    return cache.forward(*cache.args)[-1] if isinstance(cache, Again) else cache
 
 
 def block_weights(cache):

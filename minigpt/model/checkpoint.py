@@ -58,6 +58,8 @@ class Checkpoint(NamedTuple):
     state : dict
     lora, base : Lora and Base, or None
         Of an adapter; model/base.py merges it.
+    adapter : Checkpoint or None
+        Of an adapter that is merged into `params`.
     """
 
     config: object
@@ -67,6 +69,7 @@ class Checkpoint(NamedTuple):
     state: dict
     lora: Lora | None = None
     base: Base | None = None
+    adapter: object = None
 
 
 def save(path, params, config, *, tokenizer, state, optimizer=None, lora=None, base=None):

@@ -19,7 +19,6 @@ from minigpt.model.blocks import (
     cross_block_backward,
     cross_block_forward,
     fold_key,
-    without_cache,
 )
 from minigpt.model.gpt import (
     GPTConfig,
@@ -34,6 +33,7 @@ from minigpt.model.gpt import (
 )
 from minigpt.model.gpt import shapes as gpt_shapes
 from minigpt.model.init import block_shapes, cross_block_shapes, embedding_shapes, norm_shapes
+from minigpt.model.recompute import without_cache
 from minigpt.ops.add_norm import add_norm_backward, add_norm_forward
 from minigpt.ops.cross_entropy import (
     cross_entropy_backward,

@@ -10,8 +10,9 @@ from minigpt import cli
 from minigpt.backend import array_module
 from minigpt.cli import option
 from minigpt.errors import UserError
-from minigpt.model.blocks import block_backward, block_forward, fold_key, without_cache
+from minigpt.model.blocks import block_backward, block_forward, fold_key
 from minigpt.model.init import block_shapes, embedding_shapes, norm_shapes
+from minigpt.model.recompute import without_cache
 from minigpt.ops.activation import KINDS
 from minigpt.ops.add_norm import add_norm_backward, add_norm_forward
 from minigpt.ops.cross_entropy import (
@@ -224,7 +225,7 @@ def gpt_forward(
     on_layer : callable, optional
         Called with the name of each layer and the arrays that it has computed.
     recompute : bool
-        Keep the inputs of the blocks in place of their caches; see blocks.without_cache.
+        Keep the inputs of the blocks in place of their caches; see model/recompute.py.
 
     Returns
     -------

@@ -12,7 +12,6 @@ from minigpt.backend.blas import product_rate
 from minigpt.backend.cores import note_on_threads, usable_cores
 from minigpt.files import LAST
 from minigpt.model import count_parameters
-from minigpt.model.lora import count_adapter
 from minigpt.optim.schedule import describe as describe_schedule
 from minigpt.report.loss_curve import draw_losses
 from minigpt.report.picture import NoPicture, NotInstalled
@@ -20,7 +19,7 @@ from minigpt.sample.command import sample
 from minigpt.sample.tasks import TASKS
 from minigpt.train.base import open_base
 from minigpt.train.config import resolve, train_config_of
-from minigpt.train.cost import describe, describe_model
+from minigpt.train.cost import describe, describe_model, describe_trained
 from minigpt.train.interrupt import Interrupt
 from minigpt.train.loop import reported, started, train_run
 from minigpt.train.memory import longest, resident
@@ -46,6 +45,7 @@ def dry_run(own, options):
         if sizes is None:
             data = open_data(train_config, options, base)
             sizes = data.sizes
+        base = None  # of the run, its weights are counted
         config, train_config = resolve(options, sizes)
         if data is not None:
             data.check(config.block_size)
@@ -96,8 +96,7 @@ def introduce(run):
     start = f"from step {state.step:,} " if state.step else ""
     begun = f", from {train_config.init_from}" if train_config.init_from else ""
     if train_config.lora is not None:
-        trained = count_adapter(config, train_config.lora)
-        begun += f"; {trained:,} in adapters of rank {train_config.lora_rank} are trained"
+        begun += f"\nLoRA: {describe_trained(config, train_config.lora)}"
     batch = f"{train_config.batch_size} {run.task.batch_unit.format(T=config.block_size)}"
     text = (
         f"{run.data.description}\n"

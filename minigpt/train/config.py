@@ -81,7 +81,8 @@ class TrainConfig(cli.Config):
     tokenizer: str | None = option(
         None,
         "char; bpe: byte-level BPE of --vocab-size tokens (default: 1024) that is trained on the "
-        "training part; or a folder or tokenizer.json with one (default: char)",
+        "training part; or a folder or tokenizer.json with one, or a name on the hub such as gpt2 "
+        "(default: char)",
         metavar="NAME",
         group="Run",
         path=True,
@@ -193,7 +194,8 @@ class TrainConfig(cli.Config):
     )
     lora_rank: int = option(
         0,
-        "fine-tune by LoRA: rank of the adapters, which alone are trained; 0: all weights are",
+        "fine-tune by LoRA: rank of the adapters, which alone are trained; 0: all weights are. "
+        "Preset finetune then has a learning rate of 2e-4, and no weight decay",
         min=0,
         below=2**24,
         group="LoRA",

@@ -4,6 +4,7 @@ import math
 
 from minigpt.cli import plural
 from minigpt.model import count_parameters
+from minigpt.model.lora import count_adapter
 from minigpt.params import leaves
 from minigpt.sample.tasks import task_of
 from minigpt.train.memory import count_layers, memory, run_peak
@@ -17,7 +18,7 @@ def flops_per_step(config, train_config):
     Attention is counted as in that table: nanoGPT's estimate (PaLM, arXiv:2204.02311, appendix B),
     halved by the mask. Elementwise work is not counted. Of an encoder-decoder it is what a step can
     take at most: sources and targets of block_size tokens. With --recompute the blocks have four
-    products in place of three.
+    products in place of three. With LoRA no weight has the product dw, but for those of adapters.
     """
     T, C = config.block_size, config.n_embd
     tokens = train_config.batch_size * train_config.gradient_accumulation_steps * T
@@ -27,7 +28,10 @@ def flops_per_step(config, train_config):
     seen = ((blocks - encoder) * (T + 1) + (encoder + cross) * 2 * T) * C
     head = config.vocab_size * C
     products = 4 if train_config.recompute else 3
-    return 2 * (products * (of_blocks + seen) + 3 * head) * tokens
+    if train_config.lora is None:
+        return 2 * (products * (of_blocks + seen) + 3 * head) * tokens
+    trained = seen + count_adapter(config, train_config.lora)
+    return 2 * (products * trained + (products - 1) * of_blocks + 2 * head) * tokens
 
 
 def step_seconds(config, flops, rate):
@@ -61,6 +65,16 @@ def describe_model(config):
     return (
         f"{plural(config.n_layer, 'layer')}, {plural(config.n_head, 'head')}, "
         f"{config.n_embd} channels, context {config.block_size}"
+    )
+
+
+def describe_trained(config, lora):
+    """Return in words how much of a model and its adapter is trained."""
+    trained = count_adapter(config, lora)
+    total = count_parameters(config) + trained
+    return (
+        f"{trained:,} of {total:,} parameters are trained ({100 * trained / total:.2g} %), in "
+        f"adapters of rank {lora.rank}"
     )
 
 
@@ -101,7 +115,8 @@ def describe(config, train_config, loaded, load_peak=0, lengths=None, rate=None)
     named = leaves(config.shapes())
     positions = sum(math.prod(shape) for name, shape in named if name.endswith("wpe"))
     bracket = f" ({n - positions:,} without positions)" if positions else ""
-    budget = train_config.max_seconds
+    budget, lora = train_config.max_seconds, train_config.lora
+    of_lora = {} if lora is None else {"LoRA": describe_trained(config, lora)}
     if budget is None:
         length = f"{steps:,} steps, {steps * tokens:,} tokens, {human(steps * per_step, 'FLOP')}"
     else:
@@ -109,6 +124,7 @@ def describe(config, train_config, loaded, load_peak=0, lengths=None, rate=None)
     rows = {
         "model": f"{describe_model(config)}, vocabulary {config.vocab_size}",
         "parameters": f"{n:,}{bracket}",
+        **of_lora,
         "a step": f"{sequences} x {config.block_size} = {tokens:,} tokens{task_of(config).sides}, "
         f"{human(per_step, 'FLOP')}",
         "the run": length,

@@ -16,6 +16,7 @@ from minigpt.backend.cpu import attention_tiles as tiles
 from minigpt.backend.cpu import blocking, cross_entropy
 from minigpt.backend.devices import PRECISIONS
 from minigpt.model import count_parameters
+from minigpt.model.lora import adapter_shapes, count_adapter
 from minigpt.params import leaves
 from minigpt.sample import answers
 from minigpt.sample.evaluation import EVAL_TOKENS
@@ -55,30 +56,53 @@ def attention_weights(config, B, Tq, Tk):
     return B * config.n_head * Tq * Tk if Tq * Tk <= tiles.KEPT else 0
 
 
-def saved_by_block(config, B, Tq, Tk=0):
-    """Return the numbers that a block keeps for its backward pass, of B rows of Tq tokens.
+def adapted_widths(config, lora):
+    """Return {layer: (C_in, r)} of the adapters in a block: attn.c_attn and others."""
+    factors = leaves(adapter_shapes(config, lora))
+    found = (name.split(".", 2)[2].rpartition(".") + (shape,) for name, shape in factors)
+    return {layer: shape for layer, _, factor, shape in found if factor == "lora_a"}
 
-    With C = n_embd, of each token: 5 C are the sums that the two layernorms see, what they return,
-    and what attention returns; 3 C are q, k and v; 8 C the MLP's activation and its slope. Cross
-    attention adds a layernorm, q and its result (4 C), and 2 C for each of Tk tokens of memory.
+
+def saved_by_token(config, lora):
+    """Return the numbers that a block keeps of each token, but for attention's weights.
+
+    With C = n_embd: 5 C are the sums that the two layernorms see, what they return, and what
+    attention returns; 3 C are q, k and v; 8 C the MLP's activation and its slope. With LoRA the
+    inputs of the linear layers, 6 C of these and once more what attention returns, are kept for
+    adapters alone: as they are, or as dropout leaves them.
     """
     C = config.n_embd
-    numbers = 16 * B * Tq * C + attention_weights(config, B, Tq, Tq)
+    if lora is None:
+        return 16 * C
+    widths = adapted_widths(config, lora)
+    if not lora.dropout and "attn.c_proj" in widths:
+        widths["attn.c_proj"] = (0, lora.rank)  # attention keeps it in any case
+    return 10 * C + sum(map(sum, widths.values()))
+
+
+def saved_by_block(config, lora, B, Tq, Tk=0):
+    """Return the numbers that a block keeps for its backward pass, of B rows of Tq tokens.
+
+    Cross attention adds a layernorm, q and its result (4 C), and 2 C for each of Tk tokens of
+    memory.
+    """
+    C = config.n_embd
+    numbers = B * Tq * saved_by_token(config, lora) + attention_weights(config, B, Tq, Tq)
     if Tk:
         numbers += 4 * B * Tq * C + 2 * B * Tk * C + attention_weights(config, B, Tq, Tk)
     return numbers
 
 
-def saved_by_blocks(config, recompute, B, Tq, Tk=0):
+def saved_by_blocks(config, lora, recompute, B, Tq, Tk=0):
     """Return the numbers that all blocks of a stack keep, of B rows of Tq tokens; see above.
 
     Where they are run again in the backward pass, that is their two inputs.
     """
-    kept = 2 * B * Tq * config.n_embd if recompute else saved_by_block(config, B, Tq, Tk)
+    kept = 2 * B * Tq * config.n_embd if recompute else saved_by_block(config, lora, B, Tq, Tk)
     return config.n_layer * kept
 
 
-def in_flight(config, T, training):
+def in_flight(config, lora, T, training):
     """Return the numbers per token that are in use for a moment, in one block or at the ends.
 
     Outside of the blocks: the final layernorm and its input, and the sums of the embeddings, which
@@ -86,15 +110,17 @@ def in_flight(config, T, training):
     before their rotation. Backward: gradients of 4 C numbers twice, of q, k and v once, or twice
     with rotation; of C numbers the head's, the stream's before and after a layernorm (each twice
     with dropout, which keeps the sublayer's apart), those into and out of a sublayer, and k and v
-    turned around.
+    turned around. Dropout of an adapter has the gradient of its input twice, before and after it.
     """
     C = config.n_embd
     transposed = 1 if T * T <= tiles.KEPT else 2
     ends = 2 + 3 + config.bigram
     if not training:
         return (ends + 4 + 3 * config.rotary + transposed + 2) * C
-    stream = 2 + 2 * bool(config.dropout)
-    return (ends + 8 + 3 + 3 * config.rotary + 1 + stream + 2 + transposed) * C
+    stream, of_adapter = 2 + 2 * bool(config.dropout), 0
+    if lora is not None and lora.dropout:
+        of_adapter = C + max(n_in for n_in, _ in adapted_widths(config, lora).values())
+    return (ends + 8 + 3 + 3 * config.rotary + 1 + stream + 2 + transposed) * C + of_adapter
 
 
 def scratch(config, T):
@@ -115,39 +141,52 @@ def logits(config, n, training):
     return (rows + n % rows) * V + rows * config.n_embd
 
 
-def passes(config, B, T, Ts, training, recompute=False):
+def passes(config, lora, B, T, Ts, training, recompute=False):
     """Return the numbers that a thread makes for B rows of T tokens, beside gradients of weights.
 
     Of an encoder-decoder Ts is that of the sources, else 0.
     """
     numbers = scratch(config, max(T, Ts)) + logits(config, B * T, training)
-    numbers += B * T * in_flight(config, T, training)
-    numbers += saved_by_blocks(config, recompute, B, T, Ts)
+    numbers += B * T * in_flight(config, lora, T, training)
+    numbers += saved_by_blocks(config, lora, recompute, B, T, Ts)
     if recompute:  # the cache of one block at a time, and its output, which is not needed then
-        numbers += saved_by_block(config, B, T, Ts) + B * T * config.n_embd
+        numbers += saved_by_block(config, lora, B, T, Ts) + B * T * config.n_embd
     if Ts:  # the encoder; its ends, memory and the two gradients that are summed up to that of it
-        numbers += saved_by_blocks(config, recompute, B, Ts) + B * Ts * (5 + 3) * config.n_embd
+        encoder = saved_by_blocks(config, lora, recompute, B, Ts)
+        numbers += encoder + B * Ts * (5 + 3) * config.n_embd
     return numbers
 
 
 def activations(config, train_config, T, Ts):
-    """Return the numbers that all threads make in the passes: of a step or, if more, evaluation."""
-    total, rows = 0, max(1, EVAL_TOKENS // config.block_size)
+    """Return the numbers that all threads make in the passes, beside gradients of weights.
+
+    Of a step or, if that takes more, an evaluation, whose arrays also take the place of a thread's
+    gradients.
+    """
+    total, rows, lora = 0, max(1, EVAL_TOKENS // config.block_size), train_config.lora
     for shard in shard_slices(train_config.batch_size, train_config.shards()):
         B, recompute = shard.stop - shard.start, train_config.recompute
-        step = passes(config, B, T, Ts, training=True, recompute=recompute)
-        total += max(step, passes(config, rows, T, Ts, training=False))
+        step = passes(config, lora, B, T, Ts, training=True, recompute=recompute)
+        evaluation = passes(config, lora, rows, T, Ts, training=False)
+        total += max(step, evaluation - count_weights(config, lora)[1])
     return total
 
 
-def moments(config, optimizer):
+def count_weights(config, lora):
+    """Return the numbers of parameters in all, and of those that are trained."""
+    n = count_parameters(config)
+    trained = n if lora is None else count_adapter(config, lora)
+    return n if lora is None else n + trained, trained
+
+
+def moments(config, train_config):
     """Return the numbers of the optimizer that are ever written.
 
     The second moment of Muon's matrices stays 0 and takes no memory: the system hands zeros out
     without keeping them.
     """
-    n = count_parameters(config)
-    if optimizer != "muon":
+    _, n = count_weights(config, train_config.lora)
+    if train_config.optimizer != "muon":
         return 2 * n
     named = leaves(config.shapes())
     matrices = (shape for name, shape in named if re.search(r"\bh\.\d+\..*\.w$", name))
@@ -176,13 +215,13 @@ def memory(config, train_config, lengths=None):
     """
     if train_config.backend != "numpy":
         return device_memory(config, train_config)
-    n, threads = count_parameters(config), train_config.shards()
+    (n, trained), threads = count_weights(config, train_config.lora), train_config.shards()
     T = config.block_size
     T, Ts = lengths or (T, T if train_config.task == "seq2seq" else 0)
     numbers = {
         "weights": n,
-        "gradients": n * (1 + threads),
-        "optimizer": moments(config, train_config.optimizer),
+        "gradients": trained * (1 + threads),
+        "optimizer": moments(config, train_config),
         "activations": activations(config, train_config, T, Ts),
         "answers at evaluations": threads * answering(config, Ts),
     }
@@ -194,17 +233,19 @@ def device_memory(config, train_config):
 
     What the passes see and make may have 16 bits; all else is float32.
     """
-    n, (blocks, _, crosses) = count_parameters(config), count_layers(config)
+    lora, (blocks, _, crosses) = train_config.lora, count_layers(config)
+    n, trained = count_weights(config, lora)
     itemsize = 4 if PRECISIONS[train_config.dtype].compute_dtype == "float32" else 2
     C, tokens = config.n_embd, train_config.batch_size * config.block_size
-    kept = 16 * blocks + 6 * crosses
+    of_block = saved_by_token(config, lora)
+    kept = of_block * blocks + 6 * C * crosses
     if train_config.recompute:
-        kept = 2 * blocks + 16 + 6 * (crosses > 0)
-    made = tokens * C * (kept + 24)  # 24: of one layer, fitted
+        kept = 2 * C * blocks + of_block + 6 * C * (crosses > 0)
+    made = tokens * (kept + 24 * C)  # 24: of one layer, fitted
     return {
         "weights": 4 * n + (2 * n if itemsize == 2 else 0),
-        "gradients": 4 * n + itemsize * n,
-        "optimizer": 8 * n,
+        "gradients": 4 * trained + itemsize * trained,
+        "optimizer": 8 * trained,
         "activations": itemsize * (made + DEVICE_SCRATCH),
     }
 

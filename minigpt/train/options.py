@@ -80,7 +80,8 @@ def options(own, given):
     if own["resume"]:
         return given
     if given.get("init_from") is not None:
-        return put_together(training_options(own["preset"] or FINETUNE), given)
+        lora = bool(given.get("lora_rank"))
+        return put_together(training_options(own["preset"] or FINETUNE, lora), given)
     if own["preset"] == FINETUNE:
         raise UserError(f"preset {FINETUNE} is for a model that there is: name it by --init-from")
     task = given.get("task", TrainConfig.task)

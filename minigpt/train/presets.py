@@ -142,6 +142,9 @@ PRESETS = {
 }
 DEFAULT = "quick"
 FINETUNE = "finetune"  # where there is a model to begin from
+# What finetune has with LoRA in place of its own: an adapter begins at 0 and needs larger steps,
+# and decay would draw the model back to its base. The rate is that of Hu et al. 2021 for GPT-2.
+FINETUNE_LORA = {"learning_rate": 2e-4, "min_lr": 2e-5, "weight_decay": 0.0}
 DEFAULTS = {"text": DEFAULT, "seq2seq": "dates"}  # by task
 
 
@@ -173,13 +176,21 @@ def options_of(preset, task=None):
     return options
 
 
-def training_options(preset):
+def training_options(preset, lora=False):
     """Return the options of a preset for a model that there is: all but those of a model.
 
     Of these there are dropout and a block size, which the model's own may cut. Task, tokenizer and,
     unless the preset names one, the sampler are left to the model as well.
+
+    Parameters
+    ----------
+    preset : str
+    lora : bool
+        Whether an adapter is trained, for which finetune has options of its own.
     """
     model, options = cli.fields_of(Seq2SeqConfig), options_of(preset)
+    if lora and preset == FINETUNE:
+        options |= FINETUNE_LORA
     left = {"task", "tokenizer", "vocab_size", *({"sampler"} - PRESETS[preset].keys())}
     left |= model.keys() - {"dropout", "block_size"}
     return {name: value for name, value in options.items() if name not in left}

@@ -150,6 +150,7 @@ def test_characters_come_back_from_their_tokenizer_json(write):
         (changed(added_tokens=[{"special": True}]), "is damaged: KeyError"),
         ([], "is not a tokenizer.json: it has no model with a vocabulary"),
         ("{", "is not JSON: "),
+        ("[" * 10**5, "is not JSON: "),
         (
             "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n",
             "tokenizer.json is a pointer of Git LFS, not the file itself: fetch it by `git lfs",

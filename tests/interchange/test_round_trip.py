@@ -26,9 +26,10 @@ def random_params(config):
     return params
 
 
+@pytest.mark.parametrize("rotary", [False, True])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_what_is_exported_comes_back_bit_for_bit(tmp_path, options):
-    config = gpt_config(37, 12, 2, 3, 18, **options)
+def test_what_is_exported_comes_back_bit_for_bit(tmp_path, options, rotary):
+    config = gpt_config(37, 12, 2, 3, 18, rotary=rotary, **options)
     params = random_params(config)
     export(tmp_path / "a", params, config)
     back = load_model(tmp_path / "a", np)
@@ -36,7 +37,8 @@ def test_what_is_exported_comes_back_bit_for_bit(tmp_path, options):
     for name, w in params.leaves():
         np.testing.assert_array_equal(found.pop(name), w, err_msg=name)
     assert not any(w.any() for w in found.values())  # biases that it had not
-    assert (back.config.activation, back.config.tie_head) == (config.activation, config.tie_head)
+    for name in ("rotary", "activation", "tie_head", "dropout", "block_size", "n_head"):
+        assert getattr(back.config, name) == getattr(config, name)
     export(tmp_path / "b", back.params, back.config)
     assert (tmp_path / "a/model.safetensors").read_bytes() == (
         tmp_path / "b/model.safetensors"

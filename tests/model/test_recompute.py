@@ -7,9 +7,11 @@ import pytest
 
 from minigpt.backend import to_device, to_host
 from minigpt.model import encoder_decoder, gpt
-from minigpt.model.blocks import Again, block_backward, block_forward, without_cache
+from minigpt.model.blocks import block_backward, block_forward
 from minigpt.model.encoder_decoder import Seq2SeqConfig
 from minigpt.model.init import init_params
+from minigpt.model.lora import init_adapter
+from minigpt.model.recompute import Again, without_cache
 from minigpt.ops.dropout import Rng
 from minigpt.params import leaves
 from minigpt.train.step import Trainer
@@ -71,16 +73,33 @@ def test_an_encoder_decoder_has_the_same_bits_with_blocks_that_run_again(xp, opt
         assert (x == y).all()
 
 
-@pytest.mark.parametrize("dropout, threads", [(0.0, 1), (0.2, 1), (0.2, 2)])
-def test_steps_of_training_have_the_same_bits(dropout, threads):
+LORA = {"init_from": "x", "lora_rank": 4, "lora_targets": "c_attn,c_proj,c_fc"}
+
+
+@pytest.mark.parametrize(
+    "dropout, threads, adapter",
+    [
+        (0.0, 1, {}),
+        (0.2, 1, {}),
+        (0.2, 2, {}),
+        (0.0, 2, LORA),
+        (0.0, 1, LORA | {"lora_dropout": 0.3}),
+        (0.2, 2, LORA | {"lora_dropout": 0.3}),
+    ],
+)
+def test_steps_of_training_have_the_same_bits(dropout, threads, adapter):
     """Arrays of this size come from the pool, and overrides fill them."""
     config = gpt_config(65, 64, 3, 4, 64, dropout=dropout, rotary=bool(dropout))
     ids = np.random.default_rng(4).integers(0, 65, 3000).astype(np.uint8)
     weights = []
     for recompute in (False, True):
-        train = train_config(batch_size=4, warmup_iters=0, threads=threads, recompute=recompute)
+        options = {"batch_size": 4, "warmup_iters": 0, "threads": threads, **adapter}
+        train = train_config(recompute=recompute, **options)
+        trained, frozen = init_params(config, 1, np), None
+        if train.lora is not None:
+            trained, frozen = init_adapter(config, train.lora, 1), trained
         with Workers(threads) as workers:
-            trainer = Trainer(init_params(config, 1, np), config, train, np, workers)
+            trainer = Trainer(trained, config, train, np, workers, frozen)
             for step in range(3):
                 trainer.step(ids, step)
         weights.append(trainer.params.flat)

@@ -109,7 +109,7 @@ def randomize(model, seed=0):
     with torch.no_grad():
         for name, w in model.named_parameters():
             x = 0.3 * rng.standard_normal(tuple(w.shape))
-            x += 1.0 * (".ln_" in name and name.endswith("weight"))
+            x += 1.0 * (w.ndim == 1 and name.endswith("weight"))  # gains
             w.copy_(torch.tensor(x))
     return model.eval()
 

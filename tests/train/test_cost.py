@@ -19,6 +19,24 @@ def test_flops_by_hand():
     assert flops_per_step(*resolve(values, {"vocab_size": 11})) == (per_sequence + again) * 5 * 7
 
 
+def test_frozen_weights_have_no_products_of_their_gradients():
+    values = {"n_layer": 2, "n_head": 2, "n_embd": 4, "block_size": 3, "batch_size": 5}
+    values |= {
+        "optimizer": "adamw",
+        "init_from": "x",
+        "lora_rank": 3,
+        "lora_targets": "c_attn c_fc",
+    }
+    linear = 2 * (3 * 4 * 4 + 4 * 4 + 2 * 4 * 16)
+    adapters = 2 * (3 * (4 + 12) + 3 * (4 + 16))  # layers, rank, in and out
+    seen = (1 + 2 + 3) * 4 * 2 * 2
+    per_sequence = 2 * (3 * (2 * (linear + 4 * 11) + 3 * adapters) + 3 * seen)
+    assert flops_per_step(*resolve(values, {"vocab_size": 11})) == per_sequence * 5
+    again = 2 * (3 * (linear + adapters) + seen)
+    values["recompute"] = True
+    assert flops_per_step(*resolve(values, {"vocab_size": 11})) == (per_sequence + again) * 5
+
+
 @pytest.mark.parametrize(
     "number, text",
     [
@@ -51,6 +69,16 @@ def test_describe_says_what_a_run_costs():
         "libraries and data       40 MB",
     ):
         assert part in text
+
+
+def test_describe_says_how_much_is_trained():
+    values = {**PRESETS["gpt2"], "init_from": "x", "lora_rank": 8}
+    config, train = resolve(values, {"vocab_size": 50257})
+    text = "\n".join(describe(config, train, 40_000_000))
+    trained = "294,912 of 124,734,720 parameters are trained (0.24 %), in adapters of rank 8"
+    assert f"LoRA                       {trained}" in text
+    assert "parameters                 124,439,808 (123,653,376 without positions)" in text
+    assert "optimizer                2.36 MB" in text
 
 
 def expected_parameters(n, without):

@@ -89,6 +89,41 @@ def test_the_preset_is_finetune_and_its_block_size_at_most_the_models(base):
     assert (chosen["batch_size"], chosen["dropout"]) == (64, 0.2) and "bias" not in chosen
 
 
+def test_an_adapter_has_a_rate_of_its_own_and_no_weight_decay(base):
+    def chosen(*flags):
+        found = options(*parse([f"--init-from={base}", *flags]))
+        return tuple(found[name] for name in ("learning_rate", "min_lr", "weight_decay"))
+
+    whole, adapter = (3e-5, 3e-6, 0.1), (2e-4, 2e-5, 0.0)
+    assert chosen() == chosen("--preset=finetune", "--lora-rank=0") == whole
+    assert chosen("--lora-rank=8") == chosen("--preset=finetune", "--lora-rank=8") == adapter
+    assert chosen("--lora-rank=8", "--learning-rate=1e-4") == (1e-4, pytest.approx(1e-5), 0.0)
+    assert chosen("--lora-rank=8", "--min-lr=0", "--weight-decay=0.1") == (2e-4, 0.0, 0.1)
+    flags = "--preset=nanogpt-cpu", "--lora-rank=8"
+    assert chosen(*flags) == chosen(flags[0])
+
+
+def test_the_rate_of_adapters_is_stored_and_goes_on_alike_in_python(base, tmp_path, capsys):
+    text = tmp_path / "other.txt"
+    text.write_text(OTHER, encoding="utf-8")
+    flags = "--lora-rank=8", "--lora-alpha=16"
+    assert tune(base, tmp_path / "run", *flags) == 0
+    said = capsys.readouterr().out
+    assert "parameters are trained" in said and "learning rate: " in said
+    given = {"max_iters": 6, "eval_interval": 3, "batch_size": 3, "threads": 2}
+    given |= {"lora_rank": 8, "lora_alpha": 16, "init_from": str(base), "progress": False}
+    minigpt.fit(str(text), out_dir=tmp_path / "python", **given)
+    same(tmp_path / "run", tmp_path / "python", "last.safetensors")
+    kept = "--lr-decay-iters=6", "--warmup-iters=3"
+    assert tune(base, tmp_path / "whole", *flags, *kept) == 0
+    assert tune(base, tmp_path / "parts", *flags, *kept, "--max-iters=3") == 0
+    assert resume(tmp_path / "parts", "--max-iters=6") == 0
+    same(tmp_path / "whole", tmp_path / "parts", "last.safetensors")
+    stored = checkpoint.load(tmp_path / "parts" / "last.safetensors").state["train"]
+    found = tuple(stored[name] for name in ("learning_rate", "min_lr", "weight_decay"))
+    assert found == (2e-4, 2e-5, 0.0)
+
+
 @pytest.mark.parametrize("rotary", [False, True])
 def test_a_shorter_block_keeps_the_first_positions(rotary):
     config = gpt_config(7, 8, 2, 2, 8, rotary=rotary)

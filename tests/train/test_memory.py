@@ -13,10 +13,21 @@ from minigpt import cli
 from minigpt.data.datasets import PairData
 from minigpt.errors import OutOfMemory, UserError, memory_for
 from minigpt.model import count_parameters
+from minigpt.model.gpt import gpt_forward
+from minigpt.model.init import init_params
+from minigpt.model.lora import init_adapter, join
+from minigpt.ops.dropout import Rng
 from minigpt.sample.tasks import text_batch
 from minigpt.train import __main__ as train
 from minigpt.train.config import resolve
-from minigpt.train.memory import longest, memory, resident, run_peak, smaller_step
+from minigpt.train.memory import (
+    longest,
+    memory,
+    resident,
+    run_peak,
+    saved_by_token,
+    smaller_step,
+)
 from minigpt.train.presets import NANOGPT, PRESETS
 from tests.tools.training import FLAGS, TEXT, begin, refusal
 
@@ -28,6 +39,7 @@ import numpy as np
 from minigpt.backend.blas import product_rate
 from minigpt.data.datasets import PairData
 from minigpt.model.init import init_params
+from minigpt.model.lora import init_adapter
 from minigpt.train.config import resolve
 from minigpt.train.memory import resident
 from minigpt.train.step import Trainer
@@ -49,7 +61,10 @@ else:
     split = data.train
 before = resident()[0]
 with Workers(train.shards()) as workers:
-    trainer = Trainer(init_params(config, 0, np), config, train, np, workers)
+    trained, frozen = init_params(config, 0, np), None
+    if train.lora is not None:
+        trained, frozen = init_adapter(config, train.lora, 0), trained
+    trainer = Trainer(trained, config, train, np, workers, frozen)
     for step in range(2):
         trainer.step(split, step)
     trainer.evaluate(split if train.task == "seq2seq" else split[:3000])
@@ -58,6 +73,7 @@ print(resident()[1] - before)
 QUICK = PRESETS["quick"] | {"bigram": True, "batch_size": 48}
 WIDE = {"n_layer": 2, "n_embd": 192, "n_head": 6, "block_size": 128, "batch_size": 12}
 PAIRS = PRESETS["dates"] | {"n_layer": 2, "block_size": 96, "gradient_accumulation_steps": 1}
+LORA = {"init_from": "x", "lora_rank": 8}
 MODELS = {
     "bigrams, rotation, muon": QUICK,
     "two threads": QUICK | {"threads": 2},
@@ -73,6 +89,15 @@ MODELS = {
     | WIDE
     | {"n_layer": 8, "block_size": 512, "dropout": 0.1, "threads": 2, "recompute": True},
     "recomputed pairs": PAIRS | {"n_layer": 6, "batch_size": 24, "recompute": True},
+    "lora": NANOGPT | WIDE | LORA | {"n_layer": 8},
+    "lora of all layers, dropout, two threads": NANOGPT
+    | WIDE
+    | LORA
+    | {"n_layer": 6, "lora_targets": "c_attn,c_proj,c_fc", "lora_dropout": 0.1, "threads": 2},
+    "lora, recomputed, large vocabulary": NANOGPT
+    | WIDE
+    | LORA
+    | {"n_layer": 8, "vocab_size": 12000, "recompute": True},
     "pairs, muon, dropout": PAIRS | {"optimizer": "muon", "dropout": 0.1, "batch_size": 24},
 }
 
@@ -111,6 +136,57 @@ def test_muon_and_threads_and_pairs_are_counted():
     keys = 2 * 2 * 64 * 128 * (64 + 2 * 30)  # layers, k and v, rows, channels, tokens
     assert parts["answers at evaluations"] == 2 * 4 * keys
     assert parts["activations"] < memory(config, train_config)["activations"]
+
+
+def test_frozen_weights_have_no_gradients_and_no_moments_and_keep_less():
+    values = NANOGPT | WIDE | {"threads": 2}
+    config, _ = resolve(values | LORA, SIZES)
+    n, of_adapter = count_parameters(config), 2 * 8 * (192 + 3 * 192)  # layers, rank, in and out
+    for backend in ("numpy", "cupy"):
+        values |= {"backend": backend}
+        full, parts = (memory(*resolve(values | options, SIZES)) for options in ({}, LORA))
+        assert parts["weights"] == 4 * (n + of_adapter)
+        assert parts["gradients"] == 4 * of_adapter * (3 if backend == "numpy" else 2)
+        assert parts["optimizer"] == 8 * of_adapter
+        assert parts["activations"] < full["activations"]
+
+
+def arrays_of(cache):
+    """Yield the arrays in a cache, however they are nested."""
+    if isinstance(cache, np.ndarray):
+        yield cache
+    for part in cache if isinstance(cache, tuple) else ():
+        yield from arrays_of(part)
+
+
+@pytest.mark.parametrize(
+    "targets, dropout, channels, adapters",
+    [
+        ("c_attn", 0.0, 11, 1),
+        ("c_attn", 0.1, 11, 1),
+        ("attn.c_proj", 0.0, 10, 1),
+        ("attn.c_proj", 0.1, 11, 1),
+        ("mlp.c_proj", 0.0, 14, 1),
+        ("c_attn,c_proj,c_fc", 0.0, 16, 4),
+        ("c_attn,c_proj,c_fc", 0.1, 17, 4),
+        (None, 0.0, 16, 0),
+    ],
+)
+def test_what_is_counted_of_a_block_is_what_its_caches_hold(targets, dropout, channels, adapters):
+    options = LORA | {"lora_targets": targets, "lora_dropout": dropout} if targets else {}
+    config, train_config = resolve(NANOGPT | WIDE | options | {"block_size": 256}, SIZES)
+    lora, tokens, p = train_config.lora, 2 * 256, init_params(config, 0)
+    expected = channels * config.n_embd + 8 * adapters
+    assert saved_by_token(config, lora) == expected
+    tree, params = p.tree, [p.flat]
+    if lora is not None:
+        adapter = init_adapter(config, lora, 0)
+        tree, params = join(p, adapter, lora), [p.flat, adapter.flat]
+    _, (_, caches, _) = gpt_forward(np.zeros((2, 256), np.int32), tree, config, Rng.of(1, 2))
+    made = [x for x in arrays_of(caches[1]) if not any(np.may_share_memory(x, w) for w in params)]
+    sizes = {x.__array_interface__["data"][0]: x.size for x in made}
+    of_rows = 2 * 2 * tokens + config.n_head * tokens  # mu, rstd, and attention's lse
+    assert sum(sizes.values()) == tokens * expected + of_rows
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

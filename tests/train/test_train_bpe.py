@@ -88,7 +88,7 @@ def test_what_contradicts_is_one_line(tmp_path, capsys):
     error = refusal(capsys, begin, tmp_path / "run", "--tokenizer=bpe", "--vocab-size=256")
     assert "vocab_size is 256, but bpe needs at least 257" in error
     error = refusal(capsys, begin, tmp_path / "run", "--tokenizer=word")
-    assert error.startswith("error: --tokenizer word is neither char nor bpe, and no folder")
+    assert error.startswith("error: --tokenizer word is neither char nor bpe, no folder")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 

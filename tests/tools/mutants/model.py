@@ -37,6 +37,12 @@ MUTANTS = {
             "if True:",
             "train/test_lora.py::test_whatever_does_not_train_on_sees_merged_weights",
         ),
+        (
+            "a merged model forgets its adapter",
+            "adapter=checkpoint)",
+            "adapter=None)",
+            "train/test_adapters.py::test_the_library_exports_the_same_adapter",
+        ),
     ],
     "minigpt/model::Lora.scale": [
         (

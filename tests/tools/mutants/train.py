@@ -103,6 +103,12 @@ MUTANTS = {
             "train/test_nonfinite.py::test_a_step_that_is_not_finite_is_skipped_and_told",
         ),
         (
+            "a frozen weight moves",
+            "self.workers.ranges, loss)",
+            'self.workers.ranges, loss)\n        self.tree["wte"] *= 1 - lr',
+            "train/test_lora.py::test_steps_change_the_adapter_alone_and_lower_the_loss",
+        ),
+        (
             "what was accumulated is overwritten",
             "add=i > 0",
             "add=False",
@@ -124,9 +130,16 @@ MUTANTS = {
     "minigpt/train/memory.py::memory": [
         (
             "the threads' gradients are counted once",
-            "n * (1 + threads)",
-            "2 * n",
+            "trained * (1 + threads)",
+            "2 * trained",
             "train/test_memory.py::test_muon_and_threads_and_pairs_are_counted",
+        ),
+        (
+            "frozen weights are told to have gradients",
+            "trained * (1 + threads)",
+            "n * (1 + threads)",
+            "train/test_memory.py"
+            "::test_frozen_weights_have_no_gradients_and_no_moments_and_keep_less",
         ),
     ],
     "minigpt/train/memory.py::moments": [
@@ -519,6 +532,42 @@ MUTANTS = {
             "if base is not None:",
             "if False:",
             "train/test_init_from.py::test_the_first_evaluation_is_the_model_as_it_came",
+        ),
+    ],
+    "minigpt/train::training_options": [
+        (
+            "an adapter has the learning rate of a whole model",
+            "if lora and preset == FINETUNE:",
+            "if False:",
+            "train/test_init_from.py::test_an_adapter_has_a_rate_of_its_own_and_no_weight_decay",
+        ),
+        (
+            "an adapter changes the options of every preset",
+            "if lora and preset == FINETUNE:",
+            "if lora:",
+            "train/test_init_from.py::test_an_adapter_has_a_rate_of_its_own_and_no_weight_decay",
+        ),
+    ],
+    "minigpt/train::flops_per_step": [
+        (
+            "frozen weights have the product of their gradient",
+            "(products - 1) * of_blocks",
+            "products * of_blocks",
+            "train/test_cost.py::test_frozen_weights_have_no_products_of_their_gradients",
+        ),
+    ],
+    "minigpt/train::saved_by_token": [
+        (
+            "an adapter of what attention returns keeps it once more",
+            "if not lora.dropout and",
+            "if False and",
+            "train/test_memory.py::test_what_is_counted_of_a_block_is_what_its_caches_hold",
+        ),
+        (
+            "a frozen layer keeps its input",
+            "10 * C + sum(",
+            "16 * C + sum(",
+            "train/test_memory.py::test_what_is_counted_of_a_block_is_what_its_caches_hold",
         ),
     ],
     "minigpt/model::base_params": [
