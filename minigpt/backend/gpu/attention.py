@@ -24,7 +24,7 @@ ROWS = {  # queries of a block, or keys where the kernel is over these, by WIDTH
     "attention_backward_keys": (64, 64, 32),
     "attention_mma_forward": (128, 128, 64),
     "attention_mma_backward_queries": (128, 128, 64),
-    "attention_mma_backward_keys": (128, 64, 64),
+    "attention_mma_backward_keys": (128, 128, 64),
 }
 TENSOR_CORES_CAPABILITY = 80  # times 10: the first GPUs with the instructions of attention_mma.cu
 PIECE = 16  # bytes that these kernels copy at a time

@@ -211,8 +211,9 @@ struct alignas(16) Tile {
   __device__ void fetch(Copies& copies, const T* x, const Steps& steps, int first, int count,
                         int width) {
     constexpr int PIECES = D / PIECE;
-    UNROLL for (int n = 0; n < N * PIECES; n += THREADS) {
-      const int row = (n + threadIdx.x) / PIECES, i = (n + threadIdx.x) % PIECES;
+#pragma unroll 1
+    for (int n = threadIdx.x; n < N * PIECES; n += THREADS) {
+      const int row = n / PIECES, i = n % PIECES;
       const bool inside = first + row < count && PIECE * i < width;
       const T* from = x + (first + row) * steps.row + PIECE * i;
       copies.start<16>(at[row] + piece(row, i), inside ? from : x, inside);
@@ -222,18 +223,35 @@ struct alignas(16) Tile {
   // The b of 16 vectors from `row` on in numbers d to d + 15: its columns 0 to 7, then 8 to 15.
   __device__ Words columns(int row, int d) const {  // vectors are columns
     row += lane() / 16 * 8 + lane() % 8;
-    return load_matrices<false>(at[row] + piece(row, d / PIECE + lane() / 8 % 2));
+    return load_matrices<false>(at[row] + (d ^ piece(row, lane() / 8 % 2)));
   }
   __device__ Words rows(int row, int d) const {  // vectors are rows
     row += lane() / 8 % 2 * 8 + lane() % 8;
-    return load_matrices<true>(at[row] + piece(row, d / PIECE + lane() / 16));
+    return load_matrices<true>(at[row] + (d ^ piece(row, lane() / 16)));
+  }
+
+  // The a of the same, of which the vectors are rows.
+  __device__ Words still(int row, int d) const {
+    row += lane() % 16;
+    return load_matrices<false>(at[row] + (d ^ piece(row, lane() / 16)));
   }
 };
 
-// R * 16 of them in a warp's registers, as a.
+// R * 16 of them, as a: of a tile, which the others wait for too, ...
+template <int N, int D>
+struct StillInTile {
+  const Tile<N, D>& tile;
+  const int first;
+
+  __device__ Words get(int r, int d) const { return tile.still(first + 16 * r, d); }
+};
+
+// ... or in the registers of a warp.
 template <int R, int D>
 struct Still {
   Words at[R][D / 16];
+
+  __device__ Words get(int r, int d) const { return at[r][d / 16]; }
 
   // Vectors `first` and following of x (count, width).
   __device__ Still(const T* x, const Steps& steps, int first, int count, int width) {
@@ -256,22 +274,26 @@ struct Sums {
 };
 
 // s += still @ tile^T, with vectors `first` to first + N - 1 of the tile.
-template <int R, int N, class Tile, int D>
-__device__ inline void scores(const Still<R, D>& still, const Tile& tile, int first,
+template <class Still, int K, int D, int R, int N>
+__device__ inline void scores(const Still& still, const Tile<K, D>& tile, int first,
                               Sums<R, N>& s) {
-  UNROLL for (int n = 0; n < N; n += 16)
-    UNROLL for (int d = 0; d < D; d += 16) {
+  UNROLL for (int d = 0; d < D; d += 16) {
+    Words a[R];
+    UNROLL for (int r = 0; r < R; ++r) a[r] = still.get(r, d);
+    UNROLL for (int n = 0; n < N; n += 16) {
       const Words b = tile.columns(first + n, d);
       UNROLL for (int r = 0; r < R; ++r) {
-        multiply(s.at[r][n / 8], still.at[r][d / 16], b.at[0], b.at[1]);
-        multiply(s.at[r][n / 8 + 1], still.at[r][d / 16], b.at[2], b.at[3]);
+        multiply(s.at[r][n / 8], a[r], b.at[0], b.at[1]);
+        multiply(s.at[r][n / 8 + 1], a[r], b.at[2], b.at[3]);
       }
     }
+  }
 }
 
 // sums += s @ tile, with s rounded to T, and the same vectors.
-template <int R, int N, class Tile, int D>
-__device__ inline void mix(const Sums<R, N>& s, const Tile& tile, int first, Sums<R, D>& sums) {
+template <int R, int N, int K, int D>
+__device__ inline void mix(const Sums<R, N>& s, const Tile<K, D>& tile, int first,
+                           Sums<R, D>& sums) {
   UNROLL for (int n = 0; n < N; n += 16) {
     Words a[R];
     UNROLL for (int r = 0; r < R; ++r)
@@ -338,8 +360,8 @@ __device__ inline void hide(const Head& at, int row, int column, Sums<R, N>& s) 
 template <bool DOWN>
 __device__ inline void random_bits(const Head& at, int i, int j, unsigned (&bits)[2]) {
   const Problem& p = at.p;
-  const long long row = ((at.sequence + p.first_sequence) * p.heads + at.head) * p.queries + i;
-  const unsigned long long place = row * p.keys + j;
+  const long long heads = (at.sequence + p.first_sequence) * p.heads + at.head;
+  const unsigned long long place = (heads * p.queries + i) * p.keys + j;
   if (p.keys % 4) {  // four keys share a word, but not the same four in each row
     UNROLL for (int e = 0; e < 4; ++e) {
       const long long below = e / 2 * 8, beside = e % 2;
@@ -371,16 +393,37 @@ __device__ inline void random_bits(const Head& at, int i, int j, unsigned (&bits
   }
 }
 
-// Whether each of those four weights stays.
-template <bool DOWN>
-__device__ inline void keep(const Head& at, int i, int j, bool (&stays)[4]) {
-  unsigned bits[2] = {0xffffffff, 0xffffffff};
-  if (at.p.dropout) random_bits<DOWN>(at, i, j, bits);
-  UNROLL for (int e = 0; e < 4; ++e)
-    stays[e] = (int)(bits[e / 2] >> e % 2 * 16 & 0xffff) >= at.p.dropout;
+// Which weights dropout leaves: a bit for each that the lane has, made before there are scores to
+// keep in registers.
+template <bool DOWN, int R, int N>
+__device__ inline unsigned long long keep(const Head& at, int row, int column) {
+  unsigned long long kept = 0;
+  if (at.p.dropout == 0) return kept;
+  UNROLL for (int r = 0; r < R; ++r)
+    UNROLL for (int n = 0; n < N / 8; ++n) {
+      const int down = row + 16 * r + g(), across = column + 8 * n + 2 * t();
+      unsigned bits[2];
+      random_bits<DOWN>(at, DOWN ? across : down, DOWN ? down : across, bits);
+      UNROLL for (int e = 0; e < 4; ++e) {
+        const bool stays = (int)(bits[e / 2] >> e % 2 * 16 & 0xffff) >= at.p.dropout;
+        kept |= (unsigned long long)stays << ((r * N / 8 + n) * 4 + e);
+      }
+    }
+  return kept;
 }
 
-// What the weights that stay are multiplied by.
+// Set the others to 0, and multiply those by gain.
+template <int R, int N>
+__device__ inline void drop(const Head& at, unsigned long long kept, float gain, Sums<R, N>& s) {
+  if (at.p.dropout == 0) return;
+  UNROLL for (int r = 0; r < R; ++r)
+    UNROLL for (int n = 0; n < N / 8; ++n)
+      UNROLL for (int e = 0; e < 4; ++e) {
+        const bool stays = kept >> ((r * N / 8 + n) * 4 + e) & 1;
+        s.at[r][n][e] = stays ? s.at[r][n][e] * gain : 0.0f;
+      }
+}
+
 __device__ inline float gain(const Problem& p) { return 65536.0f / (float)(65536 - p.dropout); }
 
 constexpr float LOG2_E = 1.44269504f;  // exp(x) is exp2(x * LOG2_E), which is an instruction

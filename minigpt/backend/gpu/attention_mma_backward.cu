@@ -21,13 +21,10 @@ __device__ inline void row_dots(const Still<R, D>& x, const Still<R, D>& y, floa
     }
 }
 
-// For one query and key: turn the score s into the weight after dropout, short of its gain, and
-// dy . v into ds.
-__device__ inline void weigh(float scale, float lse, float delta, bool stays, float gain, float& s,
-                             float& ds) {
-  const float w = exp2f(s * scale - lse);
-  s = stays ? w : 0.0f;
-  ds = w * ((stays ? ds * gain : 0.0f) - delta);
+// For one query and key: turn the score s into the weight, and dropout(dy . v) into ds.
+__device__ inline void weigh(float scale, float lse, float delta, float& s, float& ds) {
+  s = exp2f(s * scale - lse);
+  ds = s * (ds - delta);
 }
 
 // delta and dq.
@@ -69,32 +66,22 @@ __device__ inline void backward_queries(const T* q, const T* k, const T* v, cons
     }
 #pragma unroll 1
     for (int c = 0; c < N && tile + c < own_stop; c += CHUNK) {
+      const unsigned long long kept = keep<false, R, CHUNK>(at, i, tile + c);
       Sums<R, CHUNK> s, ds;
       scores(queries, keys[now], c, s);
       scores(dys, values[now], c, ds);
       hide<false>(at, i, tile + c, s);
+      drop(at, kept, gain(p), ds);
       UNROLL for (int r = 0; r < R; ++r)
-        UNROLL for (int n = 0; n < CHUNK / 8; ++n) {
-          bool stays[4];
-          keep<false>(at, i + 16 * r + g(), tile + c + 8 * n + 2 * t(), stays);
+        UNROLL for (int n = 0; n < CHUNK / 8; ++n)
           UNROLL for (int e = 0; e < 4; ++e)
-            weigh(at.scale * LOG2_E, norm[r][e / 2], total[r][e / 2], stays[e], gain(p),
-                  s.at[r][n][e], ds.at[r][n][e]);
-        }
+            weigh(at.scale * LOG2_E, norm[r][e / 2], total[r][e / 2], s.at[r][n][e],
+                  ds.at[r][n][e]);
       mix(ds, keys[now], c, sums);
     }
   }
+  copies.wait();  // where no tile was of use
   store(sums, scale, at.of(dq, p.dq), p.dq, i, p.queries, p.width);
-}
-
-// Begin to fetch numbers `first` and following of x (count).
-template <int N>
-__device__ inline void fetch(Copies& copies, float (&to)[N], const float* x, int first,
-                             int count) {
-  for (int n = threadIdx.x; n < N; n += THREADS) {
-    const bool inside = first + n < count;
-    copies.start<4>(to + n, inside ? x + first + n : x, inside);
-  }
 }
 
 // dk and dv; rows are keys here, and columns queries.
@@ -102,51 +89,55 @@ template <int D, int R, int N, int CHUNK>
 __device__ inline void backward_keys(const T* q, const T* k, const T* v, const bool* seen,
                                      const T* dy, const float* lse, const float* delta, T* dk,
                                      T* dv, const Problem& p) {
+  __shared__ Tile<THREADS / 2 * R, D> value_tile;  // there are not enough registers for all
   __shared__ Tile<N, D> queries[2], dys[2];
-  __shared__ float norms[2][N], totals[2][N];
+  __shared__ float norms[2][2 * N];  // lse, and behind them delta
   const Head at(p, seen);
   const int start = blockIdx.y * THREADS / 2 * R, j = start + warp() * 16 * R;
   const int begin = p.causal ? max(0, start - at.past) : 0;  // the first query that sees any
   q = at.of(q, p.q);
   dy = at.of(dy, p.dy);
-  lse += at.query(0);
-  delta += at.query(0);
+  const int own = threadIdx.x % N;  // each thread fetches one of these numbers
+  const float* numbers = (threadIdx.x < N ? lse : delta) + at.query(0);
   Copies copies;
   auto fetch_tile = [&](int to, int first) {
     queries[to].fetch(copies, q, p.q, first, p.queries, p.width);
     dys[to].fetch(copies, dy, p.dy, first, p.queries, p.width);
-    fetch(copies, norms[to], lse, first, p.queries);
-    fetch(copies, totals[to], delta, first, p.queries);
+    const bool inside = first + own < p.queries;
+    if (threadIdx.x < 2 * N)
+      copies.start<4>(norms[to] + threadIdx.x, numbers + (inside ? first + own : 0), inside);
   };
   fetch_tile(0, begin);
+  value_tile.fetch(copies, at.of(v, p.v), p.v, start, p.keys, p.width);
   const Still<R, D> keys(at.of(k, p.k), p.k, j, p.keys, p.width);
-  const Still<R, D> values(at.of(v, p.v), p.v, j, p.keys, p.width);
+  const StillInTile<THREADS / 2 * R, D> values{value_tile, j - start};
   Sums<R, D> dk_sums, dv_sums;
   for (int tile = begin, now = 0; tile < p.queries; tile += N, now = !now) {
     copies.wait();
     __syncthreads();  // all have this tile, and have left the one before
     if (tile + N < p.queries) fetch_tile(!now, tile + N);
+    const int unseeing = p.causal ? max(0, j - at.past - tile) : 0;  // queries for this warp's keys
 #pragma unroll 1
-    for (int c = 0; c < N && tile + c < p.queries; c += CHUNK) {
-      if (p.causal && tile + c + CHUNK - 1 + at.past < j) continue;  // they see none of the warp's
+    for (int c = unseeing / CHUNK * CHUNK; c < N && tile + c < p.queries; c += CHUNK) {
+      const unsigned long long kept = keep<true, R, CHUNK>(at, j, tile + c);
       Sums<R, CHUNK> s, ds;
       scores(keys, queries[now], c, s);
       scores(values, dys[now], c, ds);
       hide<true>(at, j, tile + c, s);
-      UNROLL for (int n = 0; n < CHUNK / 8; ++n) {
-        const int column = c + 8 * n + 2 * t();
-        UNROLL for (int r = 0; r < R; ++r) {
-          bool stays[4];
-          keep<true>(at, tile + column, j + 16 * r + g(), stays);
-          UNROLL for (int e = 0; e < 4; ++e)
-            weigh(at.scale * LOG2_E, norms[now][column + e % 2] * LOG2_E,
-                  totals[now][column + e % 2], stays[e], gain(p), s.at[r][n][e], ds.at[r][n][e]);
+      drop(at, kept, gain(p), ds);
+      UNROLL for (int n = 0; n < CHUNK / 8; ++n)
+        UNROLL for (int e = 0; e < 4; ++e) {
+          const int column = c + 8 * n + 2 * t() + e % 2;
+          const float norm = norms[now][column] * LOG2_E, total = norms[now][N + column];
+          UNROLL for (int r = 0; r < R; ++r)
+            weigh(at.scale * LOG2_E, norm, total, s.at[r][n][e], ds.at[r][n][e]);
         }
-      }
+      drop(at, kept, 1.0f, s);
       mix(s, dys[now], c, dv_sums);
       mix(ds, queries[now], c, dk_sums);
     }
   }
+  copies.wait();  // where no tile was of use
   float dk_factor[R][2], dv_factor[R][2];
   UNROLL for (int r = 0; r < R; ++r)
     UNROLL for (int h = 0; h < 2; ++h) dk_factor[r][h] = at.scale, dv_factor[r][h] = gain(p);
@@ -172,10 +163,10 @@ __device__ inline void backward_keys(const T* q, const T* k, const T* v, const b
     attention_mma::backward_keys<D, R, N, CHUNK>(q, k, v, seen, dy, lse, delta, dk, dv, p);       \
   }
 
-ATTENTION_MMA_QUERIES(32, 2, 64, 32, 3)
-ATTENTION_MMA_QUERIES(64, 2, 64, 16, 3)
-ATTENTION_MMA_QUERIES(128, 1, 32, 16, 2)
+ATTENTION_MMA_QUERIES(32, 2, 64, 16, 3)
+ATTENTION_MMA_QUERIES(64, 2, 64, 16, 2)
+ATTENTION_MMA_QUERIES(128, 1, 32, 32, 2)
 ATTENTION_MMA_KEYS(32, 2, 64, 16, 3)
-ATTENTION_MMA_KEYS(64, 1, 64, 32, 3)
-ATTENTION_MMA_KEYS(128, 1, 32, 16, 2)
+ATTENTION_MMA_KEYS(64, 2, 32, 16, 2)
+ATTENTION_MMA_KEYS(128, 1, 16, 16, 2)
 #endif

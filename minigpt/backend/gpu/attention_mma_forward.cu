@@ -28,18 +28,6 @@ __device__ inline void online_softmax(float scale, Sums<R, N>& s, float (&top)[R
     }
 }
 
-// Set the weights to 0 that dropout takes.
-template <int R, int N>
-__device__ inline void drop(const Head& at, int i, int j, Sums<R, N>& s) {
-  if (at.p.dropout == 0) return;
-  UNROLL for (int r = 0; r < R; ++r)
-    UNROLL for (int n = 0; n < N / 8; ++n) {
-      bool stays[4];
-      keep<false>(at, i + 16 * r + g(), j + 8 * n + 2 * t(), stays);
-      UNROLL for (int e = 0; e < 4; ++e) s.at[r][n][e] = stays[e] ? s.at[r][n][e] : 0.0f;
-    }
-}
-
 template <int D, int R, int N, int CHUNK>
 __device__ inline void forward(const T* q, const T* k, const T* v, const bool* seen, T* y,
                                float* lse, const Problem& p) {
@@ -69,11 +57,12 @@ __device__ inline void forward(const T* q, const T* k, const T* v, const bool* s
     }
 #pragma unroll 1
     for (int c = 0; c < N && tile + c < own_stop; c += CHUNK) {
+      const unsigned long long kept = keep<false, R, CHUNK>(at, i, tile + c);
       Sums<R, CHUNK> s;
       scores(queries, keys[now], c, s);
       hide<false>(at, i, tile + c, s);
       online_softmax(at.scale * LOG2_E, s, top, total, sums);
-      drop(at, i, tile + c, s);
+      drop(at, kept, 1.0f, s);
       mix(s, values[now], c, sums);
     }
   }
@@ -86,6 +75,7 @@ __device__ inline void forward(const T* q, const T* k, const T* v, const bool* s
         lse[at.query(query)] = nothing ? 0.0f : top[r][h] * at.scale + logf(total[r][h]);
       total[r][h] = nothing ? 0.0f : gain(p) / total[r][h];
     }
+  copies.wait();  // where no tile was of use
   store(sums, total, at.of(y, p.y), p.y, i, p.queries, p.width);
 }
 
@@ -100,6 +90,6 @@ __device__ inline void forward(const T* q, const T* k, const T* v, const bool* s
   }
 
 ATTENTION_MMA_FORWARD(32, 2, 64, 32, 3)
-ATTENTION_MMA_FORWARD(64, 2, 64, 32, 3)
-ATTENTION_MMA_FORWARD(128, 1, 32, 32, 3)
+ATTENTION_MMA_FORWARD(64, 2, 64, 64, 2)
+ATTENTION_MMA_FORWARD(128, 1, 32, 32, 2)
 #endif
