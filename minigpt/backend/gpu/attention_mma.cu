@@ -68,7 +68,7 @@ __device__ inline unsigned pack(float low, float high) { return Pair{{(T)low, (T
 __device__ inline float number(unsigned word, int i) { return (float)Pair{.word = word}.at[i]; }
 
 // c += a @ b
-__device__ inline void multiply(float (&c)[4], const Words& a, unsigned b0, unsigned b1) {
+__device__ __noinline__ void multiply(float (&c)[4], const Words& a, unsigned b0, unsigned b1) {
   __shared__ float as[WARPS][16][16], bs[WARPS][16][8];
   const unsigned b[2] = {b0, b1};
   for (int r = 0; r < 4; ++r)
@@ -85,7 +85,7 @@ __device__ inline void multiply(float (&c)[4], const Words& a, unsigned b0, unsi
 
 // Four matrices; this lane names the row at `row`.
 template <bool TRANS>
-__device__ inline Words load_matrices(const T* row) {
+__device__ __noinline__ Words load_matrices(const T* row) {
   __shared__ const T* rows[WARPS][32];
   if ((size_t)row % 16) __trap();
   rows[warp()][lane()] = row;
