@@ -21,13 +21,12 @@ from minigpt.ops.attention import (
 )
 from minigpt.ops.dropout import Rng, dropout_forward, keep_mask, threshold
 from tests.backend.test_attention_cupy import definition, draw, on_device, passes
-from tests.tools.dtypes import UNIT, needs_bfloat16
+from tests.tools.dtypes import LOW, UNIT
 
 pytestmark = pytest.mark.cupy
 RNG = Rng.of(1, 2)._replace(row=3)
 TINY = {"float16": 2.0**-25, "bfloat16": 0.0}  # half of the smallest number
 LAMBDA = 4  # Higham & Mary 2019: n additions are off by LAMBDA sqrt(n) UNIT, hardly ever by more
-LOW = ["float16", pytest.param("bfloat16", marks=needs_bfloat16)]
 PORTABLE = ["attention_forward", "attention_backward_queries", "attention_backward_keys"]
 FORWARD, QUERIES, KEYS = MMA = [name.replace("attention", "attention_mma") for name in PORTABLE]
 
