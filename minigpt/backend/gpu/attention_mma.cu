@@ -87,7 +87,6 @@ __device__ __noinline__ void multiply(float (&c)[4], const Words& a, unsigned b0
 template <bool TRANS>
 __device__ __noinline__ Words load_matrices(const T* row) {
   __shared__ const T* rows[WARPS][32];
-  if ((size_t)row % 16) __trap();
   rows[warp()][lane()] = row;
   __syncwarp();
   Words words;
@@ -96,27 +95,29 @@ __device__ __noinline__ Words load_matrices(const T* row) {
     Pair pair;
     for (int i = 0; i < 2; ++i)
       pair.at[i] = TRANS ? matrix[2 * t() + i][g()] : matrix[g()][2 * t() + i];
-    words.at[m] = pair.word;
+    words.at[m] = (size_t)matrix[g()] % 16 ? ~0u : pair.word;  // NaN where a GPU stops
   }
   __syncwarp();
   return words;
 }
 
 // Copies from global to shared memory that go on while a thread does other things. What they
-// write is undefined until wait(): NaN, so that who reads too early or writes too early shows.
+// write is undefined until wait(): NaN, so that who reads too early or writes too early shows. It
+// stays NaN where a GPU stops: at addresses that are not aligned.
 class Copies {
+  static constexpr int MOST = 32;
   struct Copy {
     unsigned *to, words;
     const unsigned* from;  // null: zeros
-  } pending[16];
+  } pending[MOST];
   int n = 0;
 
  public:
   template <int BYTES>
   __device__ void start(void* to, const void* from, bool inside) {
-    if (n == 16 || (size_t)to % BYTES || (inside && (size_t)from % BYTES)) __trap();
-    pending[n++] = {(unsigned*)to, BYTES / 4, inside ? (const unsigned*)from : nullptr};
     for (int i = 0; i < BYTES / 4; ++i) ((unsigned*)to)[i] = ~0u;
+    if (n < MOST && (size_t)to % BYTES == 0 && (size_t)from % BYTES == 0)
+      pending[n++] = {(unsigned*)to, BYTES / 4, inside ? (const unsigned*)from : nullptr};
   }
 
   __device__ void wait() {
