@@ -15,6 +15,7 @@ DTYPES = {"f": "float32", "e": "float16", "E": "bfloat16"}
 # One of each generation, from the RTX 20 series to the RTX 50; then what else is sold today.
 ARCHITECTURES, OTHERS = (75, 80, 90, 120), (86, 89, 100)
 ALWAYS = [(arch, "f") for arch in ARCHITECTURES] + [(75, "e"), (80, "E"), (90, "e"), (90, "E")]
+TENSOR_CORES = 80  # the first with the instructions of attention_mma.cu
 REGISTERS, SHARED = 65536, 49152  # of a block, at most
 
 
@@ -60,7 +61,8 @@ def test_all_kernels_compile_without_a_word_and_within_their_limits(cuda, arch, 
     used, others = ptxas.usage(log)
     assert (others, status) == ([], 0)
     threads = blocks(cuda, dtype)
-    assert used.keys() == threads.keys() and [n for n in used if n.encode() not in code] == []
+    expected = {name for name in threads if arch >= TENSOR_CORES or "_mma_" not in name}
+    assert used.keys() == expected and [n for n in used if n.encode() not in code] == []
     assert used.keys() <= {*ptxas.kernel_names(ptxas.launch_module().source())}
     for name, kernel in used.items():
         spilled = max(kernel.spill_stores, kernel.spill_loads)

@@ -32,6 +32,7 @@ from typing import NamedTuple
 
 from tests.tools.fragments import Stale, locate, replace
 from tests.tools.mutants import (
+    attention_mma,
     cli,
     cpu,
     data,
@@ -48,9 +49,10 @@ from tests.tools.mutants import (
     train,
 )
 
+GPU = (gpu, attention_mma, product)  # their tests run on CuPy
 MODULES = (
     *(cli, ops, cpu, data, optim, model, interchange, sample, train, library, environment, top),
-    *(gpu, product),
+    *GPU,
 )
 ROOT = Path(__file__).parents[2]
 PARTS = ("minigpt", "tests", "setup.cfg")
@@ -103,7 +105,7 @@ class Outcome(NamedTuple):
 def all_mutants():
     """Return all mutants, those for a GPU last."""
     return [
-        Mutant(name, place, old, new, f"tests/{test}", module in (gpu, product))
+        Mutant(name, place, old, new, f"tests/{test}", module in GPU)
         for module in MODULES
         for place, mutants in module.MUTANTS.items()
         for name, old, new, test in mutants

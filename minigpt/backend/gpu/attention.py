@@ -1,6 +1,11 @@
-"""Attention on a GPU by tiles, and heads that merge without a copy: see attention.cu."""
+"""Attention on a GPU by tiles, and heads that merge without a copy: see attention.cu.
 
+In 16 bits it runs on tensor cores where it can: see attention_mma.cu.
+"""
+
+import bisect
 import functools
+import os
 
 import cupy
 import numpy as np
@@ -11,8 +16,18 @@ from minigpt.ops.dropout import threshold
 
 WIDTHS = (32, 64, 128)  # head sizes that there are kernels for; others are padded with zeros
 BLOCK = (128,)
-# Queries of a block of attention_decode; a block of attention_forward has four times as many.
 DECODE_MAX_QUERIES = 16
+ROWS = {  # queries of a block, or keys where the kernel is over these, by WIDTHS
+    "attention_decode": (16, 16, 16),
+    "attention_forward": (64, 64, 64),
+    "attention_backward_queries": (64, 64, 32),
+    "attention_backward_keys": (64, 64, 32),
+    "attention_mma_forward": (128, 128, 64),
+    "attention_mma_backward_queries": (128, 128, 64),
+    "attention_mma_backward_keys": (128, 128, 64),
+}
+TENSOR_CORES_CAPABILITY = 80  # times 10: the first GPUs with the instructions of attention_mma.cu
+PIECE = 16  # bytes that these kernels copy at a time
 ARRAYS = 8
 PROBLEM = np.dtype(  # the struct Problem of attention.cu
     [("sizes", "i4", 6), ("first_sequence", "i8"), ("key", "u8"), ("steps", "i8", (ARRAYS, 3))]
@@ -29,6 +44,30 @@ def supported(*xs):
         if not fits or x.strides[3] != dtype.itemsize:
             return False
     return True
+
+
+@functools.cache
+def has_tensor_cores(device):
+    """Tell whether the kernels of attention_mma.cu run there; on a CPU their emulation does."""
+    if not cupy.cuda.runtime.is_hip:
+        return int(cupy.cuda.Device(device).compute_capability) >= TENSOR_CORES_CAPABILITY
+    warp = cupy.cuda.runtime.getDeviceProperties(device)["warpSize"]
+    return bool(os.environ.get("CUPY_ON_CPU")) and warp == 32
+
+
+def kernels(*xs):
+    """Return the prefix of the names of the kernels for these arrays, which are `supported`.
+
+    Those on tensor cores take 16 bits, in vectors that are whole pieces of memory.
+    """
+    first = xs[0]
+    tensor_cores = (
+        first.itemsize == 2
+        and first.shape[3] * 2 % PIECE == 0
+        and has_tensor_cores(first.data.device_id)
+        and all(x.data.ptr % PIECE == 0 and not any(s % PIECE for s in x.strides[:3]) for x in xs)
+    )
+    return "attention_mma" if tensor_cores else "attention"
 
 
 @functools.lru_cache(maxsize=1024)
@@ -54,11 +93,11 @@ def problem(causal, dropout, rng, *arrays):
     return p
 
 
-def run(kernel, q, T, rows, args):
-    """Launch a kernel for heads of q's size, with a block for so many rows of T of each head."""
+def run(kernel, q, T, args):
+    """Launch a kernel for heads of q's size, with blocks for the T queries or keys of each."""
     B, H, _, D = q.shape
-    width = next(width for width in WIDTHS if width >= D)
-    launch(f"{kernel}_{width}", q.dtype, (B * H, -(-T // rows)), BLOCK, args)
+    i = bisect.bisect_left(WIDTHS, D)
+    launch(f"{kernel}_{WIDTHS[i]}", q.dtype, (B * H, -(-T // ROWS[kernel][i])), BLOCK, args)
 
 
 def attention_forward(q, k, v, causal=False, key_mask=None, dropout=0.0, rng=None):
@@ -70,12 +109,8 @@ def attention_forward(q, k, v, causal=False, key_mask=None, dropout=0.0, rng=Non
     (y,) = split_like(q, 1)
     lse = cupy.empty((B, H, T, 1), np.float32)
     p = problem(causal, dropout, rng, q, k, v, y)
-    kernel, rows = (
-        ("attention_decode", DECODE_MAX_QUERIES)
-        if T <= DECODE_MAX_QUERIES
-        else ("attention_forward", 4 * DECODE_MAX_QUERIES)
-    )
-    run(kernel, q, T, rows, (q, k, v, seen, y, lse, p))
+    kernel = "attention_decode" if T <= DECODE_MAX_QUERIES else f"{kernels(q, k, v)}_forward"
+    run(kernel, q, T, (q, k, v, seen, y, lse, p))
     return y, LseCache(q, k, v, y, lse, causal, key_mask, dropout, rng)
 
 
@@ -90,11 +125,11 @@ def attention_backward(dy, cache):
     dq, dk, dv = gradients_like(q, k, v)
     delta = cupy.empty(lse.shape, lse.dtype)
     p = problem(causal, dropout, rng, q, k, v, y, dy, dq, dk, dv)
-    rows = 32 if q.shape[3] > 64 else 64
+    prefix = kernels(q, k, v, y, dy)
     args = (q, k, v, seen, y, dy, lse, delta, dq, p)
-    run("attention_backward_queries", q, q.shape[2], rows, args)
+    run(f"{prefix}_backward_queries", q, q.shape[2], args)
     args = (q, k, v, seen, dy, lse, delta, dk, dv, p)
-    run("attention_backward_keys", q, k.shape[2], rows, args)
+    run(f"{prefix}_backward_keys", q, k.shape[2], args)
     return dq, dk, dv
 
 

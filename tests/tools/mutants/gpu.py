@@ -227,7 +227,7 @@ MUTANTS = {
             VALUES,
         ),
     ],
-    "minigpt/backend/gpu::backward_keys": [
+    "minigpt/backend/gpu/attention_backward.cu::backward_keys": [
         (
             "the first queries that see a key are left out",
             "max(0, start - at.past)",
@@ -277,7 +277,7 @@ MUTANTS = {
             BITS,
         ),
     ],
-    "minigpt/backend/gpu::online_softmax": [
+    "minigpt/backend/gpu/attention.cu::online_softmax": [
         (
             "a finite mask",
             "? s[c] * at.scale : minus_infinity();",
@@ -325,7 +325,7 @@ MUTANTS = {
             "backend/test_kernels_cupy.py::test_float64_goes_to_the_definition",
         ),
     ],
-    "minigpt/backend/gpu::weigh": [
+    "minigpt/backend/gpu/attention_backward.cu::weigh": [
         (
             "softmax's denominator is taken for a constant",
             "ds = w * (ds * factor - delta);",
