@@ -25,7 +25,8 @@ Differences from Jordan's:
   dimensions: it gives the factor that x is then multiplied by once. In exact arithmetic that is the
   same. It takes fewer operations where the long side is more than 1.5 times the short one: 0.58 as
   many for 128 x 512, but 1.25 as many for a square matrix.
-- The precision is that of the parameters, not bfloat16.
+- The precision is that of the parameters, not bfloat16, whose 8 bits are too few for powers of a
+  Gram matrix. On a GPU the products are in TF32 where that is asked for.
 """
 
 import functools
@@ -33,7 +34,7 @@ import math
 import re
 from typing import NamedTuple
 
-from minigpt.backend import array_module
+from minigpt.backend import array_module, overridable
 from minigpt.backend.devices import on_gpu
 from minigpt.optim.adamw import AdamW, in_one_range
 from minigpt.optim.clipping import GRAD_SCALE
@@ -52,7 +53,7 @@ MOMENTUM = 0.9
 GRAM_ELEMENTS = 2**14  # of Gram matrices at a time on a CPU: they stay in the cache
 
 
-def orthogonalize(x):
+def orthogonalize(x, coarse=False):
     """Bring the singular values of matrices near 1, and keep their singular vectors.
 
         x_0     = x / |x|                                 |x| is the Frobenius norm
@@ -69,29 +70,52 @@ def orthogonalize(x):
     ----------
     x : (..., r, c) float
         Each matrix is one on its own.
+    coarse : bool
+        Whether products see fewer bits than float32 has. Rounding can turn a small eigenvalue of
+        A_1 negative, which A_2 and A_3 multiply: then A_2 is made anew, of x_2 = p_1 p_0 x_0.
 
     Returns
     -------
     y : (..., r, c)
         With singular values from 0.80 to 1.20, except those that were below 0.003 |x|.
     """
-    wide = x.shape[-2] <= x.shape[-1]
-    xt = x.swapaxes(-1, -2)
-    gram = x @ xt if wide else xt @ x  # (..., s, s), s = min(r, c)
+    gram = gram_of(x)
     norm2 = diagonal(gram).sum(axis=-1)[..., None, None] + 1e-30  # |x|^2 = trace(x x^T)
     gram /= norm2
-    factor = None
+    factor, size = None, norm2**0.5
     for i, (a, b, c) in enumerate(COEFFICIENTS):
-        p = gram @ gram
+        p = batched_product(gram, gram)
         p *= c
         p += b * gram
         diagonal(p)[...] += a
-        factor = p if factor is None else p @ factor
-        if i < ITERATIONS - 1:
-            gram = gram @ (p @ p)
-    factor /= norm2**0.5
-    # Rounding leaves the factor slightly asymmetric: its transpose is right on the right side.
-    return factor @ x if wide else x @ factor.swapaxes(-1, -2)
+        factor = p if factor is None else batched_product(p, factor)
+        if coarse and i == 1:
+            factor /= size
+            x, factor, size = multiply(factor, x), None, 1.0
+            gram = gram_of(x)
+        elif i < ITERATIONS - 1:
+            gram = batched_product(gram, batched_product(p, p))
+    factor /= size
+    return multiply(factor, x)
+
+
+def gram_of(x):
+    """Return x x^T, or x^T x where that is smaller: (..., s, s), s = min(r, c)."""
+    xt = x.swapaxes(-1, -2)
+    return batched_product(x, xt) if x.shape[-2] <= x.shape[-1] else batched_product(xt, x)
+
+
+def multiply(factor, x):
+    """Return factor @ x, or x @ factor^T for a tall x; factor is symmetric but for rounding."""
+    if x.shape[-2] <= x.shape[-1]:
+        return batched_product(factor, x)
+    return batched_product(x, factor.swapaxes(-1, -2))  # its transpose is right on this side
+
+
+@overridable
+def batched_product(a, b):
+    """Return a @ b for each matrix of a (..., r, k) and b (..., k, c): (..., r, c)."""
+    return a @ b
 
 
 def diagonal(x):
@@ -180,6 +204,8 @@ class Muon(AdamW):
     params, beta1, beta2, weight_decay, eps, max_norm, half_params, loss_scaling
         As AdamW's; the decay is Muon's, too.
     momentum : float
+    tf32 : bool
+        Whether products are in TF32: see devices.tf32_products.
 
     Attributes
     ----------
@@ -189,9 +215,9 @@ class Muon(AdamW):
         As AdamW's.
     """
 
-    def __init__(self, params, *args, momentum=MOMENTUM, **kwargs):
+    def __init__(self, params, *args, momentum=MOMENTUM, tf32=False, **kwargs):
         super().__init__(params, *args, **kwargs)
-        self.momentum = momentum
+        self.momentum, self.tf32 = momentum, tf32
         self.groups, self.ranges = group_matrices(params)
 
     def step(self, grads, lr, parallel_for=in_one_range, loss=None):
@@ -225,7 +251,7 @@ class Muon(AdamW):
         m *= 1 - rest
         m += g
         g += self.momentum * m
-        u = orthogonalize(g)
+        u = orthogonalize(g, self.tf32)
         u *= 0.2 * math.sqrt(max(group.rows, group.columns)) * lr
         w *= 1 - self.weight_decay * lr
         w -= u

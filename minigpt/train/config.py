@@ -286,7 +286,9 @@ def check_lora(train_config):
 
 def make_optimizer(params, train_config, half_params=None):
     """Return the optimizer that a TrainConfig asks for; `half_params` as in AdamW."""
-    own = {"momentum": train_config.momentum} if train_config.optimizer == "muon" else {}
+    precision, own = PRECISIONS[train_config.dtype], {}
+    if train_config.optimizer == "muon":
+        own = {"momentum": train_config.momentum, "tf32": precision.tf32}
     return OPTIMIZERS[train_config.optimizer](
         params,
         train_config.beta1,
@@ -294,7 +296,7 @@ def make_optimizer(params, train_config, half_params=None):
         train_config.weight_decay,
         max_norm=train_config.grad_clip,
         half_params=half_params,
-        loss_scaling=PRECISIONS[train_config.dtype].loss_scaling,
+        loss_scaling=precision.loss_scaling,
         **own,
     )
 

@@ -1,4 +1,4 @@
-/* The two functions of cuBLAS that minigpt calls, for arrays in host memory: cc -shared -fPIC.
+/* The functions of cuBLAS that minigpt calls, for arrays in host memory: cc -shared -fPIC.
 
 cublasGemmEx checks its arguments as cuBLAS does and sums in float. float32 factors are rounded to
 TF32 (10 bits, to nearest even) if that is asked for. The last call's arguments are kept. */
@@ -75,4 +75,19 @@ int cublasGemmEx(void *handle, int transa, int transb, int m, int n, int k, cons
       store(C, c, at, be == 0 ? al * sum : al * sum + be * load(C, c, at, 0)); /* 0: not read */
     }
   return SUCCESS;
+}
+
+/* One product after the other, of matrices that lie so many elements apart. */
+int cublasGemmStridedBatchedEx(void *handle, int transa, int transb, int m, int n, int k,
+                               const void *alpha, const void *A, int a, int lda, long long step_a,
+                               const void *B, int b, int ldb, long long step_b, const void *beta,
+                               void *C, int c, int ldc, long long step_c, int count, int compute,
+                               int algorithm) {
+  if (a != FLOAT32 || b != FLOAT32 || c != FLOAT32) return NOT_SUPPORTED;
+  int status = count < 0 ? INVALID_VALUE : SUCCESS;
+  for (int i = 0; i < count && status == SUCCESS; ++i)
+    status = cublasGemmEx(handle, transa, transb, m, n, k, alpha, (const float *)A + i * step_a, a,
+                          lda, (const float *)B + i * step_b, b, ldb, beta,
+                          (float *)C + i * step_c, c, ldc, compute, algorithm);
+  return status;
 }

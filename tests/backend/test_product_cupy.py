@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minigpt.backend.devices import tf32_products
 from minigpt.errors import UserError
+from minigpt.optim.muon import batched_product, orthogonalize
 from tests.tools.dtypes import DTYPES, UNIT
 from tests.tools.stepping import CONFIG, losses
 
@@ -48,11 +50,20 @@ def library(tmp_path_factory):
     return ctypes.CDLL(str(path))
 
 
+def functions_of(library):
+    """As `cublas` returns them."""
+    names = "cublasSetStream_v2", "cublasGemmEx", "cublasGemmStridedBatchedEx"
+    return tuple(getattr(library, name) for name in names)
+
+
+def address(function):
+    return ctypes.cast(function, ctypes.c_void_p).value
+
+
 @pytest.fixture
 def stub(library, monkeypatch):
     """The stub in place of cuBLAS; what CuPy would compute is an error."""
-    functions = library.cublasSetStream_v2, library.cublasGemmEx
-    monkeypatch.setattr(ours, "cublas", lambda: functions)
+    monkeypatch.setattr(ours, "cublas", lambda: functions_of(library))
     monkeypatch.setattr(ours, "with_cupy", None)
     return library
 
@@ -144,14 +155,49 @@ def test_tf32_is_asked_for_where_it_is_on(stub, rng, monkeypatch):
 def test_all_products_of_a_step_are_such_calls(library, monkeypatch, dtype):
     config = dataclasses.replace(CONFIG, n_layer=1, block_size=8)
     before, _ = losses(cupy, 2, config, dtype=dtype)
-    functions = library.cublasSetStream_v2, library.cublasGemmEx
-    monkeypatch.setattr(ours, "cublas", lambda: functions)
+    monkeypatch.setattr(ours, "cublas", lambda: functions_of(library))
     monkeypatch.setattr(ours, "with_cupy", None)  # what it would compute is an error
     calls = ctypes.c_int.in_dll(library, "calls")
     calls.value = 0
     found, _ = losses(cupy, 2, config, dtype=dtype)
     assert calls.value == 2 * (4 * 3 + 3)  # four layers and the head: forward, dx and dw
     np.testing.assert_allclose(found, before, rtol=4 * UNIT[dtype] + 1e-6)
+
+
+@pytest.mark.parametrize("m, k, n", SIZES)
+def test_stacks_of_matrices(through, rng, m, k, n):
+    for flip_a, flip_b in ((False, False), (True, False), (False, True), (True, True)):
+        a, b = (rng.standard_normal((2, 3, *s)) for s in ((m, k), (k, n)))
+        on_device = [
+            cupy.asarray(x.swapaxes(2, 3), "f", order="C").swapaxes(2, 3)
+            if flip
+            else cupy.asarray(x, "f")
+            for x, flip in ((a, flip_a), (b, flip_b))
+        ]
+        exact, size = (host(x) @ host(y) for x, y in (on_device, map(abs, on_device)))
+        found = batched_product(*on_device)
+        assert found.dtype == np.float32 and found.shape == (2, 3, m, n)
+        bound = LAMBDA * UNIT["float32"] * np.sqrt(k + 1) * size
+        assert (np.abs(host(found) - exact) <= bound).all()
+    with pytest.raises(ValueError, match="batched"):
+        ours.batched(on_device[0], on_device[1][:1])
+
+
+@pytest.mark.parametrize("lowest", [1e-2, 1e-6, 1e-12])
+@pytest.mark.parametrize("shape", [(32, 64), (48, 20)])
+def test_muon_in_tf32(stub, rng, lowest, shape):
+    """Rounding to 11 bits is not multiplied by what small singular values are multiplied by."""
+    u, _, vt = np.linalg.svd(rng.standard_normal((3, *shape)), full_matrices=False)
+    x = cupy.asarray((u * np.geomspace(1, lowest, min(shape))) @ vt, "f")
+    exact = orthogonalize(host(x))
+    for on, most in ((False, 1e-3), (True, 0.06)):
+        with tf32_products(on, cupy):
+            y = host(orthogonalize(x, coarse=on))
+        expected = ours.COMPUTE_32F_FAST_TF32 if on else ours.COMPUTE_32F
+        assert ctypes.c_int.in_dll(stub, "last_compute").value == expected
+        error = np.linalg.norm(y - exact) / np.linalg.norm(exact)
+        assert (1e-4 if on else 0) < error < most
+        assert np.linalg.svd(y, compute_uv=False).max() < 1.2 + 0.2 * on
 
 
 def test_it_is_cupys_handle_and_stream(stub):
@@ -185,8 +231,7 @@ def test_nothing_is_copied(stub, rng):
 
 
 def test_what_cublas_does_not_take_is_left_to_cupy(library, monkeypatch, rng):
-    functions = library.cublasSetStream_v2, library.cublasGemmEx
-    monkeypatch.setattr(ours, "cublas", lambda: functions)
+    monkeypatch.setattr(ours, "cublas", lambda: functions_of(library))
     calls = ctypes.c_int.in_dll(library, "calls")
     before = calls.value
     x = cupy.asarray(rng.standard_normal((6, 8)), "f")
@@ -230,14 +275,14 @@ def test_shapes_that_do_not_fit_are_refused(through):
             ours.product(*args)
 
 
-@pytest.mark.parametrize("fails", [0, 1])
+@pytest.mark.parametrize("fails", [0, 1, 2])
 def test_a_failure_is_cupys_error(monkeypatch, fails):
-    functions = [lambda *args: 0, lambda *args: 0]
+    functions = [lambda *args: 0] * 3
     functions[fails] = lambda *args: 1 if cupy.cuda.runtime.is_hip else 13
     monkeypatch.setattr(ours, "cublas", lambda: functions)
     x = cupy.ones((2, 2), "f")
     with pytest.raises(cupy.cuda.cublas.CUBLASError):
-        ours.product(x, x)
+        ours.batched(x[None], x[None]) if fails == 2 else ours.product(x, x)
 
 
 @pytest.fixture
@@ -254,10 +299,9 @@ def pathfinder(monkeypatch):
 
 def test_cublas_is_the_one_that_cupy_has_loaded(library, pathfinder):
     pathfinder.path = library._name
-    set_stream, gemm = ours.cublas()
-    at = ctypes.cast(gemm, ctypes.c_void_p).value
-    assert at == ctypes.cast(library.cublasGemmEx, ctypes.c_void_p).value
-    assert set_stream(ctypes.c_void_p(1), None) == 0
+    for function, expected in zip(ours.cublas(), functions_of(library), strict=True):
+        assert address(function) == address(expected)
+    assert ours.cublas()[0](ctypes.c_void_p(1), None) == 0
 
 
 @pytest.mark.parametrize("path", ["no such file", None])

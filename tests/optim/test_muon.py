@@ -12,7 +12,14 @@ from minigpt.model.checkpoint import load, save
 from minigpt.model.init import init_params
 from minigpt.optim.adamw import AdamW, in_one_range
 from minigpt.optim.clipping import LOSS_SCALE, SKIPPED, STEPS
-from minigpt.optim.muon import COEFFICIENTS, ITERATIONS, MIN_SINGULAR, Muon, orthogonalize
+from minigpt.optim.muon import (
+    COEFFICIENTS,
+    ITERATIONS,
+    MIN_SINGULAR,
+    Muon,
+    batched_product,
+    orthogonalize,
+)
 from minigpt.params import Params
 from minigpt.train.threads import Workers
 from tests.tools.options import gpt_config
@@ -43,8 +50,9 @@ def test_singular_values_go_through_the_polynomial_and_vectors_stay(rng, xp, sha
     s = np.geomspace(1, 1e-4, min(shape))
     x, u, vt = spectrum(rng, shape, s)
     expected = (u * iterated(s / np.linalg.norm(s))) @ vt
-    y = to_host(orthogonalize(xp.array(x)))
-    np.testing.assert_allclose(y, expected, rtol=1e-9, atol=1e-9)
+    for coarse in (False, True):
+        y = to_host(orthogonalize(xp.array(x), coarse))
+        np.testing.assert_allclose(y, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_each_polynomial_is_the_best_for_what_the_one_before_leaves():
@@ -89,6 +97,17 @@ def test_float32_loses_little_even_where_singular_values_are_tiny(rng, shape):
 def test_the_scale_of_the_gradient_does_not_matter(rng, scale):
     x = rng.standard_normal(WIDE)
     np.testing.assert_allclose(orthogonalize(scale * x), orthogonalize(x), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.cupy
+@pytest.mark.parametrize("dtype, rtol", [("float32", 1e-6), ("float64", 1e-14)])
+def test_products_of_stacks_are_those_of_their_matrices(rng, xp, dtype, rtol):
+    a, b = (rng.standard_normal(s).astype(dtype) for s in ((2, 3, 4, 9), (2, 3, 9, 5)))
+    found = batched_product(xp.asarray(a), xp.asarray(b))
+    assert found.dtype == dtype
+    np.testing.assert_allclose(
+        to_host(found), batched_product.reference(a, b), rtol=0, atol=9 * rtol
+    )
 
 
 @pytest.mark.cupy
@@ -277,11 +296,11 @@ def test_the_work_is_shared_evenly(monkeypatch):
     params = init_params(dataclasses.replace(CONFIG, n_layer=8), 3, np, "float32")
     work = []
 
-    def recorded(x):
+    def recorded(x, coarse):
         small, large = sorted(x.shape[-2:])
         product = x.size // large * small**2  # multiplications in one of the Gram matrices
         work[-1] += product * (2 * large // small + 4 * ITERATIONS - 3)
-        return orthogonalize(x)
+        return orthogonalize(x, coarse)
 
     def parallel_for(fn, n):
         for start, stop in ((0, n // 2), (n // 2, n)):

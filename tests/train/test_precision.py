@@ -56,7 +56,7 @@ def test_bfloat16_has_weights_in_float32_and_no_loss_scale(cupy, optimizer):
     with Workers(1) as workers:
         this = trainer(cupy, workers, dtype="bfloat16", optimizer=optimizer, learning_rate=1e-6)
         ids, before = to_device(IDS, cupy), this.params.flat.copy()
-        assert this.optimizer.loss_scale == 1.0
+        assert this.optimizer.loss_scale == 1.0 and getattr(this.optimizer, "tf32", True)
         for step in range(3):
             this.step(ids, step)
         low = dict(leaves(this.compute_tree))

@@ -41,7 +41,9 @@ ZERO, ONE = ctypes.byref(ctypes.c_float(0.0)), ctypes.byref(ctypes.c_float(1.0))
 
 @functools.cache
 def cublas():
-    """Return cublasSetStream and cublasGemmEx, of the library that CuPy uses; on ROCm, None.
+    """Return cublasSetStream, cublasGemmEx and cublasGemmStridedBatchedEx; on ROCm, None.
+
+    They are those of the library that CuPy uses.
 
     Raises
     ------
@@ -53,23 +55,24 @@ def cublas():
     try:
         pathfinder = importlib.import_module("cuda.pathfinder")  # CuPy's own, from CuPy 14 on
         library = ctypes.CDLL(pathfinder.load_nvidia_dynamic_lib("cublas").abs_path)
-        set_stream, gemm = library.cublasSetStream_v2, library.cublasGemmEx
+        functions = library.cublasSetStream_v2, library.cublasGemmEx
+        functions += (library.cublasGemmStridedBatchedEx,)
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         cause = next((line.strip() for line in str(error).splitlines() if line.strip()), "no cause")
         raise UserError(
             f"--backend cupy: cuBLAS does not load ({cause}); install CuPy with the libraries of "
             f"its CUDA version, {INSTALL}, or use --backend numpy"
         ) from None
-    return set_stream, gemm
+    return functions
 
 
 def layout(x):
-    """Return how x (rows, columns) lies in memory: (0, elements from one row to the next).
+    """Return how x (..., rows, columns) lies in memory: (0, elements from one row to the next).
 
     Or (1, elements from one column to the next), if x is such an array transposed; or None.
     """
-    rows, columns = x.shape
-    down, right = x.strides
+    rows, columns = x.shape[-2:]
+    down, right = x.strides[-2:]
     item = x.itemsize
     if right == item:
         if down >= columns * item:
@@ -113,21 +116,60 @@ def product(a, b, out=None, add=False, dtype=None):
     of_a, of_b, of_out = layout(a), layout(b), layout(out)
     if of_a is None or of_b is None or of_out is None or of_out[0]:
         return with_cupy(a, b, out, add)
-    compute = COMPUTE_32F
-    if char == "f" and _routines_linalg.get_compute_type("f") == TF32:
-        compute = COMPUTE_32F_FAST_TF32
-    (factor, result), (set_stream, gemm), pointer = types, functions, ctypes.c_void_p
+    (factor, result), (set_stream, gemm, _), pointer = types, functions, ctypes.c_void_p
     handle, scale = pointer(get_cublas_handle()), ONE if add else ZERO
     at_a, at_b, at_out = pointer(a.data.ptr), pointer(b.data.ptr), pointer(out.data.ptr)
     (flip_a, ld_a), (flip_b, ld_b), (_, ld) = of_a, of_b, of_out
     # fmt: off
     status = set_stream(handle, pointer(get_current_stream().ptr)) or gemm(
         handle, flip_b, flip_a, n, m, k, ONE, at_b, factor, ld_b, at_a, factor, ld_a,
-        scale, at_out, result, ld, compute, GEMM_DEFAULT,
+        scale, at_out, result, ld, compute_type(char), GEMM_DEFAULT,
     )
     # fmt: on
+    check(status)
+    return out
+
+
+def compute_type(char):
+    """Return cuBLAS's number for the arithmetic of factors of that dtype.char."""
+    tf32 = char == "f" and _routines_linalg.get_compute_type("f") == TF32
+    return COMPUTE_32F_FAST_TF32 if tf32 else COMPUTE_32F
+
+
+def check(status):
+    """Raise CuPy's error for a status that is not success."""
     if status:
         raise importlib.import_module("cupy_backends.cuda.libs.cublas").CUBLASError(status)
+
+
+def batched(a, b):
+    """Return a @ b for stacks of matrices in float32, as `product`; CuPy's `@` knows no TF32.
+
+    Parameters
+    ----------
+    a, b : (..., m, k), (..., k, n)
+        Nothing is copied if they are contiguous, or such arrays with their last two axes swapped.
+    """
+    m, k, n = *a.shape[-2:], b.shape[-1]
+    if k != b.shape[-2] or a.shape[:-2] != b.shape[:-2]:
+        raise ValueError(f"batched: {a.shape} @ {b.shape} do not fit")
+    functions, out = cublas(), cupy.empty((*a.shape[:-1], n), "f")
+    a3, b3 = (x.reshape(-1, *x.shape[-2:]) for x in (a, b))
+    of_a, of_b = layout(a3), layout(b3)
+    if functions is None or of_a is None or of_b is None or not out.size * k:
+        return a @ b
+    (set_stream, _, gemm), pointer = functions, ctypes.c_void_p
+    handle, step_a, step_b = pointer(get_cublas_handle()), *(x.strides[0] // 4 for x in (a3, b3))
+    at_a, at_b, at_out = (pointer(x.data.ptr) for x in (a3, b3, out))
+    (flip_a, ld_a), (flip_b, ld_b), far = of_a, of_b, ctypes.c_longlong
+    # fmt: off
+    status = set_stream(handle, pointer(get_current_stream().ptr)) or gemm(
+        handle, flip_b, flip_a, n, m, k, ONE, at_b, FLOAT32, ld_b, far(step_b),
+        at_a, FLOAT32, ld_a, far(step_a), ZERO, at_out, FLOAT32, n, far(m * n), len(a3),
+        compute_type("f"), GEMM_DEFAULT,
+    )
+    # fmt: on
+    check(status)
     return out
 
 

@@ -51,28 +51,10 @@ MUTANTS = {
             f"{PRODUCT}test_nothing_is_added_to_a_new_array",
         ),
         (
-            "TF32 is never asked for",
-            "compute = COMPUTE_32F_FAST_TF32",
-            "pass",
-            f"{PRODUCT}test_tf32_is_asked_for_where_it_is_on",
-        ),
-        (
-            "TF32 is asked for with 16-bit factors",
-            'if char == "f" and',
-            "if",
-            f"{PRODUCT}test_tf32_is_asked_for_where_it_is_on",
-        ),
-        (
             "the stream is the first one",
             "pointer(get_current_stream().ptr)",
             "None",
             f"{PRODUCT}test_it_is_cupys_handle_and_stream",
-        ),
-        (
-            "an error of cuBLAS is not looked at",
-            "if status:",
-            "if False:",
-            f"{PRODUCT}test_a_failure_is_cupys_error",
         ),
         (
             "shapes are not looked at",
@@ -87,6 +69,42 @@ MUTANTS = {
             '(add or out.dtype.char != "e" or out.size == 1)',
             "False",
             VALUES,
+        ),
+    ],
+    "minigpt/backend/gpu/product.py::check": [
+        (
+            "an error of cuBLAS is not looked at",
+            "if status:",
+            "if False:",
+            f"{PRODUCT}test_a_failure_is_cupys_error",
+        ),
+    ],
+    "minigpt/backend/gpu/product.py::compute_type": [
+        (
+            "TF32 is never asked for",
+            "COMPUTE_32F_FAST_TF32 if tf32 else COMPUTE_32F",
+            "COMPUTE_32F",
+            f"{PRODUCT}test_tf32_is_asked_for_where_it_is_on",
+        ),
+        (
+            "TF32 is asked for with 16-bit factors",
+            'tf32 = char == "f" and',
+            "tf32 =",
+            f"{PRODUCT}test_tf32_is_asked_for_where_it_is_on",
+        ),
+    ],
+    "minigpt/backend/gpu/product.py::batched": [
+        (
+            "all matrices of a stack are multiplied by the first one",
+            "far(step_b)",
+            "far(0)",
+            f"{PRODUCT}test_stacks_of_matrices",
+        ),
+        (
+            "a stack of transposed matrices is taken as it lies",
+            "handle, flip_b, flip_a, n, m, k, ONE, at_b, FLOAT32, ld_b, far(step_b)",
+            "handle, flip_b, 0, n, m, k, ONE, at_b, FLOAT32, ld_b, far(step_b)",
+            f"{PRODUCT}test_stacks_of_matrices",
         ),
     ],
     "minigpt/backend/gpu/product.py::cublas": [
