@@ -73,7 +73,7 @@ def products(cupy, config, rows, precisions):
     product = importlib.import_module("minigpt.backend.gpu.product").product
     for precision in precisions:
         dtype = dtype_of(precision)
-        with tf32_products(PRECISIONS[precision].tf32, cupy):
+        with tf32_products(PRECISIONS[precision].tf32):
             error = check_product(cupy, product, precision)
             for name, (m, k, n) in shapes(config, rows).items():
                 x, w = (cupy.full(shape, 0.5, "f").astype(dtype) for shape in ((m, k), (k, n)))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy
 
-from minigpt.backend import array_module
+from minigpt.backend import array_module, loaded_cupy
 from minigpt.errors import UserError
 
 BACKENDS = ("numpy", "cupy")
@@ -189,13 +189,13 @@ def decimal(capability):
 
 
 @contextlib.contextmanager
-def tf32_products(on, xp):
+def tf32_products(on):
     """Let float32 products on the GPU see 10 bits of their factors' 23 or all, and sum in float32.
 
     It is CuPy's own switch, which CUPY_TF32=1 in the environment turns on as well: what is asked
-    for here wins. See check_precision.
+    for here wins. Without CuPy loaded there is nothing to switch. See check_precision.
     """
-    if xp is numpy:
+    if loaded_cupy() is None:
         yield
         return
     products = importlib.import_module("cupy._core._routines_linalg")

@@ -97,7 +97,7 @@ def started(run):
             Workers(train_config.shards()) as workers,
         ):
             run.start(workers)
-            with tf32_products(PRECISIONS[train_config.dtype].tf32, run.trainer.xp):
+            with tf32_products(PRECISIONS[train_config.dtype].tf32):
                 yield
     finally:
         run.files.leave()

@@ -191,7 +191,7 @@ def test_muon_in_tf32(stub, rng, lowest, shape):
     x = cupy.asarray((u * np.geomspace(1, lowest, min(shape))) @ vt, "f")
     exact = orthogonalize(host(x))
     for on, most in ((False, 1e-3), (True, 0.06)):
-        with tf32_products(on, cupy):
+        with tf32_products(on):
             y = host(orthogonalize(x, coarse=on))
         expected = ours.COMPUTE_32F_FAST_TF32 if on else ours.COMPUTE_32F
         assert ctypes.c_int.in_dll(stub, "last_compute").value == expected

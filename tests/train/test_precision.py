@@ -152,7 +152,7 @@ def test_tf32_is_on_for_the_run_only(tmp_path, cupy, monkeypatch):
     assert begin(tmp_path / "run", "--backend=cupy", "--dtype=tf32", "--max-iters=2") == 0
     assert seen == [products.COMPUTE_TYPE_TF32] * 2
     assert products.get_compute_type("float32") == before != products.COMPUTE_TYPE_TF32
-    with pytest.raises(RuntimeError), devices.tf32_products(True, cupy):
+    with pytest.raises(RuntimeError), devices.tf32_products(True):
         raise RuntimeError
     assert products.get_compute_type("float32") == before
 
