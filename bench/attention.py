@@ -132,7 +132,7 @@ def check(shape, workers, torch, xp, dtype):
         for part, got in zip(parts, passes["both"](), strict=True):
             for whole, x in zip(results, got, strict=True):
                 whole[part] = to_host(x) if name == "minigpt" else x.detach().float().cpu().numpy()
-        compare(f"{name} in {dtype}", shape, results, right, rows, dtype)
+        compare(name, shape, results, right, rows, dtype)
 
 
 def extra_memory(shape, name, threads):

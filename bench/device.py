@@ -25,7 +25,8 @@ from minigpt.files import LAST, METRICS
 
 PRESETS = ("nanogpt-cpu", "nanogpt-baby", "lecture", "gpt2")
 ARCHITECTURES = (75, 80, 90, 120)
-SMALL = {"n_layer": 1, "batch_size": 2, "block_size": 17, "n_embd": 48, "n_head": 2}  # --rehearse
+SMALL = {"n_layer": 1, "batch_size": 2, "block_size": 17, "n_embd": 48, "n_head": 2}
+SMALL |= {"vocab_size": 257}
 
 
 def able(args):
@@ -171,7 +172,7 @@ def tiny_models(args):
     cupy, precisions = able(args)
     records = []
     for precision in precisions:
-        for name, losses in tiny.run(cupy, precision):
+        for name, losses in tiny.run(cupy, precision, 1 if args.rehearse else None):
             print(precision, name, *(f"{loss:.4f}" for loss in losses), flush=True)
             records.append({"model": name, "dtype": precision, "losses": losses})
     print("DONE")

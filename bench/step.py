@@ -12,6 +12,7 @@ what its users take.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import gc
 import json
 import sys
@@ -30,7 +31,7 @@ from minigpt.errors import UserError
 from minigpt.model.gpt import GPTConfig
 from minigpt.model.init import init_params
 from minigpt.ops.dropout import Rng
-from minigpt.params import leaves, map_tree
+from minigpt.params import Params, leaves
 from minigpt.train.config import TrainConfig, resolve
 from minigpt.train.cost import flops_per_step
 from minigpt.train.presets import PRESETS
@@ -96,9 +97,16 @@ def tokens_of(problem):
     return rng.integers(0, problem.config.vocab_size, 1_000_000, dtype=np.int32)
 
 
+@functools.lru_cache(maxsize=1)
+def weights(config):
+    """Return the weights that all candidates start from, as Params on the host."""
+    return init_params(config, 1337, np)
+
+
 def minigpt_trainer(problem, workers, xp):
     """Return a minigpt Trainer with fresh weights."""
-    params = init_params(problem.config, 1337, xp)
+    fresh = weights(dataclasses.replace(problem.config, dropout=0.0))
+    params = Params(fresh.shapes, xp, fresh.flat.dtype, to_device(fresh.flat.copy(), xp))
     return Trainer(params, problem.config, problem.train_config, xp, workers)
 
 
@@ -108,7 +116,7 @@ def minigpt_step(problem, workers, xp):
     ids, precision = to_device(tokens_of(problem), xp), PRECISIONS[problem.train_config.dtype]
 
     def step():
-        with tf32_products(precision.tf32):
+        with tf32_products(precision.tf32, xp):
             worker.step(ids, next(steps))
 
     return step
@@ -131,12 +139,12 @@ def check(problem, workers, xp, device):
     problem = problem._replace(config=dataclasses.replace(problem.config, dropout=0.0))
     dtype = problem.train_config.dtype
     ours, theirs = minigpt_trainer(problem, workers, xp), torch_models.GPT(problem.config)
-    theirs.load(map_tree(lambda name, x: to_host(x), ours.params.tree))
+    theirs.load(weights(problem.config).tree)
     theirs.to(device)
     T = problem.config.block_size
     text = tokens_of(problem)[: problem.train_config.batch_size * (T + 1)].reshape(-1, T + 1)
     batch = [np.ascontiguousarray(ids) for ids in (text[:, :-1], text[:, 1:])]
-    with tf32_products(PRECISIONS[dtype].tf32):
+    with tf32_products(PRECISIONS[dtype].tf32, xp):
         loss = float(ours.gradients(*batch, Rng.of(0)))
     torch.set_float32_matmul_precision("highest")
     want = theirs(*(torch.from_numpy(x).long().to(device) for x in batch))
@@ -144,7 +152,7 @@ def check(problem, workers, xp, device):
     allowed = COARSER.get(dtype, TOLERANCE)
     if not abs(loss - want.item()) <= allowed * want.item():
         raise report.WrongResult(
-            f"{problem.name} in {dtype}: loss is {loss}, torch's is {want.item()}"
+            f"{problem.name}: loss in {dtype} is {loss}, torch's is {want.item()}"
         )
     right = theirs.tensors(lambda x: x.grad.cpu())
     scale = float(ours.optimizer.loss_scale)
@@ -159,8 +167,8 @@ def check(problem, workers, xp, device):
     for name, (difference, norm) in apart.items():
         if not difference <= allowed * norm:
             raise report.WrongResult(
-                f"{problem.name} in {dtype}: gradient of {name} differs from torch's by "
-                f"{difference / norm:.1e} of its norm; {allowed:.0e} is allowed"
+                f"{problem.name}: gradient of {name} differs from torch's by "
+                f"{difference / norm:.1e} of its norm; {allowed:.0e} is allowed in {dtype}"
             )
 
 
@@ -168,9 +176,9 @@ def torch_steps(problem, kind, names, device="cpu"):
     """Return {name: function} of torch steps that start from the same weights."""
     from bench.lib import torch_models
 
-    weights, ids = init_params(problem.config, 1337, np).tree, tokens_of(problem)
     config, train_config = problem.config, problem.train_config
-    return torch_models.steps(config, train_config, weights, ids, kind, names, device)
+    tree, ids = weights(dataclasses.replace(config, dropout=0.0)).tree, tokens_of(problem)
+    return torch_models.steps(config, train_config, tree, ids, kind, names, device)
 
 
 def memory(name, args, candidate, kind):
@@ -280,13 +288,14 @@ def compare(these, args, xp, names, kind, device, busy):
 
 def torch_names(args, precisions, xp):
     """Return the names of torch's candidates, as torch_models.steps takes them."""
-    compiled = ["eager"] + ["compiled"] * args.compile
     if xp is np:
-        return [f"torch {way}" for way in compiled] + ["torch bf16"] * args.bf16
+        compiled = ["torch compiled"] * (args.compile is not None)
+        return ["torch eager", *compiled] + ["torch bf16"] * args.bf16
     from bench.lib import torch_models
 
-    also = [name for name in torch_models.PRECISIONS if name in precisions]
-    return [f"torch {way} {name}" for name in also or ["float32"] for way in compiled]
+    also = [name for name in torch_models.PRECISIONS if name in precisions] or ["float32"]
+    chosen = also if args.compile == [] else args.compile or []
+    return [f"torch eager {name}" for name in also] + [f"torch compiled {n}" for n in chosen]
 
 
 def bench(name, args, torch, xp):
@@ -371,7 +380,8 @@ def arguments(argv):
     report.add_number(parser, "--batch-size", None, "instead of the preset's own here")
     report.add_number(parser, "--block-size", None, "instead of the preset's own here")
     add("--dropout", type=float, metavar="X", help="instead of the preset's own")
-    add("--compile", action="store_true", help="torch.compile as well")
+    help = "torch.compile as well; on a GPU in all precisions of --dtype, or in these"
+    add("--compile", nargs="*", choices=("float32", "tf32", "bfloat16"), help=help)
     add("--bf16", action="store_true", help="torch in bfloat16 autocast as well")
     add("--busy", action="store_true", help="all again while another process keeps a core busy")
     precisions = tuple(PRECISIONS)

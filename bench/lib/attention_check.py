@@ -102,5 +102,5 @@ def compare(name, shape, results, right, rows, dtype="float32"):
         if not error <= TOLERANCE[dtype]:  # nan is wrong too
             raise WrongResult(
                 f"{name}: {what} of {shape} is off by {error:.1e} of its largest element; "
-                f"{TOLERANCE[dtype]:.0e} is allowed"
+                f"{TOLERANCE[dtype]:.0e} is allowed in {dtype}"
             )
