@@ -23,9 +23,19 @@ def mask_of(shape, p, rng):
 
 def dropout_forward(x, p, rng):
     """As the op."""
-    if rng is None or p == 0 or not supported(x):
+    if rng is None or p == 0:
+        return x, (p, None)
+    if not supported(x):
         return NotImplemented
     y = cupy.empty(x.shape, x.dtype)
     args = (x, y, x.size, *mask_of(x.shape, p, rng))
     launch("dropout_forward", x.dtype, (-(-x.size // 1024),), (256,), args)
     return y, (p, rng)
+
+
+def dropout_backward(dy, cache):
+    """As the op."""
+    p, rng = cache
+    if rng is not None and p and not supported(dy):
+        return NotImplemented
+    return dropout_forward(dy, p, rng)[0]
