@@ -93,6 +93,19 @@ def test_figures_of_attention_and_sampling_are_those_of_the_records():
                 assert f" {record['tokens_per_s']:,.0f} " in text
 
 
+def test_figures_of_fine_tuning_are_those_of_the_record():
+    text = (ROOT / "bench/README.md").read_text("utf-8")
+    text = text.partition("## Fine-tuning on a second text")[2].partition("\n## ")[0]
+    text = text.replace("*", "")
+    file = ROOT / "bench/results/finetune-loss.json"
+    _, scratch, full, *adapters = json.loads(file.read_text("utf-8"))["records"]
+    for r in (scratch, full, *adapters):
+        figures = f"| {r['val_bpb']:.4f} | {r['val_loss']:.4f} | {1e3 * r['step_s']:.0f} ms ("
+        figures += f"{r['step_s'] / full['step_s']:.2f} x) | {r['peak'] / 1e6:.0f} MB |"
+        assert f"| {r['trained']:,} | {r['learning_rate']:g} |" in text and figures in text
+    assert full["val_bpb"] < scratch["val_bpb"]
+
+
 def test_the_table_of_what_people_reported_is_that_of_the_command():
     text = (ROOT / "tests" / "README.md").read_text("utf-8")
     assert "\n".join(reports.table()) in text

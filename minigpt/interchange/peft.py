@@ -114,7 +114,7 @@ def export_adapter(folder, checkpoint, facts=NOTHING, force=False):
     """
     if checkpoint is None or checkpoint.lora is None:
         raise UserError(
-            "adapter_only is on, but this model has no adapter: all of its weights were trained; "
+            "--adapter-only: this model has no adapter: all of its weights were trained; "
             "leave it out"
         )
     base = place_in_transformers(checkpoint.base)

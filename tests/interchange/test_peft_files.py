@@ -6,7 +6,6 @@ import pytest
 from minigpt.interchange.peft import read_adapter, write_adapter
 from minigpt.model.lora import adapter_shapes
 from minigpt.params import Params
-from tests.model.test_peft import CONFIG, LORAS
 from tests.tools import reference
 from tests.tools.gradcheck import assert_same
 
@@ -29,26 +28,26 @@ def adapted(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("lora", LORAS.values(), ids=LORAS)
+@pytest.mark.parametrize("lora", reference.LORAS.values(), ids=reference.LORAS)
 def test_an_adapter_of_peft_is_read(adapted, tmp_path, lora):
     model = adapted(lora)
     model.save_pretrained(tmp_path / "adapter")
-    adapter, found = read_adapter(tmp_path / "adapter", CONFIG)
+    adapter, found = read_adapter(tmp_path / "adapter", reference.CONFIG)
     assert (found.rank, found.alpha, found.rslora) == (lora.rank, lora.alpha, lora.rslora)
     assert_same(dict(adapter.leaves()), reference.our_factors(model), 0.0)
 
 
-@pytest.mark.parametrize("lora", LORAS.values(), ids=LORAS)
+@pytest.mark.parametrize("lora", reference.LORAS.values(), ids=reference.LORAS)
 def test_peft_reads_an_adapter_that_is_written_here(adapted, tmp_path, lora):
     model = adapted(lora)
-    adapter = Params(adapter_shapes(CONFIG, lora), np, "float32")
+    adapter = Params(adapter_shapes(reference.CONFIG, lora), np, "float32")
     reference.fill(adapter, reference.our_factors(model))
-    write_adapter(tmp_path / "adapter", adapter, lora, CONFIG, str(tmp_path / "base"))
+    write_adapter(tmp_path / "adapter", adapter, lora, reference.CONFIG, str(tmp_path / "base"))
     base = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "base")
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     assert_same(reference.our_factors(theirs), dict(adapter.leaves()), 0.0)
     whole = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
-    batch = reference.batch(CONFIG.vocab_size, 20)
+    batch = reference.batch(reference.CONFIG.vocab_size, 20)
     with torch.no_grad():
         expected, *found = (
             reference.torch_loss(m, *batch)[0].numpy() for m in (model, theirs, whole)

@@ -19,7 +19,9 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from minigpt.model.lora import Lora
 from minigpt.params import Params
+from tests.tools.options import gpt_config
 
 PACKAGES = "torch", "transformers", "peft", "tiktoken", "tokenizers"
 VOCABULARY = "MINIGPT_GPT2_VOCAB"
@@ -29,6 +31,14 @@ SHA256 = {  # those that tiktoken asserts of OpenAI's files
 }
 SIZES = {"vocab_size": 37, "n_positions": 70, "n_embd": 15, "n_layer": 2, "n_head": 3}
 END_OF_TEXT = "<|endoftext|>"
+CONFIG = gpt_config(37, 70, 2, 3, 15, bias=True, activation="gelu_tanh", tie_head=False)
+ALL = "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"
+LORAS = {
+    "c_attn": Lora(rank=4, alpha=8.0),
+    "all four, rank 1": Lora(rank=1, alpha=3.0, targets=ALL),
+    "both c_proj, rank above C": Lora(rank=20, alpha=5.0, targets=("c_proj",)),
+    "rsLoRA": Lora(rank=4, alpha=8.0, targets=("c_attn", "mlp.c_fc"), rslora=True),
+}
 
 
 def vocabulary():
