@@ -22,7 +22,8 @@ from minigpt.errors import UserError
 from minigpt.train.cost import human
 
 PRESETS = ("nanogpt-cpu", "nanogpt-baby", "lecture", "gpt2")
-FORMATS = {"float32": ("float32", "tf32"), "float16": ("float16",)}  # of the products
+# Of the products, by dtype.
+FORMATS = {"float32": ("float32", "tf32")} | {name: (name,) for name in ("float16", "bfloat16")}
 SMALL = (1, 1), (2, 1), (1, 2), (2, 2)  # layers and sequences
 NOTE = """
 before: the ops of minigpt/ops on CuPy; after: with the overrides in backend/gpu. A step is one
@@ -175,7 +176,7 @@ def arguments(argv):
     add("--plot", metavar="FILE", help="also draw a picture there (matplotlib)")
     args = parser.parse_args(argv)
     if args.dtype != "float32" and not args.no_before:
-        raise UserError("--dtype float16 has no ops to compare with: give --no-before")
+        raise UserError(f"--dtype {args.dtype} has no ops to compare with: give --no-before")
     return args
 
 

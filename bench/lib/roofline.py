@@ -30,15 +30,16 @@ class Device(NamedTuple):
     float32: float  # outside of tensor cores, as attention is here
     tf32: float
     float16: float  # with sums in float32
+    bfloat16: float
 
 
 DEVICES = {
     # NVIDIA A100 Tensor Core GPU data sheet (June 2021), A100 80GB SXM
-    "A100": Device(2.039e12, 19.5e12, 156e12, 312e12),
+    "A100": Device(2.039e12, 19.5e12, 156e12, 312e12, 312e12),
     # NVIDIA H100 Tensor Core GPU data sheet, H100 SXM; tensor rates halved: they are with sparsity
-    "H100": Device(3.35e12, 67e12, 494.5e12, 989.5e12),
+    "H100": Device(3.35e12, 67e12, 494.5e12, 989.5e12, 989.5e12),
     # NVIDIA Ada GPU architecture white paper, appendix A, GeForce RTX 4090
-    "RTX 4090": Device(1.008e12, 82.6e12, 82.6e12, 165.2e12),
+    "RTX 4090": Device(1.008e12, 82.6e12, 82.6e12, 165.2e12, 165.2e12),
 }
 
 
@@ -60,14 +61,14 @@ def minimum(config, train_config):
         # x -> y; x dy -> dx
         "activation": L * N * (8 + 12) * C,
         # h -> y, with dropout x' too; then x h -> x' y. Backward dy x' -> dx, with dropout dh too;
-        # then dx dy x' -> dx, dh; the first has no x to give a dx to. And mu, rstd
+        # then dx dy x' -> dx, dh; the first has no x to give a dx to
         "residual": N * C * ((2 + dropped) + 8 * L)
-        + N * C * ((3 + dropped) + (2 * L - 1) * (4 + dropped) + 4)
-        + 4 * (2 * L + 1) * N,
+        + N * C * ((3 + dropped) + (2 * L - 1) * (4 + dropped) + 4),
         "embedding": rows + 2 * T * C + 2 * N * C + (2 * rows if config.tie_head else V * C),
     }
-    low = 2 if train_config.dtype == "float16" else WORD
+    low = WORD if train_config.dtype in ("float32", "tf32") else 2
     sizes = {part: low * n for part, n in floats.items()}
+    sizes["residual"] += WORD * 4 * (2 * L + 1) * N  # mu and rstd, written and read
     sizes["norm and optimizer"] = WORD * 8 * P + (low < WORD) * low * P  # the copy in 16 bit
     sizes["batch"] = 6 * WORD * N  # ids and targets: gathered, then read
     return sizes

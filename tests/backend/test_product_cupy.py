@@ -183,20 +183,20 @@ def test_stacks_of_matrices(through, rng, m, k, n):
         ours.batched(on_device[0], on_device[1][:1])
 
 
-@pytest.mark.parametrize("lowest", [1e-2, 1e-6, 1e-12])
+@pytest.mark.parametrize("lowest, most", [(1e-2, 0.02), (1e-6, 0.04), (1e-12, 0.1)])
 @pytest.mark.parametrize("shape", [(32, 64), (48, 20)])
-def test_muon_in_tf32(stub, rng, lowest, shape):
+def test_muon_in_tf32(stub, rng, lowest, most, shape):
     """Rounding to 11 bits is not multiplied by what small singular values are multiplied by."""
     u, _, vt = np.linalg.svd(rng.standard_normal((3, *shape)), full_matrices=False)
     x = cupy.asarray((u * np.geomspace(1, lowest, min(shape))) @ vt, "f")
     exact = orthogonalize(host(x))
-    for on, most in ((False, 1e-3), (True, 0.06)):
+    for on in (False, True):
         with tf32_products(on):
             y = host(orthogonalize(x, coarse=on))
         expected = ours.COMPUTE_32F_FAST_TF32 if on else ours.COMPUTE_32F
         assert ctypes.c_int.in_dll(stub, "last_compute").value == expected
         error = np.linalg.norm(y - exact) / np.linalg.norm(exact)
-        assert (1e-4 if on else 0) < error < most
+        assert 1e-4 < error < most if on else error < 1e-3
         assert np.linalg.svd(y, compute_uv=False).max() < 1.2 + 0.2 * on
 
 
