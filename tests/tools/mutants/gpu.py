@@ -350,6 +350,22 @@ MUTANTS = {
             "train/test_precision.py::test_what_a_run_asks_for_wins_over_cupys_variable",
         ),
     ],
+    "minigpt/optim::orthogonalize": [
+        (
+            "in TF32 the Gram matrix is not made anew",
+            "if coarse and i == 1:",
+            "if False:",
+            "backend/test_product_cupy.py::test_muon_in_tf32",
+        ),
+    ],
+    "minigpt/train::make_optimizer": [
+        (
+            "Muon is not told of TF32",
+            '"tf32": precision.tf32',
+            '"tf32": False',
+            "train/test_precision.py::test_bfloat16_has_weights_in_float32_and_no_loss_scale",
+        ),
+    ],
     "minigpt/train::Trainer.evaluate": [
         (
             "an evaluation is of the copy in half precision",

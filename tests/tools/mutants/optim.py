@@ -13,22 +13,6 @@ MUTANTS = {
             "optim/test_adamw.py::test_ranges_in_any_order_make_the_same_step",
         ),
     ],
-    "minigpt/optim::orthogonalize": [
-        (
-            "in TF32 the Gram matrix is not made anew",
-            "if coarse and i == 1:",
-            "if False:",
-            "backend/test_product_cupy.py::test_muon_in_tf32",
-        ),
-    ],
-    "minigpt/train::make_optimizer": [
-        (
-            "Muon is not told of TF32",
-            '"tf32": precision.tf32',
-            '"tf32": False',
-            "train/test_precision.py::test_bfloat16_has_weights_in_float32_and_no_loss_scale",
-        ),
-    ],
     "minigpt/optim::Muon._step_layers": [
         (
             "steps of tall and wide matrices are not alike",
