@@ -27,6 +27,7 @@ part() { # part NAME SECONDS COMMAND...
     local name=$1 limit=$2 start=$SECONDS rc
     shift 2
     [[ $parts == " all " || $parts == *" $name "* ]] || return 0
+    [[ -z $REHEARSE ]] || limit=$((5 * limit))
     timeout -k 5 "$limit" bash -c '"$@"' bash "$@" >"$OUT/$name.log" 2>&1
     rc=$?
     ((rc == 0)) || failed=1

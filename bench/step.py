@@ -116,7 +116,7 @@ def minigpt_step(problem, workers, xp):
     ids, precision = to_device(tokens_of(problem), xp), PRECISIONS[problem.train_config.dtype]
 
     def step():
-        with tf32_products(precision.tf32, xp):
+        with tf32_products(precision.tf32):
             worker.step(ids, next(steps))
 
     return step
@@ -144,7 +144,7 @@ def check(problem, workers, xp, device):
     T = problem.config.block_size
     text = tokens_of(problem)[: problem.train_config.batch_size * (T + 1)].reshape(-1, T + 1)
     batch = [np.ascontiguousarray(ids) for ids in (text[:, :-1], text[:, 1:])]
-    with tf32_products(PRECISIONS[dtype].tf32, xp):
+    with tf32_products(PRECISIONS[dtype].tf32):
         loss = float(ours.gradients(*batch, Rng.of(0)))
     torch.set_float32_matmul_precision("highest")
     want = theirs(*(torch.from_numpy(x).long().to(device) for x in batch))

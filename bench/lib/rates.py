@@ -48,7 +48,7 @@ def square_rate(cupy, precision, n):
     """Return the best rate of products of two n x n matrices, in FLOP/s."""
     product = importlib.import_module("minigpt.backend.gpu.product").product
     a, b = (cupy.full((n, n), 0.5, "f").astype(dtype_of(precision)) for _ in range(2))
-    with tf32_products(PRECISIONS[precision].tf32, cupy):
+    with tf32_products(PRECISIONS[precision].tf32):
         product(a, b)
         best = min(timing.time_calls(lambda: product(a, b), 3, cupy) for _ in range(3))
     return 2 * n**3 / best
@@ -73,7 +73,7 @@ def products(cupy, config, rows, precisions):
     product = importlib.import_module("minigpt.backend.gpu.product").product
     for precision in precisions:
         dtype = dtype_of(precision)
-        with tf32_products(PRECISIONS[precision].tf32, cupy):
+        with tf32_products(PRECISIONS[precision].tf32):
             error = check_product(cupy, product, precision)
             for name, (m, k, n) in shapes(config, rows).items():
                 x, w = (cupy.full(shape, 0.5, "f").astype(dtype) for shape in ((m, k), (k, n)))
@@ -156,7 +156,7 @@ def kernels(cupy, preset, dtype, recorded, **sizes):
     config, train_config = traffic.problem(preset, dtype=dtype, **sizes)
     ids = np.random.default_rng(1337).integers(0, config.vocab_size, 200_000, dtype=np.int32)
     launched, empty = [], []
-    with Workers(1) as workers, tf32_products(PRECISIONS[dtype].tf32, cupy):
+    with Workers(1) as workers, tf32_products(PRECISIONS[dtype].tf32):
         trainer = Trainer(init_params(config, 1337, cupy), config, train_config, cupy, workers)
         split = to_device(ids, cupy)
         for step in range(STEPS):
