@@ -32,6 +32,7 @@ REQUIRED = ("numpy", "safetensors", "threadpoolctl", "tqdm")
 OPTIONAL = {
     "matplotlib": "pictures of losses and of attention",
     "tokenizers": "subword tokens",
+    "ml_dtypes": "--dtype bfloat16 on a GPU",
     "pytest": "the tests",
     "hypothesis": "the tests",
     "torch": "comparisons in tests and benches",
