@@ -1,5 +1,6 @@
 """Ops that no kernel takes, with 16-bit arrays: computed in float32, rounded once."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ from minigpt.ops.layernorm import layernorm_backward, layernorm_forward
 from minigpt.optim.adamw import adamw_step
 from tests.tools.dtypes import LOW, UNIT, needs_bfloat16
 from tests.tools.gradcheck import float_dtypes
+from tests.tools.stepping import CONFIG, losses
 
 pytestmark = pytest.mark.cupy
 TINY = 1e-5  # what float32 adds to a rounding
@@ -103,3 +105,14 @@ def test_float32_and_whole_numbers_pass_as_they_are(cupy):
         assert seen.pop() == (args, {"w": half})
     assert in_float32(op, (half, ids), {}) is half  # not a copy
     assert seen[0][0][0].dtype == np.float32 and seen[0][0][1] is ids
+
+
+@needs_bfloat16
+def test_plain_mode_trains_in_bfloat16(cupy):
+    """Every op runs in float32 and is rounded: no product of bfloat16 in three dimensions."""
+    config = dataclasses.replace(CONFIG, rotary=True, bigram=True)
+    expected, _ = losses(cupy, 2, config, dtype="bfloat16")
+    with plain():
+        found, _ = losses(cupy, 2, config, dtype="bfloat16")
+    np.testing.assert_allclose(found, expected, rtol=UNIT["bfloat16"])
+    assert (found != expected).any()
