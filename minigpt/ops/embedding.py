@@ -26,7 +26,7 @@ def embedding_forward(ids, wte, wpe=None, start=0):
     Returns
     -------
     x : (B, T, C), dtype of wte
-    cache : (ids, start, wte.shape, wpe.shape or None)
+    cache : (ids, start, wte, wpe)
 
     Raises
     ------
@@ -35,13 +35,13 @@ def embedding_forward(ids, wte, wpe=None, start=0):
     """
     T = ids.shape[1]
     if wpe is None:
-        return wte[ids], (ids, start, wte.shape, None)
+        return wte[ids], (ids, start, wte, None)
     if start + T > wpe.shape[0]:
         raise ValueError(
             f"embedding_forward: positions {start} to {start + T - 1} asked for, "
             f"but wpe {wpe.shape} holds {wpe.shape[0]}"
         )
-    return wte[ids] + wpe[start : start + T], (ids, start, wte.shape, wpe.shape)
+    return wte[ids] + wpe[start : start + T], (ids, start, wte, wpe)
 
 
 @overridable
@@ -63,15 +63,15 @@ def embedding_backward(dy, cache):
     -------
     grads : {"wte": dwte (V, C)} and "wpe": dwpe (block_size, C) if there is a wpe
     """
-    ids, start, wte_shape, wpe_shape = cache
+    ids, start, wte, wpe = cache
     xp = array_module(dy)
-    dwte = xp.zeros(wte_shape, dtype=dy.dtype)
+    dwte = xp.zeros(wte.shape, dtype=dy.dtype)
     used, index = xp.unique(ids, return_inverse=True)  # (U,), and the index in it of each id
     onehot = index.reshape(-1, 1) == xp.arange(used.size)  # (B*T, U)
     dwte[used] = onehot.astype(dy.dtype).T @ dy.reshape(-1, dy.shape[-1])
-    if wpe_shape is None:
+    if wpe is None:
         return {"wte": dwte}
-    dwpe = xp.zeros(wpe_shape, dtype=dy.dtype)
+    dwpe = xp.zeros(wpe.shape, dtype=dy.dtype)
     dwpe[start : start + dy.shape[1]] = dy.sum(axis=0)
     return {"wte": dwte, "wpe": dwpe}
 

@@ -222,10 +222,10 @@ def test_embedding_backward_with_repeated_and_unused_ids(cupy, rng, V, B, T, C, 
     dy = rng.integers(-3, 4, (B, T, C)).astype("f")  # whole numbers: sums are exact
     dwte = [rng.integers(-3, 4, (V, C)).astype("f")] if tied else []
     op = embedding_backward_tied if tied else embedding_backward
-    cache = (ids, 2, (V, C), (T + 5, C))
+    cache = ids, 2, *(np.zeros((n, C), "f") for n in (V, T + 5))
     expected = op.reference(dy, cache, *dwte)
     on_device = [cupy.asarray(x) for x in dwte]
-    cache = (cupy.asarray(ids), *cache[1:])
+    cache = cupy.asarray(ids), 2, *(cupy.asarray(x) for x in cache[2:])
     grads = op(cupy.asarray(dy), cache, *on_device)
     assert not tied or grads["wte"] is on_device[0]
     assert_same(grads, expected, 0)

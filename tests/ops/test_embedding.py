@@ -100,7 +100,9 @@ def test_backends_agree_on_a_tied_backward(rng, xp, dtype, positions):
     x, cache = embedding_forward(IDS, **p)
     dy, other = rng.standard_normal(x.shape), rng.standard_normal(p["wte"].shape)
     expected = embedding_backward_tied.reference(dy, cache, other)
-    cache = xp.asarray(cache[0]), *cache[1:]
+    ids, start, *arrays = cache
+    arrays = (x if x is None else xp.asarray(x, dtype) for x in arrays)
+    cache = xp.asarray(ids), start, *arrays
     found = embedding_backward_tied(xp.asarray(dy, dtype), cache, xp.asarray(other, dtype))
     assert_same(found, expected, 1e-6 if dtype == "float32" else 1e-13)
 

@@ -209,8 +209,8 @@ def test_another_dropout_mask_in_the_backward_pass_is_found(rng):
 
 def test_repeated_ids_that_overwrite_are_found(rng):
     def backward(dy, cache):
-        ids, _, wte_shape, _ = cache
-        dwte = np.zeros(wte_shape)
+        ids, _, wte, _ = cache
+        dwte = np.zeros(wte.shape)
         dwte[ids] = dy  # the last one wins
         return {**embedding_backward(dy, cache), "wte": dwte}
 

@@ -9,15 +9,15 @@ ONE_HOT = 2**20  # elements up to which a product with one-hot rows beats sortin
 
 def is_small(cache):
     """Tell whether a product with one-hot rows is the fastest way."""
-    ids, _, (V, _), _ = cache
-    return ids.size * min(ids.size, V) <= ONE_HOT
+    ids, _, wte, _ = cache
+    return ids.size * min(ids.size, len(wte)) <= ONE_HOT
 
 
 def embedding_backward(dy, cache):
     """As the op, for many ids."""
     if is_small(cache):
         return NotImplemented
-    return add_rows(dy, cache, zeros(cache[2], dy.dtype))
+    return add_rows(dy, cache, zeros(cache[2].shape, dy.dtype))
 
 
 def embedding_backward_tied(dy, cache, dwte):
@@ -27,7 +27,7 @@ def embedding_backward_tied(dy, cache, dwte):
 
 def add_rows(dy, cache, dwte):
     """Add the rows of dy to the rows of dwte that their ids name; return the gradients."""
-    ids, start, _, wpe_shape = cache
+    ids, start, _, wpe = cache
     rows = dy.reshape(-1, dy.shape[-1])
     if is_small(cache):
         used, index = np.unique(ids, return_inverse=True)
@@ -37,8 +37,8 @@ def add_rows(dy, cache, dwte):
         order = ids.reshape(-1).argsort(kind="stable")
         used, firsts = np.unique(ids.reshape(-1)[order], return_index=True)
         dwte[used] += np.add.reduceat(rows[order], firsts, axis=0)
-    if wpe_shape is None:
+    if wpe is None:
         return {"wte": dwte}
-    dwpe = zeros(wpe_shape, dy.dtype)
+    dwpe = zeros(wpe.shape, dy.dtype)
     np.sum(dy, axis=0, out=dwpe[start : start + dy.shape[1]])
     return {"wte": dwte, "wpe": dwpe}

@@ -64,16 +64,27 @@ __device__ inline bool stands_before(const int* ids, int n) {
   return false;
 }
 
+// Put or add a sum where it belongs: in an array of T or, where that is null, of float.
+__device__ inline void put_sum(T* low, float* wide, long long i, float sum, bool add) {
+  if (add) sum += low ? (float)low[i] : wide[i];
+  if (low)
+    low[i] = (T)sum;
+  else
+    wide[i] = sum;
+}
+
 // dwte += onehot(ids)^T @ dy, and dwpe = the sums of dy over the batch, 0 at unused positions.
 //
 // The first `owners` blocks are for dwte: with by_id, one per id of the (small) vocabulary; else
 // one per token, which returns at once unless its token is the first with its id. The other blocks
 // are for dwpe, one per position. The N tokens are rows of `length` that begin at position `start`.
-// Where dwte is in float, and T is not, it is `wide`, and dwte is null.
+// With `add`, dwpe is added to what is there. A gradient in float, where T is not, has the name
+// `wide_...`, and the other pointer is null.
 extern "C" __global__ void __launch_bounds__(EMBEDDING_THREADS)
-embedding_backward(const T* dy, const int* ids, T* __restrict__ dwte, float* __restrict__ wide,
-                   T* __restrict__ dwpe, long long N, long long length, long long C,
-                   long long owners, long long by_id, long long start) {
+embedding_backward(const T* dy, const int* ids, T* __restrict__ dwte, float* __restrict__ wide_wte,
+                   T* __restrict__ dwpe, float* __restrict__ wide_wpe, long long N,
+                   long long length, long long C, long long owners, long long by_id,
+                   long long start, long long add) {
   const int lane = threadIdx.x % warpSize, warp = threadIdx.x / warpSize;
   const int warps = EMBEDDING_THREADS / warpSize;
   const long long c = (long long)blockIdx.y * EMBEDDING_CHANNELS + threadIdx.x;
@@ -83,7 +94,7 @@ embedding_backward(const T* dy, const int* ids, T* __restrict__ dwte, float* __r
     for (long long n = t + warp * length; t >= 0 && t < length && n < N; n += warps * length)
       rows.add(dy + n * C);
     const float sum = rows.total();
-    if (c < C) dwpe[position * C + c] = (T)sum;
+    if (c < C) put_sum(dwpe, wide_wpe, position * C + c, sum, add);
     return;
   }
   if (!by_id && stands_before(ids, blockIdx.x)) return;
@@ -93,6 +104,5 @@ embedding_backward(const T* dy, const int* ids, T* __restrict__ dwte, float* __r
     for (; found; found &= found - 1) rows.add(dy + (first + __ffsll(found) - 1) * C);
   }
   const float sum = rows.total();
-  if (c < C && wide) wide[id * C + c] += sum;
-  if (c < C && dwte) dwte[id * C + c] = (T)((float)dwte[id * C + c] + sum);
+  if (c < C) put_sum(dwte, wide_wte, id * C + c, sum, true);
 }

@@ -4,6 +4,7 @@ import cupy
 import numpy as np
 
 from minigpt.backend.gpu.launch import launch, supported, threads
+from minigpt.backend.places import place_of
 
 EMBEDDING_THREADS, EMBEDDING_CHANNELS = 512, 512  # as in embedding.cu
 TOKENS_PER_ID = 16  # from this average on, each id of the vocabulary gets a block
@@ -18,15 +19,20 @@ def embedding_forward(ids, wte, wpe=None, start=0):
     x = cupy.empty((*ids.shape, C), wte.dtype)
     args = (cupy.ascontiguousarray(ids), wte, wpe, x, T, C, start)
     launch("embedding_forward", x.dtype, (ids.size,), threads(-(-C // 4)), args)
-    return x, (ids, start, wte.shape, None if wpe is None else wpe.shape)
+    return x, (ids, start, wte, wpe)
 
 
 def embedding_backward(dy, cache):
     """As the op."""
-    ids, _, wte_shape, _ = cache
+    ids, _, wte, _ = cache
     if ids.dtype != np.int32 or not supported(dy):
         return NotImplemented
-    return add_rows(dy, cache, cupy.zeros(wte_shape, dy.dtype))
+    dwte, add = place_of(wte)
+    if dwte is None:
+        dwte = cupy.empty(wte.shape, dy.dtype)
+    if not add:
+        dwte.fill(0)
+    return add_rows(dy, cache, dwte)
 
 
 def embedding_backward_tied(dy, cache, dwte):
@@ -40,13 +46,21 @@ def embedding_backward_tied(dy, cache, dwte):
 
 def add_rows(dy, cache, dwte):
     """Add the rows of dy to the rows of dwte that their ids name; return the gradients."""
-    ids, start, (V, C), wpe_shape = cache
-    dwpe = None if wpe_shape is None else cupy.empty(wpe_shape, dy.dtype)
+    ids, start, wte, wpe = cache
+    V, C = wte.shape
+    dwpe, add = (None, False) if wpe is None else place_of(wpe)
+    if wpe is not None and dwpe is None:
+        dwpe = cupy.empty(wpe.shape, dy.dtype)
     by_id = ids.size >= TOKENS_PER_ID * V
     owners = V if by_id else ids.size
-    tables = (dwte, None) if dwte.dtype == dy.dtype else (None, dwte)
-    args = (dy, cupy.ascontiguousarray(ids), *tables, dwpe, ids.size, ids.shape[1], C)
+    tables = *in_its_type(dwte, dy.dtype), *in_its_type(dwpe, dy.dtype)
+    args = (dy, cupy.ascontiguousarray(ids), *tables, ids.size, ids.shape[1], C)
     grid = owners + (0 if dwpe is None else len(dwpe)), -(-C // EMBEDDING_CHANNELS)
-    args += owners, int(by_id), start
+    args += owners, int(by_id), start, int(add)
     launch("embedding_backward", dy.dtype, grid, (EMBEDDING_THREADS,), args)
     return {"wte": dwte} if dwpe is None else {"wte": dwte, "wpe": dwpe}
+
+
+def in_its_type(x, dtype):
+    """Return x as the kernel takes it: (x, None) where it is of that dtype, else (None, x)."""
+    return (x, None) if x is None or x.dtype == dtype else (None, x)

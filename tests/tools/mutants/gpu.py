@@ -139,14 +139,16 @@ MUTANTS = {
             EMBEDDING,
         ),
         (
-            "a gradient that is given is overwritten",
-            "(T)((float)dwte[id * C + c] + sum)",
-            "(T)sum",
-            EMBEDDING,
-        ),
-        (
             "every token with an id adds all of them",
             "if (!by_id && stands_before(ids, blockIdx.x)) return;",
+            "",
+            EMBEDDING,
+        ),
+    ],
+    "minigpt/backend/gpu/embedding.cu::put_sum": [
+        (
+            "a gradient that is given is overwritten",
+            "if (add) sum += low ? (float)low[i] : wide[i];",
             "",
             EMBEDDING,
         ),

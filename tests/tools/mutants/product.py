@@ -148,11 +148,15 @@ MUTANTS = {
     ],
     "minigpt/backend/gpu/embedding.cu::embedding_backward": [
         (
-            "the head's gradient is overwritten",
-            "wide[id * C + c] += sum",
-            "wide[id * C + c] = sum",
+            "positions of further batches replace the first",
+            "wide_wpe, position * C + c, sum, add",
+            "wide_wpe, position * C + c, sum, false",
             GATHERED,
         ),
+    ],
+    "minigpt/backend/gpu/embedding.py::embedding_backward": [
+        ("further batches of a table replace the first", "if not add:", "if True:", GATHERED),
+        ("the first batch is added to the last step", "if not add:", "if False:", GATHERED),
     ],
     "minigpt/backend/gpu/lora.py::lora_backward": [
         (
