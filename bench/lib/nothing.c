@@ -19,6 +19,7 @@ NOTHING(hipblasSgemmStridedBatched, 1)
 NOTHING(hipblasGemmStridedBatchedEx, 1)
 NOTHING(hipblasGemmEx, 1)
 NOTHING(cublasGemmEx, 1)
+NOTHING(cublasGemmStridedBatchedEx, 1)
 NOTHING(hipMemsetAsync, 2)
 
 int cublasSetStream_v2() { return 0; }

@@ -167,3 +167,12 @@ int cublasGemmEx(void *h, int ta, int tb, int m, int n, int k, const void *alpha
   return hipblasGemmEx(h, 111 + ta, 111 + tb, m, n, k, alpha, a, at, lda, b, bt, ldb, beta, c, ct,
                        ldc, 2, algorithm);
 }
+
+int cublasGemmStridedBatchedEx(void *h, int ta, int tb, int m, int n, int k, const void *alpha,
+                               const void *a, int at, int lda, long long sa, const void *b, int bt,
+                               int ldb, long long sb, const void *beta, void *c, int ct, int ldc,
+                               long long sc, int batch, int compute, int algorithm) {
+  (void)compute;
+  return hipblasGemmStridedBatchedEx(h, 111 + ta, 111 + tb, m, n, k, alpha, a, at, lda, sa, b, bt,
+                                     ldb, sb, beta, c, ct, ldc, sc, batch, 2, algorithm);
+}

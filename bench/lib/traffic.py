@@ -112,7 +112,8 @@ def cut_alike(config, train_config, whole_batch):
 def call_as_on_cuda():
     """Let the overrides call the cuBLAS that was loaded before all libraries, and no other BLAS."""
     library = ctypes.CDLL(None)
-    functions = library.cublasSetStream_v2, library.cublasGemmEx
+    names = "cublasSetStream_v2", "cublasGemmEx", "cublasGemmStridedBatchedEx"
+    functions = tuple(getattr(library, name) for name in names)
     importlib.import_module("minigpt.backend.gpu.product").cublas = lambda: functions
 
 

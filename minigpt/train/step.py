@@ -64,7 +64,7 @@ class Trainer:
         self.grads = params.zeros_like()
         self.tree = self.compute_tree = self.whole_tree(params, frozen)
         dtype, half_params = dtype_of(PRECISIONS[train_config.dtype].compute_dtype), None
-        if dtype != params.flat.dtype:
+        if dtype != "float32":
             half_params = Params(params.shapes, xp, dtype)
             if frozen is not None:
                 frozen = Params(frozen.shapes, xp, dtype, frozen.flat.astype(dtype))
