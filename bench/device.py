@@ -144,27 +144,25 @@ def registers(args):
 def ptxas_table(args):
     """Print what NVIDIA's compiler says of every kernel, for several GPUs; return the records."""
     chars = [rates.dtype_of(name).char for name in args.dtype if name != "tf32"]
-    records = list(ptxas.records(args.cuda, args.sm, chars))
-    cells = {}
-    for r in records:
-        spills = f" spill {r['spill_stores']}" if r["spill_stores"] else ""
-        cells.setdefault((r["kernel"], r["threads"], r["shared"]), {}).setdefault(
-            f"{r['nvrtc']} sm_{r['sm']}", []
-        ).append(f"{r['registers']}{spills}")
-    columns = list(dict.fromkeys(f"{r['nvrtc']} sm_{r['sm']}" for r in records))
-    rows = [
-        [name, str(threads), str(shared), *("/".join(found.get(c, [])) for c in columns)]
-        for (name, threads, shared), found in sorted(cells.items())
-    ]
-    report.print_table(["kernel", "threads", "shared", *columns], rows)
-    names = "/".join(launch_names(chars))
-    print(f"\nRegisters of a thread for {names}, and bytes spilled; threads of a block, at most.")
-    return records
-
-
-def launch_names(chars):
-    """Return the names of dtypes, by their chars."""
-    return [ptxas.launch_module().NAMES[char] for char in chars]
+    names, kernels = ptxas.launch_module().NAMES, {}
+    for r in ptxas.records(args.cuda, args.sm, chars):
+        kernel = kernels.setdefault(r["kernel"], {"threads": r["threads"], "compiled": {}})
+        kernel["shared"] = max(kernel.get("shared", 0), r["shared"])
+        spilled = max(r["spill_stores"], r["spill_loads"])
+        target = kernel["compiled"].setdefault(f"{r['nvrtc']} sm_{r['sm']}", {})
+        target[names[r["dtype"]]] = [r["registers"], spilled] if spilled else [r["registers"]]
+    targets = list(dict.fromkeys(t for kernel in kernels.values() for t in kernel["compiled"]))
+    rows = []
+    for name, kernel in sorted(kernels.items()):
+        cells = [kernel["compiled"].get(target, {}).values() for target in targets]
+        texts = (" ".join("+".join(map(str, used)) for used in cell) for cell in cells)
+        rows.append([name, str(kernel["threads"]), str(kernel["shared"]), *texts])
+    report.print_table(["kernel", "threads", "shared", *targets], rows)
+    print(
+        f"\nRegisters of a thread in {', '.join(names[char] for char in chars)}, + bytes that it\n"
+        "spills; threads and shared memory (bytes) of a block, at most."
+    )
+    return [{"kernel": name} | kernel for name, kernel in sorted(kernels.items())]
 
 
 def tiny_models(args):

@@ -20,13 +20,17 @@ trap 'rm -rf "$work"' EXIT
 export PYTHONUNBUFFERED=1 PYTHONPATH=$PWD
 export CUPY_CACHE_DIR=${CUPY_CACHE_DIR:-/tmp/cupy}
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-/tmp/inductor}
+names=$(sed -n 's/^part \([a-z0-9]*\) .*/\1/p' bench/device.sh | tr '\n' ' ')
+for name in "$@"; do
+    [[ " all $names" == *" $name "* ]] || { echo "no part $name; there are: $names" >&2 && exit 2; }
+done
 parts=" ${*:-all} "
 failed=0
 
 part() { # part NAME SECONDS COMMAND...
     local name=$1 limit=$2 start=$SECONDS rc
     shift 2
-    [[ $parts == " all " || $parts == *" $name "* ]] || return 0
+    [[ $parts == *" all "* || $parts == *" $name "* ]] || return 0
     [[ -z $REHEARSE ]] || limit=$((5 * limit))
     timeout -k 5 "$limit" bash -c '"$@"' bash "$@" >"$OUT/$name.log" 2>&1
     rc=$?

@@ -27,7 +27,7 @@ class Device(NamedTuple):
     """Peak rates of a device: bytes per s, and FLOP/s of dense arithmetic by number format."""
 
     bandwidth: float
-    float32: float  # outside of tensor cores, as attention is here
+    float32: float  # outside of tensor cores, as attention in float32 is here
     tf32: float
     float16: float  # with sums in float32
     bfloat16: float
@@ -38,6 +38,8 @@ DEVICES = {
     "A100": Device(2.039e12, 19.5e12, 156e12, 312e12, 312e12),
     # NVIDIA H100 Tensor Core GPU data sheet, H100 SXM; tensor rates halved: they are with sparsity
     "H100": Device(3.35e12, 67e12, 494.5e12, 989.5e12, 989.5e12),
+    # NVIDIA H200 Tensor Core GPU data sheet, H200 SXM; tensor rates halved likewise
+    "H200": Device(4.8e12, 67e12, 494.5e12, 989.5e12, 989.5e12),
     # NVIDIA Ada GPU architecture white paper, appendix A, GeForce RTX 4090
     "RTX 4090": Device(1.008e12, 82.6e12, 82.6e12, 165.2e12, 165.2e12),
 }
@@ -93,9 +95,10 @@ def seconds(device, kinds, product_format, attention):
     product_format : str
         The format that products are in, a field of Device.
     attention : float
-        FLOPs of the attention kernels, in float32.
+        FLOPs of the attention kernels: in float32, or in 16 bit on tensor cores.
     """
+    attention_format = "float32" if product_format == "tf32" else product_format
     flops = {"product": kinds["product"][2] / getattr(device, product_format)}
     if kinds["attention"][0]:
-        flops["attention"] = attention / device.float32
+        flops["attention"] = attention / getattr(device, attention_format)
     return sum(max(n / device.bandwidth, flops.get(kind, 0.0)) for kind, (_, n, _) in kinds.items())

@@ -12,6 +12,7 @@ import warnings
 import numpy as np
 import pytest
 
+from minigpt import cli
 from minigpt.backend import to_device, to_host
 from minigpt.data.batches import eval_batches, random_batch
 from minigpt.data.characters import CharTokenizer
@@ -252,3 +253,35 @@ def test_a_device_that_fails(tmp_path, cupy, capsys, monkeypatch):
     error = refusal(capsys, begin, tmp_path / "run", "--backend=cupy")
     assert error.startswith("error: the GPU failed (") and "`minigpt doctor`" in error
     assert "700" in error or "IllegalAddress" in error
+
+
+def test_a_device_that_fails_for_good_ends_in_two_lines(tmp_path, cupy, capsys, monkeypatch):
+    """After a fault in a kernel all calls fail: nothing can be saved any more."""
+    step = Trainer.step
+
+    def fail(*_):
+        raise cupy.cuda.runtime.CUDARuntimeError(700)
+
+    def until_3(self, split, number, *args, **options):
+        if number == 3:
+            monkeypatch.setattr(checkpoint, "to_host", fail)
+            fail()
+        return step(self, split, number, *args, **options)
+
+    monkeypatch.setattr(Trainer, "step", until_3)
+    with pytest.raises(SystemExit) as leaving:
+        cli.run(lambda: begin(tmp_path / "run", "--backend=cupy"))
+    told = [line for line in capsys.readouterr().err.splitlines() if "GPU" in line]
+    assert leaving.value.code == 2 and len(told) == 2
+    assert told[0].startswith("step 3 is not saved: the GPU failed (")
+    assert told[1].startswith("error: the GPU failed (")
+
+
+def test_steps_in_a_stream_of_its_own_have_the_same_bits(cupy):
+    """All work goes into the current stream, and none of it needs the default one."""
+    expected, weights = losses(cupy, 4)
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        found, again = losses(cupy, 4)
+        stream.synchronize()
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(again, weights)
