@@ -184,7 +184,8 @@ def test_any_alignment(cupy, rng, pair):
 
 
 def test_rows_too_wide_for_a_block(cupy, kernels, rng, launches):
-    for C, kernel in ((4096, "add_norm_forward"), (4097, None)):
+    wide = "add_norm_forward_4096"
+    for C, kernel in ((1024, "add_norm_forward_1024"), (1025, wide), (4096, wide), (4097, None)):
         x, w, dy = (cupy.asarray(rng.standard_normal(s), "f") for s in ((2, C), C, (2, C)))
         y, cache = layernorm_forward(x, w)
         dx, grads = layernorm_backward(dy, cache)
@@ -194,6 +195,17 @@ def test_rows_too_wide_for_a_block(cupy, kernels, rng, launches):
             (y, dx, grads), (expected, *layernorm_backward.reference(dy.get(), cache)), 1e-5
         )
         launches.clear()
+
+
+@pytest.mark.parametrize("C", [70, 1100])
+def test_a_warp_normalizes_one_row_after_the_other(cupy, rng, monkeypatch, C):
+    module = importlib.import_module("minigpt.backend.gpu.add_norm")
+    x, dy, w = (rng.standard_normal(shape).astype("f") for shape in ((23, C), (23, C), (C,)))
+    expected, cache = layernorm_forward.reference(x, w, w)
+    expected = expected, *layernorm_backward.reference(dy, cache)
+    monkeypatch.setattr(module, "PARTS", 2)
+    y, cache = layernorm_forward(cupy.asarray(x), cupy.asarray(w), cupy.asarray(w))
+    assert_same((y, *layernorm_backward(cupy.asarray(dy), cache)), expected, 1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -17,18 +17,18 @@ __device__ inline float activation(float x, int kind, float* slope) {
   return x * *slope;
 }
 
-// y = act(x + b). A thread does four columns of every gridDim.y-th row. A null b is 0.
+// y = act(x + b). A thread does EACH columns of every gridDim.y-th row. A null b is 0.
 extern "C" __global__ void __launch_bounds__(128)
 activation_forward(const T* x, const T* b, T* __restrict__ y, long long N, long long C,
                    long long kind) {
-  const long long c = 4 * ((long long)blockIdx.x * blockDim.x + threadIdx.x), n = C - c;
-  float bias[4] = {}, slope;
-  if (b) load4(b + c, n, bias);
+  const long long c = EACH * ((long long)blockIdx.x * blockDim.x + threadIdx.x), n = C - c;
+  float bias[EACH] = {}, slope;
+  if (b) load_chunk(b + c, n, bias);
   for (long long row = blockIdx.y; row < N; row += gridDim.y) {
-    float v[4];
-    load4(x + row * C + c, n, v);
-    for (int i = 0; i < 4; ++i) v[i] = activation(v[i] + bias[i], (int)kind, &slope);
-    store4(y + row * C + c, n, v);
+    float v[EACH];
+    load_chunk(x + row * C + c, n, v);
+    for (int i = 0; i < EACH; ++i) v[i] = activation(v[i] + bias[i], (int)kind, &slope);
+    store_chunk(y + row * C + c, n, v);
   }
 }
 
@@ -37,19 +37,19 @@ activation_forward(const T* x, const T* b, T* __restrict__ y, long long N, long 
 extern "C" __global__ void __launch_bounds__(128)
 activation_backward(const T* dy, const T* x, const T* b, T* __restrict__ dx,
                     float* __restrict__ part, long long N, long long C, long long kind) {
-  const long long c = 4 * ((long long)blockIdx.x * blockDim.x + threadIdx.x), n = C - c;
-  float bias[4] = {}, sum[4] = {};
-  if (b) load4(b + c, n, bias);
+  const long long c = EACH * ((long long)blockIdx.x * blockDim.x + threadIdx.x), n = C - c;
+  float bias[EACH] = {}, sum[EACH] = {};
+  if (b) load_chunk(b + c, n, bias);
   for (long long row = blockIdx.y; row < N; row += gridDim.y) {
-    float v[4], d[4], slope;
-    load4(x + row * C + c, n, v);
-    load4(dy + row * C + c, n, d);
-    for (int i = 0; i < 4; ++i) {
+    float v[EACH], d[EACH], slope;
+    load_chunk(x + row * C + c, n, v);
+    load_chunk(dy + row * C + c, n, d);
+    for (int i = 0; i < EACH; ++i) {
       activation(v[i] + bias[i], (int)kind, &slope);
       d[i] *= slope;
       sum[i] += d[i];
     }
-    store4(dx + row * C + c, n, d);
+    store_chunk(dx + row * C + c, n, d);
   }
-  for (int i = 0; i < 4 && i < n && b; ++i) part[blockIdx.y * C + c + i] = sum[i];
+  for (int i = 0; i < EACH && i < n && b; ++i) part[blockIdx.y * C + c + i] = sum[i];
 }

@@ -1,6 +1,6 @@
 """Activations on a GPU, with or without a bias before them; backward recomputes the slope."""
 
-from minigpt.backend.gpu.launch import empty, launch, supported
+from minigpt.backend.gpu.launch import each, empty, launch, supported
 from minigpt.backend.gpu.linear import COLUMNS, column_sums, parts_of
 
 KINDS = ("gelu", "gelu_tanh", "relu")  # numbered as in activation.cu
@@ -11,7 +11,7 @@ def activate(x, kind, b=None):
     y = empty(x.shape, x.dtype)
     N, C, G = parts_of(x)
     args = (x, b, y, N, C, KINDS.index(kind))
-    launch("activation_forward", x.dtype, (-(-C // COLUMNS), G), (COLUMNS // 4,), args)
+    launch("activation_forward", x.dtype, (-(-C // COLUMNS), G), (COLUMNS // each(x.dtype),), args)
     return y
 
 
@@ -21,7 +21,7 @@ def multiply_by_slope(dy, x, kind, b=None):
     N, C, G = parts_of(x)
     parts = None if b is None else empty((G, C), "f")
     args = (dy, x, b, dx, parts, N, C, KINDS.index(kind))
-    launch("activation_backward", x.dtype, (-(-C // COLUMNS), G), (COLUMNS // 4,), args)
+    launch("activation_backward", x.dtype, (-(-C // COLUMNS), G), (COLUMNS // each(x.dtype),), args)
     return dx, None if b is None else column_sums(parts, x.dtype)
 
 

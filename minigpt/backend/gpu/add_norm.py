@@ -1,19 +1,19 @@
 """Residual connection and layernorm on a GPU: one kernel each way. mu and rstd are float32."""
 
 from minigpt.backend.gpu.dropout import mask_of
-from minigpt.backend.gpu.launch import empty, launch, supported, threads
-from minigpt.backend.gpu.linear import column_sums, parts_of
+from minigpt.backend.gpu.launch import empty, launch, supported
+from minigpt.backend.gpu.linear import PARTS, column_sums
 from minigpt.ops.add_norm import AddNormCache
 from minigpt.ops.layernorm import EPS
 
-WIDEST = 4096  # channels of the widest row: one block normalizes it, four channels per thread
+WIDTHS = {1024: (128, 4), 4096: (256, 1)}  # channels of a row: threads and rows of a block
 
 
 def fits(x, w, b, *others):
     """Tell whether the kernels take x, a gain w, a bias b, and others of the shape of x."""
     shape = x.shape
     row = shape[-1:]
-    if row[0] > WIDEST or w.shape != row or (b is not None and b.shape != row):
+    if row[0] > max(WIDTHS) or w.shape != row or (b is not None and b.shape != row):
         return False
     for y in others:
         if y is not None and y.shape != shape:
@@ -26,13 +26,22 @@ def singles(*arrays):
     return arrays[0].dtype.char == "f" and supported(*arrays)
 
 
+def shape_of(C):
+    """Return the width of the kernels for rows of C channels, their block, and its rows."""
+    width = next(width for width in WIDTHS if width >= C)
+    threads, rows = WIDTHS[width]
+    return width, (threads,), rows
+
+
 def normalize(x, h, w, b, eps, mask, stream):
     """Launch add_norm_forward, which fills `stream` unless it is None. Return y, mu, rstd."""
     C = h.shape[-1]
+    N = h.size // C
     y = empty(h.shape, h.dtype)
     mu, rstd = (empty((*h.shape[:-1], 1), "f") for _ in range(2))
-    args = (x, h, w, b, stream, y, mu, rstd, C, eps, *mask)
-    launch("add_norm_forward", h.dtype, (h.size // C,), threads(-(-C // 4)), args)
+    width, block, rows = shape_of(C)
+    args = (x, h, w, b, stream, y, mu, rstd, N, C, eps, *mask)
+    launch(f"add_norm_forward_{width}", h.dtype, (-(-N // rows),), block, args)
     return y, mu, rstd
 
 
@@ -48,10 +57,13 @@ def normalize_backward(dx, dy, cache, mask, total, dh):
         dx + layernorm_backward(dy), and dropout's gradient of it.
     """
     x, w, b, mu, rstd = cache
-    N, C, G = parts_of(x)
+    C = x.shape[-1]
+    N = x.size // C
+    width, block, rows = shape_of(C)
+    G = min(-(-N // rows), PARTS)
     parts = empty((G, C if b is None else 2 * C), "f")
     args = (dx, dy, x, w, mu, rstd, total, dh, parts, N, C, parts.shape[1], *mask)
-    launch("add_norm_backward", x.dtype, (G,), threads(-(-C // 4)), args)
+    launch(f"add_norm_backward_{width}", x.dtype, (G,), block, args)
     sums = column_sums(parts, x.dtype)
     return {"w": sums} if b is None else {"w": sums[:C], "b": sums[C:]}
 

@@ -4,7 +4,7 @@
 // float. Sums are taken in a fixed order, without atomics: the same input gives the same bits. No
 // kernel assumes warps of 32 threads (warpSize is the GPU's); block sizes are multiples of 64.
 //
-// Arrays are contiguous, with N rows of length C; a thread does four adjacent elements.
+// Arrays are contiguous, with N rows of length C; a thread does EACH adjacent elements at a time.
 
 #if defined(HALF)
 #ifndef __HIP__  // built into HIP
@@ -86,29 +86,31 @@ __device__ inline float block_reduce(float v) {
   return v;
 }
 
-// ---- Four adjacent elements at once ----
+// ---- 16 bytes of adjacent elements at once: a load or store of the widest kind ----
 
-struct alignas(4 * sizeof(T)) Quad {
-  T v[4];
+constexpr int EACH = 16 / sizeof(T);
+
+struct alignas(16) Chunk {
+  T v[EACH];
 };
 
-// Load p[0 .. 3], of which the first n exist; the others are 0.
-__device__ inline void load4(const T* p, long long n, float* v) {
-  if (n >= 4 && (size_t)p % sizeof(Quad) == 0) {
-    const Quad quad = *(const Quad*)p;
-    for (int i = 0; i < 4; ++i) v[i] = (float)quad.v[i];
+// Load p[0 .. EACH - 1], of which the first n exist; the others are 0.
+__device__ inline void load_chunk(const T* p, long long n, float* v) {
+  if (n >= EACH && (size_t)p % sizeof(Chunk) == 0) {
+    const Chunk chunk = *(const Chunk*)p;
+    for (int i = 0; i < EACH; ++i) v[i] = (float)chunk.v[i];
   } else {
-    for (int i = 0; i < 4; ++i) v[i] = i < n ? (float)p[i] : 0.0f;
+    for (int i = 0; i < EACH; ++i) v[i] = i < n ? (float)p[i] : 0.0f;
   }
 }
 
-__device__ inline void store4(T* p, long long n, const float* v) {
-  if (n >= 4 && (size_t)p % sizeof(Quad) == 0) {
-    Quad quad;
-    for (int i = 0; i < 4; ++i) quad.v[i] = (T)v[i];
-    *(Quad*)p = quad;
+__device__ inline void store_chunk(T* p, long long n, const float* v) {
+  if (n >= EACH && (size_t)p % sizeof(Chunk) == 0) {
+    Chunk chunk;
+    for (int i = 0; i < EACH; ++i) chunk.v[i] = (T)v[i];
+    *(Chunk*)p = chunk;
   } else {
-    for (int i = 0; i < 4 && i < n; ++i) p[i] = (T)v[i];
+    for (int i = 0; i < EACH && i < n; ++i) p[i] = (T)v[i];
   }
 }
 
@@ -129,11 +131,11 @@ struct Dropout {
   long long limit;
   float scale;
 
-  // Apply it to v[0 .. 3]; v[0] is element number `place` of the whole batch.
+  // Apply it to v[0 .. EACH - 1]; v[0] is element number `place` of the whole batch.
   __device__ void apply(float* v, unsigned long long place) const {
     if (limit == 0) return;
     unsigned long long word = random_word(key, place / 4) >> (16 * (place % 4));
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < EACH; ++i) {
       if (i > 0 && (place + i) % 4 == 0) word = random_word(key, (place + i) / 4);
       v[i] = (long long)(word & 0xffff) >= limit ? v[i] * scale : 0.0f;
       word >>= 16;

@@ -1,14 +1,15 @@
 // Softmax cross-entropy over the logits of a large vocabulary: minigpt/ops/cross_entropy.py.
 
 // A block per row of logits (n, V), to which the bias b, if any, is added; a row begins `length`
-// elements after the one before. lse and losses are (n); a row whose target is -1 has loss 0. With `gradient`, the logits are replaced by their gradient,
-// (softmax - onehot) * dloss / count; dloss_at, if not null, points to dloss on the GPU.
+// elements after the one before. lse and losses are (n); a row whose target is -1 has loss 0. With
+// `gradient`, the logits are replaced by their gradient, (softmax - onehot) * dloss / count;
+// dloss_at, if not null, points to dloss on the GPU.
 extern "C" __global__ void __launch_bounds__(1024, 1)
 cross_entropy(T* logits, const T* b, const int* targets, float* lse, float* losses, long long V,
               long long length, double count, long long gradient, const float* dloss_at,
               double dloss) {
   const long long row = blockIdx.x;
-  const long long step = blockDim.x;
+  const long long step = EACH * blockDim.x;
   const int target = targets[row];
   T* x = logits + row * length;
   // Read before any thread may write to it.
@@ -17,15 +18,17 @@ cross_entropy(T* logits, const T* b, const int* targets, float* lse, float* loss
   // Maximum and sum of exponentials in one pass: a larger maximum scales the sum so far down. It
   // starts finite, so that no difference is infinity minus infinity.
   float top = -3.0e38f, total = 0.0f;
-  for (long long first = threadIdx.x; first < V; first += 4 * step) {
-    float v[4], highest = top;
-    for (int k = 0; k < 4; ++k) {
-      const long long i = first + k * step;
-      v[k] = i < V ? float(x[i]) + (b ? float(b[i]) : 0.0f) : minus_infinity();
-      highest = fmaxf(highest, v[k]);
+#pragma unroll 2
+  for (long long c = EACH * threadIdx.x; c < V; c += step) {
+    float v[EACH], bias[EACH] = {}, highest = top;
+    load_chunk(x + c, V - c, v);
+    if (b) load_chunk(b + c, V - c, bias);
+    for (int i = 0; i < EACH; ++i) {
+      v[i] = c + i < V ? v[i] + bias[i] : minus_infinity();
+      highest = fmaxf(highest, v[i]);
     }
     total *= expf(top - highest);
-    for (int k = 0; k < 4; ++k) total += expf(v[k] - highest);
+    for (int i = 0; i < EACH; ++i) total += expf(v[i] - highest);
     top = highest;
   }
   const float highest = block_reduce<Max>(top);
@@ -37,9 +40,15 @@ cross_entropy(T* logits, const T* b, const int* targets, float* lse, float* loss
   }
   if (!gradient) return;
   const float factor = target < 0 ? 0.0f : (dloss_at ? *dloss_at : float(dloss)) / float(count);
-#pragma unroll 4
-  for (long long i = threadIdx.x; i < V; i += step) {
-    const float p = expf(float(x[i]) + (b ? float(b[i]) : 0.0f) - all);
-    x[i] = T((i == target ? p - 1.0f : p) * factor);
+#pragma unroll 2
+  for (long long c = EACH * threadIdx.x; c < V; c += step) {
+    float v[EACH], bias[EACH] = {};
+    load_chunk(x + c, V - c, v);
+    if (b) load_chunk(b + c, V - c, bias);
+    for (int i = 0; i < EACH; ++i) {
+      const float p = expf(v[i] + bias[i] - all);
+      v[i] = (c + i == target ? p - 1.0f : p) * factor;
+    }
+    store_chunk(x + c, V - c, v);
   }
 }

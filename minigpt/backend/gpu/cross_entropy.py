@@ -5,7 +5,7 @@ import functools
 import cupy
 import numpy as np
 
-from minigpt.backend.gpu.launch import launch, supported
+from minigpt.backend.gpu.launch import each, launch, supported, threads
 from minigpt.backend.gpu.product import product
 from minigpt.backend.places import place_of
 from minigpt.ops import cross_entropy
@@ -93,7 +93,7 @@ def softmax(logits, length, b, targets, lse, losses, count, dloss):
         "cross_entropy",
         logits.dtype,
         (n,),
-        (min(1024, 64 * -(-V // 256)),),  # whole warps, be they 32 or 64: 4 logits per thread
+        threads(-(-V // each(logits.dtype))),
         (logits, b, targets, lse, losses, V, length, *options),
     )
 

@@ -1,11 +1,11 @@
-// Dropout: minigpt/ops/dropout.py. A thread does four elements; the first is number `start`.
+// Dropout: minigpt/ops/dropout.py. A thread does EACH elements; the first is number `start`.
 
 extern "C" __global__ void __launch_bounds__(256)
 dropout_forward(const T* x, T* __restrict__ y, long long size, long long start,
                 unsigned long long key, long long limit, double scale) {
-  const long long i = 4 * ((long long)blockIdx.x * blockDim.x + threadIdx.x);
-  float v[4];
-  load4(x + i, size - i, v);
+  const long long i = EACH * ((long long)blockIdx.x * blockDim.x + threadIdx.x);
+  float v[EACH];
+  load_chunk(x + i, size - i, v);
   Dropout{key, limit, (float)scale}.apply(v, start + i);
-  store4(y + i, size - i, v);
+  store_chunk(y + i, size - i, v);
 }

@@ -4,7 +4,7 @@ import math
 
 import cupy
 
-from minigpt.backend.gpu.launch import launch, supported
+from minigpt.backend.gpu.launch import each, launch, supported
 from minigpt.ops.dropout import threshold
 
 NO_MASK = 0, 0, 0, 1.0
@@ -29,7 +29,8 @@ def dropout_forward(x, p, rng):
         return NotImplemented
     y = cupy.empty(x.shape, x.dtype)
     args = (x, y, x.size, *mask_of(x.shape, p, rng))
-    launch("dropout_forward", x.dtype, (-(-x.size // 1024),), (256,), args)
+    grid = (-(-x.size // (256 * each(x.dtype))),)
+    launch("dropout_forward", x.dtype, grid, (256,), args)
     return y, (p, rng)
 
 

@@ -7,12 +7,12 @@ embedding_forward(const int* ids, const T* wte, const T* wpe, T* __restrict__ x,
   const long long row = blockIdx.x;
   wte += ids[row] * C;
   if (wpe) wpe += (start + row % length) * C;
-  for (long long c = 4 * threadIdx.x; c < C; c += 4 * blockDim.x) {
-    float v[4], position[4] = {};
-    load4(wte + c, C - c, v);
-    if (wpe) load4(wpe + c, C - c, position);
-    for (int i = 0; i < 4; ++i) v[i] += position[i];
-    store4(x + row * C + c, C - c, v);
+  for (long long c = EACH * threadIdx.x; c < C; c += EACH * blockDim.x) {
+    float v[EACH], position[EACH] = {};
+    load_chunk(wte + c, C - c, v);
+    if (wpe) load_chunk(wpe + c, C - c, position);
+    for (int i = 0; i < EACH; ++i) v[i] += position[i];
+    store_chunk(x + row * C + c, C - c, v);
   }
 }
 
@@ -21,24 +21,24 @@ embedding_forward(const int* ids, const T* wte, const T* wpe, T* __restrict__ x,
 // A block of EMBEDDING_THREADS computes EMBEDDING_CHANNELS of one row of a gradient. Each warp sums
 // up its share of the rows of dy; then one thread per channel sums up the results of the warps.
 constexpr int EMBEDDING_THREADS = 512, EMBEDDING_CHANNELS = 512;
-constexpr int EMBEDDING_PARTS = EMBEDDING_CHANNELS / (4 * 32);  // quads per lane, for warps of 32
+constexpr int EMBEDDING_PARTS = EMBEDDING_CHANNELS / (EACH * 32);  // chunks per lane, for warps of 32
 
 struct RowSum {
-  float sum[EMBEDDING_PARTS][4];
+  float sum[EMBEDDING_PARTS][EACH];
   long long first, C;  // the first channel of this block, and their number
 
   // The first channel, within the block, of part k of this lane.
   __device__ static int channel(int k) {
-    return 4 * (threadIdx.x % warpSize + k * warpSize);
+    return EACH * (threadIdx.x % warpSize + k * warpSize);
   }
 
   __device__ void add(const T* row) {
     for (int k = 0; k < EMBEDDING_PARTS; ++k) {
       const int c = channel(k);
       if (c >= EMBEDDING_CHANNELS || first + c >= C) break;
-      float v[4];
-      load4(row + first + c, C - first - c, v);
-      for (int i = 0; i < 4; ++i) sum[k][i] += v[i];
+      float v[EACH];
+      load_chunk(row + first + c, C - first - c, v);
+      for (int i = 0; i < EACH; ++i) sum[k][i] += v[i];
     }
   }
 
@@ -46,7 +46,7 @@ struct RowSum {
   __device__ float total() const {
     __shared__ float sums[EMBEDDING_THREADS / 32][EMBEDDING_CHANNELS];
     for (int k = 0; k < EMBEDDING_PARTS && channel(k) < EMBEDDING_CHANNELS; ++k)
-      for (int i = 0; i < 4; ++i) sums[threadIdx.x / warpSize][channel(k) + i] = sum[k][i];
+      for (int i = 0; i < EACH; ++i) sums[threadIdx.x / warpSize][channel(k) + i] = sum[k][i];
     __syncthreads();
     float total = 0.0f;
     for (int warp = 0; warp < EMBEDDING_THREADS / warpSize; ++warp)

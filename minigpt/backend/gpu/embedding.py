@@ -3,7 +3,7 @@
 import cupy
 import numpy as np
 
-from minigpt.backend.gpu.launch import launch, supported, threads
+from minigpt.backend.gpu.launch import each, launch, supported, threads
 from minigpt.backend.places import place_of
 
 EMBEDDING_THREADS, EMBEDDING_CHANNELS = 512, 512  # as in embedding.cu
@@ -18,7 +18,7 @@ def embedding_forward(ids, wte, wpe=None, start=0):
         return NotImplemented
     x = cupy.empty((*ids.shape, C), wte.dtype)
     args = (cupy.ascontiguousarray(ids), wte, wpe, x, T, C, start)
-    launch("embedding_forward", x.dtype, (ids.size,), threads(-(-C // 4)), args)
+    launch("embedding_forward", x.dtype, (ids.size,), threads(-(-C // each(x.dtype))), args)
     return x, (ids, start, wte, wpe)
 
 

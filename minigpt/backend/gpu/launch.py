@@ -96,6 +96,11 @@ def supported(*arrays):
     return True
 
 
+def each(dtype):
+    """Return how many adjacent elements a thread does at a time, 16 bytes: EACH in common.cu."""
+    return 16 // dtype.itemsize
+
+
 def threads(n):
     """Return the block size for n work items: a multiple of both warp sizes, at most 1024."""
     return (min(max(-(-n // 64) * 64, 64), 1024),)

@@ -2,14 +2,14 @@
 
 extern "C" __global__ void __launch_bounds__(128)
 column_parts(const T* x, float* __restrict__ part, long long N, long long C) {
-  const long long c = 4 * ((long long)blockIdx.x * blockDim.x + threadIdx.x), n = C - c;
-  float sum[4] = {};
+  const long long c = EACH * ((long long)blockIdx.x * blockDim.x + threadIdx.x), n = C - c;
+  float sum[EACH] = {};
   for (long long row = blockIdx.y; row < N && n > 0; row += gridDim.y) {
-    float v[4];
-    load4(x + row * C + c, n, v);
-    for (int i = 0; i < 4; ++i) sum[i] += v[i];
+    float v[EACH];
+    load_chunk(x + row * C + c, n, v);
+    for (int i = 0; i < EACH; ++i) sum[i] += v[i];
   }
-  for (int i = 0; i < 4 && i < n; ++i) part[blockIdx.y * C + c + i] = sum[i];
+  for (int i = 0; i < EACH && i < n; ++i) part[blockIdx.y * C + c + i] = sum[i];
 }
 
 // Blocks of 32 x 16 threads: 32 columns, each summed up by 16 threads.

@@ -1,12 +1,12 @@
 """Linear layers on a GPU, and sums over rows."""
 
-from minigpt.backend.gpu.launch import empty, launch, supported
+from minigpt.backend.gpu.launch import each, empty, launch, supported
 from minigpt.backend.gpu.product import product
 from minigpt.backend.places import place_of
 from minigpt.ops.linear import check_bias
 
 PARTS = 512  # blocks at most that share the rows of a sum over rows
-COLUMNS = 512  # channels of a block: four per thread
+COLUMNS = 512  # channels of a block
 
 
 def parts_of(x):
@@ -55,5 +55,11 @@ def bias_gradient(dy):
         return dy.sum(axis=0)
     N, C, G = parts_of(dy)
     parts = empty((G, C), "f")
-    launch("column_parts", dy.dtype, (-(-C // COLUMNS), G), (COLUMNS // 4,), (dy, parts, N, C))
+    launch(
+        "column_parts",
+        dy.dtype,
+        (-(-C // COLUMNS), G),
+        (COLUMNS // each(dy.dtype),),
+        (dy, parts, N, C),
+    )
     return column_sums(parts, dy.dtype)

@@ -2,7 +2,7 @@
 
 import cupy
 
-from minigpt.backend.gpu.launch import launch, supported, threads
+from minigpt.backend.gpu.launch import each, launch, supported, threads
 from minigpt.ops import rotary
 
 
@@ -25,7 +25,7 @@ def rotary_qkv_backward(dy, cache):
 def rotate(x, n_head, cos, sin, sign):
     """Launch the kernel, with the sign 1, or -1 to rotate back; return y."""
     C, y = x.shape[2] // 3, cupy.empty(x.shape, x.dtype)
-    block = threads(-(-3 * C // 4))
-    grid = x.size // (3 * C), -(-3 * C // (4 * block[0]))
+    block = threads(-(-3 * C // each(x.dtype)))
+    grid = x.size // (3 * C), -(-3 * C // (each(x.dtype) * block[0]))
     launch("rotary", x.dtype, grid, block, (x, cos, sin, y, x.shape[1], C, C // n_head, sign))
     return y

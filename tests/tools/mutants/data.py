@@ -100,6 +100,8 @@ MUTANTS = {
             "SAMPLERS[sampler](len(ids) - block_size - 1,",
             "data/test_batches.py::test_random_batch_reaches_every_start_equally_often",
         ),
+    ],
+    "minigpt/data::windows": [
         (
             "a target is its own token",
             "as_int32(ids[1:][where])",

@@ -6,6 +6,7 @@ HEAD = "backend/test_vocabulary_cupy.py::test_errors_are_those_of_rounding"
 BITS = "backend/test_kernels_cupy.py::test_dropout_has_the_bits_of_numpy"
 EMBEDDING = "backend/test_kernels_cupy.py::test_embedding_backward_with_repeated_and_unused_ids"
 WINDOWS = "data/test_batches.py::test_batches_of_small_ids_are_int32_on_every_backend"
+ROWS = "backend/test_kernels_cupy.py::test_a_warp_normalizes_one_row_after_the_other"
 GATHER = "backend/test_optimizer_cupy.py::test_gather"
 
 LAYERNORM = "backend/test_low_precision.py::test_layernorm_in_all_pairings_of_kernel_and_definition"
@@ -31,39 +32,47 @@ MUTANTS = {
             "backend/test_optimizer_cupy.py::test_an_overflow_leaves_every_bit",
         ),
     ],
-    "minigpt/backend/gpu/add_norm.cu::add_norm_backward": [
+    "minigpt/backend/gpu/add_norm.cu::add_norm_back": [
         ("layernorm: no gain in dx", "d[i] *= gain[i];", "", VALUES),
         (
             "layernorm: the mean does not move with x",
-            "r * (d[i] - sum - xhat[i] * along)",
-            "r * (d[i] - xhat[i] * along)",
+            "(d[i] * gain[i] - sum - xhat[i] * along)",
+            "(d[i] * gain[i] - xhat[i] * along)",
             VALUES,
         ),
+        ("a team's sums begin anew with each row", "+= d[i] * xhat[i]", "= d[i] * xhat[i]", ROWS),
+        ("the sums of the first team alone", "t < (int)blockDim.x / team.size", "t < 1", ROWS),
+        (
+            "teams share their sums",
+            "mine = team.of_block * CHANNELS",
+            "mine = 0",
+            ROWS,
+        ),
     ],
-    "minigpt/backend/gpu/add_norm.cu::add_norm_forward": [
+    "minigpt/backend/gpu/add_norm.cu::add_norm": [
         (
             "the mean is kept in 16 bits",
-            "mu[blockIdx.x] = mean;",
-            "mu[blockIdx.x] = (float)(T)mean;",
+            "mu[row] = mean,",
+            "mu[row] = (float)(T)mean,",
             LAYERNORM,
         ),
         (
             "the deviation is kept in 16 bits",
-            "rstd[blockIdx.x] = r;",
-            "rstd[blockIdx.x] = (float)(T)r;",
+            "rstd[row] = r;",
+            "rstd[row] = (float)(T)r;",
             LAYERNORM,
         ),
         (
             "the layernorm is not that of the stream as it is kept",
-            "sum += v[i] = (float)(T)v[i];",
-            "sum += v[i];",
+            "sum += v[k + i] = (float)(T)v[k + i];",
+            "sum += v[k + i];",
             "train/test_precision.py::test_the_layernorm_is_that_of_the_stream_as_it_is_kept",
         ),
-        ("layernorm: no eps", "/ C + (float)eps)", "/ C)", VALUES),
+        ("layernorm: no eps", "/ C + eps)", "/ C)", VALUES),
         (
             "the variance counts what lies beyond the row",
-            "squares += i < n ? (v[i] - mean) * (v[i] - mean) : 0.0f;",
-            "squares += (v[i] - mean) * (v[i] - mean);",
+            "squares += i < n ? (v[k + i] - mean) * (v[k + i] - mean) : 0.0f;",
+            "squares += (v[k + i] - mean) * (v[k + i] - mean);",
             VALUES,
         ),
     ],
@@ -254,8 +263,8 @@ MUTANTS = {
     "minigpt/backend/gpu::cross_entropy": [
         (
             "the bias is not in the gradient",
-            "const float p = expf(float(x[i]) + (b ? float(b[i]) : 0.0f) - all);",
-            "const float p = expf(float(x[i]) - all);",
+            "const float p = expf(v[i] + bias[i] - all);",
+            "const float p = expf(v[i] - all);",
             HEAD,
         ),
         (
@@ -305,7 +314,7 @@ MUTANTS = {
         ),
     ],
     "minigpt/backend/gpu::rotary": [
-        ("values are turned, too", "i < 4 && c < 2 * C; i += 2", "i < 4; i += 2", VALUES),
+        ("values are turned, too", "i < EACH && c + i < 2 * C; i += 2", "i < EACH; i += 2", VALUES),
         (
             "the backward pass turns forward",
             "(float)sign * (float)sin[angle]",

@@ -4,8 +4,8 @@ MUTANTS = {
     "minigpt::Params.__init__": [
         (
             "gains stand among what decays",
-            "key=lambda name: len(named[name]) < 2)",
-            "key=lambda name: len(named[name]) < 1)",
+            "key=lambda leaf: len(named[leaf[0]]) < 2",
+            "key=lambda leaf: len(named[leaf[0]]) < 1",
             "test_params.py::test_matrices_come_first_and_only_they_decay",
         ),
     ],
