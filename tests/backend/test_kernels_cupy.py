@@ -334,4 +334,4 @@ def test_a_kernel_that_does_not_compile_is_one_line(kernels, monkeypatch):
     monkeypatch.setattr(kernels, "source", lambda: "error here")
     monkeypatch.setattr(kernels, "_module", kernels._module.__wrapped__)
     with pytest.raises(UserError, match=r"^--backend cupy: the kernels for float32 .* pip install"):
-        kernels.kernel.__wrapped__("add_norm_forward", np.dtype("f"))
+        kernels.kernel.__wrapped__("softmax_forward", np.dtype("f"))
