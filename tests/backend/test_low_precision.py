@@ -43,7 +43,8 @@ def test_rounding_to_bfloat16(cupy):
     bits = np.array([0x3F80, 0x3F81, 0x0001, 0x7F7F, 0x8000, 0xBF80], np.uint32) << 16
     below, tie, above = (bits + half for half in (0x7FFF, 0x8000, 0x8001))
     special = np.array([math.inf, -math.inf, math.nan, -0.0, 1e-45, 3.4e38], "f")
-    p = np.concatenate([bits, below, tie, above, special.view(np.uint32)]).view("f")
+    nans = np.array([0x7FFFFFFF, 0xFFFFFFFF], np.uint32)  # one more would be another number
+    p = np.concatenate([bits, below, tie, above, special.view(np.uint32), nans]).view("f")
     half, (step, scale) = cupy.empty(p.size, "bfloat16"), cupy.asarray([1.0, 1.0], "f")
     device, (g, m, v) = cupy.asarray(p), (cupy.zeros(p.size, "f") for _ in range(3))
     numbers = (0.0, 0.9, 0.95, 1e-8, 0.0, 0)  # a learning rate of 0: the weights stay

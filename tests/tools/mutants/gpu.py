@@ -126,7 +126,7 @@ MUTANTS = {
             "backend/test_low_precision.py::test_rounding_to_bfloat16",
         ),
         (
-            "bfloat16: a NaN becomes an infinity",
+            "bfloat16: a NaN becomes a zero",
             "v == v ? (u + 0x7fff + (u >> 16 & 1)) >> 16 : 0x7fff",
             "(u + 0x7fff + (u >> 16 & 1)) >> 16",
             "backend/test_low_precision.py::test_rounding_to_bfloat16",
