@@ -12,6 +12,28 @@ MUTANTS = {
             "backend/test_backend.py::test_arrays_of_both_backends_are_refused_by_name",
         ),
     ],
+    "minigpt/backend::check_gpu": [
+        (
+            "a V100 may have CUDA 13",
+            "if capability < CUDA13_CAPABILITY",
+            "if capability < 70",
+            "backend/test_backend.py::test_what_is_wrong_with_cupy_is_told_in_one_line",
+        ),
+        (
+            "the oldest GPU that CUDA 13 compiles for may not have it",
+            "if capability < CUDA13_CAPABILITY",
+            "if capability <= CUDA13_CAPABILITY",
+            "backend/test_backend.py::test_a_cupy_that_works_is_returned",
+        ),
+    ],
+    "minigpt/backend::capability": [
+        (
+            "the wheel is that of the newest GPU",
+            "return min(found, default=None)",
+            "return max(found, default=None)",
+            "backend/test_doctor.py::test_the_wheel_fits_the_gpu",
+        ),
+    ],
     "minigpt/backend::core_limit": [
         (
             "the environment is no limit",
