@@ -58,7 +58,8 @@ device() { # device PART ARGUMENT...: bench/device.py
 }
 
 sanitize() { # sanitize TOOL OPTION...: tiny models under compute-sanitizer, without cuBLAS's kernels
-    local tool=(compute-sanitizer --tool "$@" --error-exitcode 9 --kernel-regex-exclude kns=gemm)
+    local others="kns=gemm,kns=nvjet,kns=cublas"
+    local tool=(compute-sanitizer --tool "$@" --error-exitcode 9 --kernel-name-exclude "$others")
     if [[ -n $REHEARSE ]]; then tool=(env); fi
     "${tool[@]}" "$python" bench/device.py --tiny ${REHEARSE:+--rehearse}
 }
@@ -112,7 +113,7 @@ part resume 90 resumed
 part dates 120 train dates pairs.tsv --task seq2seq --max-iters "$(pick 300 2)" \
     --eval-interval "$(pick 300 2)"
 part host 60 device host --preset nanogpt-cpu nanogpt-baby --seconds "$(pick 5 0.01)"
-part ceilings 90 device ceilings
+part ceilings 90 device ceilings --preset $(pick "nanogpt-baby gpt2" nanogpt-baby)
 part attention 120 "$python" bench/attention.py --backend cupy --dtype "${types[@]}" --no-memory \
     --seconds "$(pick 0.4 0.01)" --shapes "${shapes[@]}" --json "$OUT/attention.json"
 part step 240 "$python" bench/step.py --backend cupy --dtype float32 "$(pick tf32 float16)" \

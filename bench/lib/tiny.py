@@ -9,6 +9,7 @@ import itertools
 
 import numpy as np
 
+from bench.lib.rates import dtype_of
 from bench.lib.report import WrongResult
 from minigpt.backend import to_device
 from minigpt.data.dates import date_pairs
@@ -18,7 +19,7 @@ from minigpt.model.encoder_decoder import Seq2SeqConfig
 from minigpt.model.gpt import GPTConfig
 from minigpt.model.init import init_params
 from minigpt.model.lora import init_adapter
-from minigpt.ops import softmax
+from minigpt.ops import layernorm, softmax
 from minigpt.sample import beam
 from minigpt.sample.generate import generate
 from minigpt.train.config import TrainConfig
@@ -107,8 +108,12 @@ def run(xp, dtype, most=None):
 
 
 def kernels_of_ops(xp, dtype):
-    """Launch what no training step does: a softmax by itself."""
-    rows = np.random.default_rng(1).standard_normal((5, 333))
-    x = to_device(rows, xp).astype(dtype if dtype != "tf32" else "float32")
+    """Launch what no training step of a small model does: a softmax by itself, wide layernorms."""
+    rng, dtype = np.random.default_rng(1), dtype_of(dtype)
+    x = to_device(rng.standard_normal((5, 333)).astype(dtype), xp)
     y, cache = softmax.softmax_forward(x)
     softmax.softmax_backward(y, cache)
+    for C in (601, 2003):
+        x = to_device(rng.standard_normal((5, C)).astype(dtype), xp)
+        y, cache = layernorm.layernorm_forward(x, x[0], x[1])
+        layernorm.layernorm_backward(y, cache)
