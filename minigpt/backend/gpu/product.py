@@ -4,10 +4,10 @@
 between the rows, add it to what is there, and keep sums of 16-bit factors in float32. On CUDA it
 calls cublasGemmEx through ctypes, with CuPy's handle, in CuPy's stream; elsewhere it is CuPy's `@`.
 
-cuBLAS, which is older than C arrays in such matters, counts down columns: what it calls a matrix
-(rows, columns), with `ld` elements from one column to the next, is in NumPy the transposed array
-(columns, rows), with ld elements from one row to the next. So it is asked for c^T = b^T @ a^T: b is
-its first factor, a the second, and an array whose rows are contiguous is not transposed for it.
+cuBLAS counts down columns, as Fortran does: what it calls a matrix (rows, columns), with `ld`
+elements from one column to the next, is in NumPy the transposed array (columns, rows), with ld
+elements from one row to the next. So it is asked for c^T = b^T @ a^T: b is its first factor, a the
+second, and an array whose rows are contiguous is not transposed for it.
 NVIDIA, cuBLAS library, https://docs.nvidia.com/cuda/cublas/#cublasgemmex.
 """
 
@@ -103,6 +103,13 @@ def product(a, b, out=None, add=False, dtype=None):
         Whether the result is added to what is in `out`.
     dtype : dtype, optional
         Of the result without `out`; by default that of a.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit: cuBLAS would read or write what is beside the arrays.
+    CUBLASError
+        CuPy's, if cuBLAS fails.
     """
     (m, k), (also_k, n) = a.shape, b.shape
     if out is None:
