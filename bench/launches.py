@@ -7,7 +7,8 @@ which is a prediction from their data sheets: nothing here has run on a GPU.
 
 Presets are too big to be counted whole. A step of 1 and 2 layers, on batches of 1 and 2, gives what
 a layer, a sequence, and a layer and sequence together add; every count is linear in these, and is
-taken to the preset's own size. `--whole` counts at that size at once.
+taken to the preset's own size. So it is with the number of parts that sums over rows are taken in,
+which does not grow with the batch. `--whole` counts at the preset's size at once.
 """
 
 import sys
@@ -56,6 +57,18 @@ def at(layers, sequences, one, two_layers, two_sequences, both):
     return one + layer * layers + sequence * sequences + together * layers * sequences
 
 
+def with_parts(few, many, wanted):
+    """Return what a step counts whose sums over rows have `wanted` parts.
+
+    `few` and `many` are (parts, counts) of one with so many, and of one with twice as many.
+    """
+    (n, few), (_, many) = few, many
+    return {
+        name: [a + (b - a) * (wanted - n) // n for a, b in zip(few[name], entry, strict=True)]
+        for name, entry in many.items()
+    }
+
+
 def by_kind(counts):
     """Return {kind: [times, bytes, FLOPs]} of {"KIND NAME": ...}."""
     sums = {kind: [0, 0, 0] for kind in traffic.KINDS}
@@ -69,19 +82,27 @@ def bench(preset, args):
     """Count one preset before and after; return its records."""
     config, train_config = traffic.problem(preset, **sizes(args), dtype=args.dtype)
     own = config.n_layer, train_config.batch_size
-    corners = [own] if args.whole else list(SMALL)
+    # Of one sequence's rows, so that sums over those of two have no more; twice, to see their part.
+    parts = max(1, config.block_size // (2 * traffic.ROWS))
+    corners = [(*own, None)] if args.whole else [(*s, p) for p in (parts, 2 * parts) for s in SMALL]
     variants = [fused for fused in (False, True) if fused or not args.no_before]
     requests = [
         {"preset": preset, "fused": fused, "n_layer": n_layer, "batch_size": batch_size}
         | {"block_size": config.block_size, "dtype": args.dtype, "whole_batch": own[1]}
+        | {"parts": most}
         for fused in variants
-        for n_layer, batch_size in corners
+        for n_layer, batch_size, most in corners
     ]
     found = traffic.counts(requests)
     bound, records = roofline.minimum(config, train_config), []
     for i, fused in enumerate(variants):
         counts = found[len(corners) * i : len(corners) * (i + 1)]
-        counts = counts[0] if args.whole else scaled(counts, *own)
+        if args.whole:
+            counts = counts[0]
+        else:
+            few, many = (scaled(counts[at : at + 4], *own) for at in (0, 4))
+            wanted = min(-(-own[1] * config.block_size // traffic.ROWS), traffic.PARTS)
+            counts = with_parts((parts, few), (2 * parts, many), wanted)
         kinds = by_kind(counts)
         attention = roofline.attention_flops(config, train_config)
         record = {"preset": preset, "variant": "after" if fused else "before"}

@@ -1,5 +1,6 @@
 """The benches as a user runs them, on tiny problems; and that their own checks can fail."""
 
+import importlib
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from bench import finetune
-from bench.lib import report, timing
+from bench.lib import report, timing, traffic
 
 BENCH = Path(__file__).parents[1] / "bench"
 RUN = """
@@ -129,6 +130,8 @@ def test_launches_are_counted_alike_whole_and_by_layer_and_sequence(tmp_path, xp
     for kind, (times, size, flops) in whole["kinds"].items():
         assert found["kinds"][kind][::2] == [times, flops]
         assert found["kinds"][kind][1] == pytest.approx(size, rel=0.02)  # other tokens occur
+    linear = importlib.import_module("minigpt.backend.gpu.linear")
+    assert (traffic.PARTS, traffic.ROWS) == (linear.PARTS, linear.ROWS)
     # Products: 6 FLOPs for each weight and token; the scores of attention are no products here.
     assert whole["kinds"]["product"][2] == 6 * 4 * 8 * (3 * 12 * 128**2 + 65 * 128)
     # Three parts can be no more or less than the least that is worked out for them.

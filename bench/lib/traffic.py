@@ -32,6 +32,7 @@ WATCHED = 2**31  # bytes of GPU memory, which all arrays are in
 COMPILER = '#!/bin/sh\nexec {cxx} -fsanitize=thread -nodefaultlibs "$@"\n'
 KINDS = ("attention", "kernel", "product", "copy")
 CHUNK = cross_entropy.CHUNK  # before `cut_alike`
+PARTS, ROWS = 512, 4  # as in minigpt/backend/gpu/linear.py
 
 
 def problem(preset, **sizes):
@@ -47,7 +48,8 @@ def counts(requests):
     ----------
     requests : list of dict
         preset, n_layer, batch_size, block_size, dtype; fused: whether overrides
-        are used; whole_batch: the number of sequences that the result is scaled to.
+        are used; whole_batch: the number of sequences that the result is scaled to; parts: how
+        many parts a sum over rows has at most (default: as many as on a GPU).
 
     Returns
     -------
@@ -117,10 +119,11 @@ def call_as_on_cuda():
     importlib.import_module("minigpt.backend.gpu.product").cublas = lambda: functions
 
 
-def count(cupy, preset, fused, whole_batch, **sizes):
+def count(cupy, preset, fused, whole_batch, parts=None, **sizes):
     """Return what `counts` does, for one problem: of its second step, in the steady state."""
     config, train_config = problem(preset, **sizes)
     cut_alike(config, train_config, whole_batch)
+    importlib.import_module("minigpt.backend.gpu.linear").PARTS = parts or PARTS
     rng = np.random.default_rng(1337)
     ids = rng.integers(0, config.vocab_size, 100_000, dtype=np.int32)
     lines = []

@@ -199,7 +199,7 @@ def test_rows_too_wide_for_a_block(cupy, kernels, rng, launches):
 
 @pytest.mark.parametrize("C", [70, 1100])
 def test_a_warp_normalizes_one_row_after_the_other(cupy, rng, monkeypatch, C):
-    module = importlib.import_module("minigpt.backend.gpu.add_norm")
+    module = importlib.import_module("minigpt.backend.gpu.linear")
     x, dy, w = (rng.standard_normal(shape).astype("f") for shape in ((23, C), (23, C), (C,)))
     expected, cache = layernorm_forward.reference(x, w, w)
     expected = expected, *layernorm_backward.reference(dy, cache)

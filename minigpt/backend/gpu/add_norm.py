@@ -2,7 +2,7 @@
 
 from minigpt.backend.gpu.dropout import mask_of
 from minigpt.backend.gpu.launch import empty, launch, supported
-from minigpt.backend.gpu.linear import PARTS, column_sums
+from minigpt.backend.gpu.linear import column_sums, parts_of
 from minigpt.ops.add_norm import AddNormCache
 from minigpt.ops.layernorm import EPS
 
@@ -57,10 +57,8 @@ def normalize_backward(dx, dy, cache, mask, total, dh):
         dx + layernorm_backward(dy), and dropout's gradient of it.
     """
     x, w, b, mu, rstd = cache
-    C = x.shape[-1]
-    N = x.size // C
-    width, block, rows = shape_of(C)
-    G = min(-(-N // rows), PARTS)
+    N, C, G = parts_of(x)
+    width, block, _ = shape_of(C)
     parts = empty((G, C if b is None else 2 * C), "f")
     args = (dx, dy, x, w, mu, rstd, total, dh, parts, N, C, parts.shape[1], *mask)
     launch(f"add_norm_backward_{width}", x.dtype, (G,), block, args)

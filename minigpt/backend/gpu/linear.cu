@@ -1,4 +1,20 @@
-// Sums over rows, in two launches: first parts (gridDim.y, C) in float, then the sums of these.
+// Biases of linear layers, and sums over rows.
+
+// y += b, for rows of y (N, C): a thread does EACH columns of every gridDim.y-th row.
+extern "C" __global__ void __launch_bounds__(128)
+add_bias(T* y, const T* b, long long N, long long C) {
+  const long long c = EACH * ((long long)blockIdx.x * blockDim.x + threadIdx.x), n = C - c;
+  float bias[EACH];
+  load_chunk(b + c, n, bias);
+  for (long long row = blockIdx.y; row < N; row += gridDim.y) {
+    float v[EACH];
+    load_chunk(y + row * C + c, n, v);
+    for (int i = 0; i < EACH; ++i) v[i] += bias[i];
+    store_chunk(y + row * C + c, n, v);
+  }
+}
+
+// ---- Sums over rows, in two launches: parts (gridDim.y, C) in float, then the sums of these ----
 
 extern "C" __global__ void __launch_bounds__(128)
 column_parts(const T* x, float* __restrict__ part, long long N, long long C) {

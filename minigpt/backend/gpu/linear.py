@@ -5,7 +5,7 @@ from minigpt.backend.gpu.product import product
 from minigpt.backend.places import place_of
 from minigpt.ops.linear import check_bias
 
-PARTS = 512  # blocks at most that share the rows of a sum over rows
+PARTS, ROWS = 512, 4  # parts of a sum over rows, at most; rows of a part, at least
 COLUMNS = 512  # channels of a block
 
 
@@ -13,7 +13,7 @@ def parts_of(x):
     """Return N and C of x as (N, C), and the number of parts in which its rows are summed up."""
     C = x.shape[-1]
     N = x.size // C
-    return N, C, min(N, PARTS)
+    return N, C, min(-(-N // ROWS), PARTS)
 
 
 def column_sums(parts, dtype):
@@ -29,8 +29,18 @@ def linear_forward(x, w, b=None):
     check_bias(w, b)
     y = product(x.reshape(-1, w.shape[0]), w)
     if b is not None:
-        y += b
+        add_bias(y, b)
     return y.reshape(*x.shape[:-1], w.shape[1]), (x, w, b)
+
+
+def add_bias(y, b):
+    """Add b (C,) to the rows of y (N, C), in place."""
+    if not supported(y, b):
+        y += b
+        return
+    N, C, G = parts_of(y)
+    grid, block = (-(-C // COLUMNS), G), (COLUMNS // each(y.dtype),)
+    launch("add_bias", y.dtype, grid, block, (y, b, N, C))
 
 
 def linear_backward(dy, cache):

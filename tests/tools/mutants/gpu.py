@@ -197,6 +197,10 @@ MUTANTS = {
             "backend/test_kernels_cupy.py::test_views_with_gaps_go_to_the_definition",
         ),
     ],
+    "minigpt/backend/gpu/linear.cu::add_bias": [
+        ("every row gets the bias of the first channels", "b + c, n, bias", "b, n, bias", VALUES),
+        ("the last rows have no bias", "row += gridDim.y", "row += N", VALUES),
+    ],
     "minigpt/backend/gpu/linear.cu::column_sums": [
         (
             "column sums: every part's second half is lost",
