@@ -27,6 +27,20 @@ def test_eval_batches_ask_for_every_token_but_the_first_once(n, block_size, batc
     assert all(len(a) == batch_size for a, _ in batches[:-2])
 
 
+@pytest.mark.cupy
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "int64"])
+@pytest.mark.parametrize("n, block_size", [(0, 4), (1, 1), (3, 100), (70, 9)])
+def test_windows_are_those_of_the_definition(xp, rng, dtype, n, block_size):
+    ids = rng.integers(0, 200, 400).astype(dtype)
+    starts = rng.integers(0, 400 - block_size, n)
+    starts[-1:] = 399 - block_size  # to the last token
+    expected = data.windows.reference(ids, starts, block_size)
+    found = data.windows(xp.asarray(ids), xp.asarray(starts), block_size)
+    for x, y in zip(found, expected, strict=True):
+        assert x.dtype == y.dtype == np.int32
+        np.testing.assert_array_equal(to_host(x), y)
+
+
 batches = st.builds(
     lambda block_size, more, **others: dict(n=block_size + more, block_size=block_size, **others),
     block_size=st.integers(1, 30),
