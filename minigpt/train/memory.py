@@ -231,7 +231,8 @@ def memory(config, train_config, lengths=None):
 def device_memory(config, train_config):
     """Return {part: bytes} of training on a GPU.
 
-    What the passes see and make may have 16 bits; all else is float32.
+    What the passes see and make may have 16 bits; all else is float32. Gradients are made where they
+    belong: see `backend/places.py`.
     """
     lora, (blocks, _, crosses) = train_config.lora, count_layers(config)
     n, trained = count_weights(config, lora)
@@ -244,7 +245,7 @@ def device_memory(config, train_config):
     made = tokens * (kept + 24 * C)  # 24: of one layer, fitted
     return {
         "weights": 4 * n + (2 * n if itemsize == 2 else 0),
-        "gradients": 4 * trained + itemsize * trained,
+        "gradients": 4 * trained,
         "optimizer": 8 * trained,
         "activations": itemsize * (made + DEVICE_SCRATCH),
     }
