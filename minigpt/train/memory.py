@@ -231,8 +231,8 @@ def memory(config, train_config, lengths=None):
 def device_memory(config, train_config):
     """Return {part: bytes} of training on a GPU.
 
-    What the passes see and make may have 16 bits; all else is float32. Gradients are made where they
-    belong: see `backend/places.py`.
+    What the passes see and make may have 16 bits; all else is float32. Gradients are made where
+    they belong: see `backend/places.py`.
     """
     lora, (blocks, _, crosses) = train_config.lora, count_layers(config)
     n, trained = count_weights(config, lora)
