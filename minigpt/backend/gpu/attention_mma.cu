@@ -400,16 +400,16 @@ template <bool DOWN, int R, int N>
 __device__ inline unsigned long long keep(const Head& at, int row, int column) {
   unsigned long long kept = 0;
   if (at.p.dropout == 0) return kept;
-  UNROLL for (int r = 0; r < R; ++r)
-    UNROLL for (int n = 0; n < N / 8; ++n) {
-      const int down = row + 16 * r + g(), across = column + 8 * n + 2 * t();
-      unsigned bits[2];
-      random_bits<DOWN>(at, DOWN ? across : down, DOWN ? down : across, bits);
-      UNROLL for (int e = 0; e < 4; ++e) {
-        const bool stays = (int)(bits[e / 2] >> e % 2 * 16 & 0xffff) >= at.p.dropout;
-        kept |= (unsigned long long)stays << ((r * N / 8 + n) * 4 + e);
-      }
+#pragma unroll 2
+  for (int m = 0; m < R * N / 8; ++m) {
+    const int down = row + m / (N / 8) * 16 + g(), across = column + m % (N / 8) * 8 + 2 * t();
+    unsigned bits[2];
+    random_bits<DOWN>(at, DOWN ? across : down, DOWN ? down : across, bits);
+    UNROLL for (int e = 0; e < 4; ++e) {
+      const bool stays = (int)(bits[e / 2] >> e % 2 * 16 & 0xffff) >= at.p.dropout;
+      kept |= (unsigned long long)stays << (4 * m + e);
     }
+  }
   return kept;
 }
 
