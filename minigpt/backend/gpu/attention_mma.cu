@@ -196,7 +196,8 @@ __device__ inline void random_bits(const Head& at, int i, int j, unsigned (&bits
   if (p.keys % 4) {  // four keys share a word, but not the same four in each row
     UNROLL for (int e = 0; e < 4; ++e) {
       const long long below = e / 2 * 8, beside = e % 2;
-      const unsigned long long at = place + (DOWN ? beside * p.keys + below : below * p.keys + beside);
+      const long long query = DOWN ? beside : below, key = DOWN ? below : beside;
+      const unsigned long long at = place + query * p.keys + key;
       const unsigned part = random_word(p.key, at / 4) >> at % 4 * 16 & 0xffff;
       bits[e / 2] = e % 2 ? bits[e / 2] | part << 16 : part;
     }
