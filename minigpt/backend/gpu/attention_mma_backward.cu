@@ -168,7 +168,7 @@ __device__ inline void backward_keys(const T* q, const T* k, const T* v, const b
 ATTENTION_MMA_QUERIES(32, 2, 64, 16, 3)
 ATTENTION_MMA_QUERIES(64, 2, 64, 16, 2)
 ATTENTION_MMA_QUERIES(128, 1, 32, 32, 2)
-ATTENTION_MMA_KEYS(32, 2, 64, 16, 3)
+ATTENTION_MMA_KEYS(32, 2, 64, 32, 2)
 ATTENTION_MMA_KEYS(64, 2, 32, 16, 2)
 ATTENTION_MMA_KEYS(128, 1, 16, 16, 2)
 #endif
