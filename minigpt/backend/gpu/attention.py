@@ -26,7 +26,7 @@ ROWS = {  # queries of a block, or keys where the kernel is over these, by WIDTH
     "attention_mma_backward_queries": (128, 128, 64),
     "attention_mma_backward_keys": (128, 128, 64),
 }
-TENSOR_CORES_CAPABILITY = 80  # times 10: the first GPUs with the instructions of attention_mma.cu
+TENSOR_CORES_CAPABILITY = 80  # times 10: the first GPUs with what attention_instructions.cu has
 PIECE = 16  # bytes that these kernels copy at a time
 ARRAYS = 8
 PROBLEM = np.dtype(  # the struct Problem of attention.cu

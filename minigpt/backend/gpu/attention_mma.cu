@@ -1,37 +1,19 @@
 // Attention on tensor cores, for a T of 16 bits: what its kernels share. The algorithm is that of
-// attention.cu; here the products are matrix instructions, and scores stay in their registers.
+// attention.cu; here the products are those of attention_instructions.cu, and scores stay in
+// registers.
 //
 // A block has four warps. Each keeps R * 16 vectors of a head in registers (queries; in the last
 // kernel keys), and all move tiles of N vectors of the other kind past them through shared memory,
 // where the next tile arrives while one is in use. A warp takes a tile CHUNK vectors at a time.
 //
-// One instruction multiplies 16 x 16 by 16 x 8 numbers of T, with sums in float: c += a @ b.
-// They are spread over the registers of the 32 lanes. With g = lane / 4 and t = lane % 4
-// (PTX ISA, "Matrix Fragments for mma.m16n8k16"):
+//   scores: c = a @ tile^T     a row of the tile is a column of b: ldmatrix
+//   mix:    c += a @ tile      a row of the tile is a row of b: ldmatrix with trans
 //
-//   a, 16 x 16, rows down, k across          b, 16 x 8, k down          c, 16 x 8
-//            2t 2t+1  2t+8 2t+9                      g                       2t  2t+1
-//    g      [  a0   ][   a2   ]             2t    [ b0 ]             g     [ c0   c1 ]
-//    g + 8  [  a1   ][   a3   ]             2t+1  [    ]             g + 8 [ c2   c3 ]
-//                                           2t+8  [ b1 ]
-//                                           2t+9  [    ]
+// Two neighbouring c of scores, each pair of numbers rounded to T in one register, are an a of mix:
+// what one product leaves needs no exchange between lanes.
 //
-// So two neighbouring c, each pair of numbers rounded to T in one register, are an a of the next
-// product: what one product leaves needs no exchange between lanes.
-//
-// Both kinds of b are read by ldmatrix from tiles whose rows are vectors. It takes four 8 x 8
-// matrices, of which lane 8 m + i names the start of row i of matrix m, and gives each lane two
-// adjacent numbers of row g, (g, 2t), (g, 2t+1), or with trans of column g: (2t, g), (2t+1, g).
-//
-//   scores: c = a @ tile^T, a row of the tile is a column of b     plain
-//   mix:    c += a @ tile, a row of the tile is a row of b         trans
-//
-// Eight rows of a matrix are read at once, 16 bytes of each. For these to lie in different banks,
-// a tile has the pieces of 16 bytes of a row in an order of its own: see Tile::piece.
-
-#if (defined(HALF) || defined(BFLOAT16)) && (__CUDA_ARCH__ >= 800 || defined(CUPY_ON_CPU))
-#define ATTENTION_MMA
-#endif
+// ldmatrix reads eight rows of a matrix at once, 16 bytes of each. For these to lie in different
+// banks, a tile has the pieces of 16 bytes of a row in an order of its own: see Tile::piece.
 
 #ifdef ATTENTION_MMA
 namespace attention_mma {
@@ -40,159 +22,7 @@ using attention::Head;
 using attention::Problem;
 using attention::Steps;
 
-constexpr int WARPS = 4, THREADS = 32 * WARPS;
 constexpr int PIECE = 8;  // elements of T in 16 bytes
-
-__device__ inline int warp() { return threadIdx.x / 32; }
-__device__ inline int lane() { return threadIdx.x % 32; }
-__device__ inline int g() { return lane() / 4; }
-__device__ inline int t() { return lane() % 4; }
-
-union Pair {
-  T at[2];
-  unsigned word;
-};
-
-struct alignas(16) Words {  // registers of a, or of two b
-  unsigned at[4];
-};
-
-// ---- The instructions ----
-
-#ifdef CUPY_ON_CPU
-
-// Emulated where kernels run on a CPU, number by number as the drawings above have them.
-
-__device__ inline unsigned pack(float low, float high) { return Pair{{(T)low, (T)high}}.word; }
-
-__device__ inline float number(unsigned word, int i) { return (float)Pair{.word = word}.at[i]; }
-
-// c += a @ b
-__device__ __noinline__ void multiply(float (&c)[4], const Words& a, unsigned b0, unsigned b1) {
-  __shared__ float as[WARPS][16][16], bs[WARPS][16][8];
-  const unsigned b[2] = {b0, b1};
-  for (int r = 0; r < 4; ++r)
-    for (int i = 0; i < 2; ++i)
-      as[warp()][g() + r % 2 * 8][2 * t() + i + r / 2 * 8] = number(a.at[r], i);
-  for (int r = 0; r < 2; ++r)
-    for (int i = 0; i < 2; ++i) bs[warp()][2 * t() + i + r * 8][g()] = number(b[r], i);
-  __syncwarp();
-  for (int r = 0; r < 4; ++r)
-    for (int k = 0; k < 16; ++k)
-      c[r] += as[warp()][g() + r / 2 * 8][k] * bs[warp()][k][2 * t() + r % 2];
-  __syncwarp();
-}
-
-// Four matrices; this lane names the row at `row`.
-template <bool TRANS>
-__device__ __noinline__ Words load_matrices(const T* row) {
-  __shared__ const T* rows[WARPS][32];
-  rows[warp()][lane()] = row;
-  __syncwarp();
-  Words words;
-  for (int m = 0; m < 4; ++m) {
-    const T* const* matrix = rows[warp()] + 8 * m;
-    Pair pair;
-    for (int i = 0; i < 2; ++i)
-      pair.at[i] = TRANS ? matrix[2 * t() + i][g()] : matrix[g()][2 * t() + i];
-    words.at[m] = (size_t)matrix[g()] % 16 ? ~0u : pair.word;  // NaN where a GPU stops
-  }
-  __syncwarp();
-  return words;
-}
-
-// Copies from global to shared memory that go on while a thread does other things. What they
-// write is undefined until wait(): NaN, so that who reads too early or writes too early shows. It
-// stays NaN where a GPU stops: at addresses that are not aligned.
-class Copies {
-  static constexpr int MOST = 32;
-  struct Copy {
-    unsigned *to, words;
-    const unsigned* from;  // null: zeros
-  } pending[MOST];
-  int n = 0;
-
- public:
-  template <int BYTES>
-  __device__ void start(void* to, const void* from, bool inside) {
-    for (int i = 0; i < BYTES / 4; ++i) ((unsigned*)to)[i] = ~0u;
-    if (n < MOST && (size_t)to % BYTES == 0 && (size_t)from % BYTES == 0)
-      pending[n++] = {(unsigned*)to, BYTES / 4, inside ? (const unsigned*)from : nullptr};
-  }
-
-  __device__ void wait() {
-    for (; n > 0; --n) {
-      const Copy& copy = pending[n - 1];
-      for (int i = 0; i < copy.words; ++i) copy.to[i] = copy.from ? copy.from[i] : 0;
-    }
-  }
-};
-
-#else
-
-#ifdef BFLOAT16
-#define ATTENTION_TYPE "bf16"
-#else
-#define ATTENTION_TYPE "f16"
-#endif
-
-// Both rounded to T.
-__device__ inline unsigned pack(float low, float high) {
-  unsigned word;
-  asm("cvt.rn." ATTENTION_TYPE "x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-  return word;
-}
-
-// c += a @ b
-__device__ inline void multiply(float (&c)[4], const Words& a, unsigned b0, unsigned b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32." ATTENTION_TYPE "." ATTENTION_TYPE
-      ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a.at[0]), "r"(a.at[1]), "r"(a.at[2]), "r"(a.at[3]), "r"(b0), "r"(b1));
-}
-
-__device__ inline unsigned in_shared(const void* p) {
-  return (unsigned)__cvta_generic_to_shared(p);
-}
-
-// Four matrices; this lane names the row at `row`.
-template <bool TRANS>
-__device__ inline Words load_matrices(const T* row) {
-  Words w;
-  if (TRANS)
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(w.at[0]), "=r"(w.at[1]), "=r"(w.at[2]), "=r"(w.at[3])
-                 : "r"(in_shared(row))
-                 : "memory");
-  else
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(w.at[0]), "=r"(w.at[1]), "=r"(w.at[2]), "=r"(w.at[3])
-                 : "r"(in_shared(row))
-                 : "memory");
-  return w;
-}
-
-// Copies from global to shared memory that go on while a thread does other things. What they
-// write is undefined until wait().
-struct Copies {
-  // Copy BYTES, 4 or 16, that are so aligned; or write zeros, if they are not inside of an array.
-  template <int BYTES>
-  __device__ void start(void* to, const void* from, bool inside) {
-    const int n = inside ? BYTES : 0;
-    if (BYTES == 16)  // past the first-level cache
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(in_shared(to)), "l"(from),
-                   "r"(n)
-                   : "memory");
-    else
-      asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(in_shared(to)), "l"(from),
-                   "r"(n)
-                   : "memory");
-  }
-
-  __device__ void wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-};
-
-#endif
 
 // ---- Vectors of D numbers, padded with zeros where there are fewer ----
 
@@ -356,8 +186,8 @@ __device__ inline void hide(const Head& at, int row, int column, Sums<R, N>& s) 
       }
 }
 
-// The 16 random bits of the four weights of a c, two in a word. Its first is that of query i and
-// key j, with which the lane's g and t are counted in.
+// The 16 random bits of each of the lane's four weights of a c, two in a word. The first weight is
+// that of query i and key j.
 template <bool DOWN>
 __device__ inline void random_bits(const Head& at, int i, int j, unsigned (&bits)[2]) {
   const Problem& p = at.p;
@@ -366,7 +196,8 @@ __device__ inline void random_bits(const Head& at, int i, int j, unsigned (&bits
   if (p.keys % 4) {  // four keys share a word, but not the same four in each row
     UNROLL for (int e = 0; e < 4; ++e) {
       const long long below = e / 2 * 8, beside = e % 2;
-      const unsigned long long at = place + (DOWN ? beside * p.keys + below : below * p.keys + beside);
+      const long long query = DOWN ? beside : below, key = DOWN ? below : beside;
+      const unsigned long long at = place + query * p.keys + key;
       const unsigned part = random_word(p.key, at / 4) >> at % 4 * 16 & 0xffff;
       bits[e / 2] = e % 2 ? bits[e / 2] | part << 16 : part;
     }
@@ -400,16 +231,16 @@ template <bool DOWN, int R, int N>
 __device__ inline unsigned long long keep(const Head& at, int row, int column) {
   unsigned long long kept = 0;
   if (at.p.dropout == 0) return kept;
-  UNROLL for (int r = 0; r < R; ++r)
-    UNROLL for (int n = 0; n < N / 8; ++n) {
-      const int down = row + 16 * r + g(), across = column + 8 * n + 2 * t();
-      unsigned bits[2];
-      random_bits<DOWN>(at, DOWN ? across : down, DOWN ? down : across, bits);
-      UNROLL for (int e = 0; e < 4; ++e) {
-        const bool stays = (int)(bits[e / 2] >> e % 2 * 16 & 0xffff) >= at.p.dropout;
-        kept |= (unsigned long long)stays << ((r * N / 8 + n) * 4 + e);
-      }
+#pragma unroll 2
+  for (int m = 0; m < R * N / 8; ++m) {
+    const int down = row + m / (N / 8) * 16 + g(), across = column + m % (N / 8) * 8 + 2 * t();
+    unsigned bits[2];
+    random_bits<DOWN>(at, DOWN ? across : down, DOWN ? down : across, bits);
+    UNROLL for (int e = 0; e < 4; ++e) {
+      const bool stays = (int)(bits[e / 2] >> e % 2 * 16 & 0xffff) >= at.p.dropout;
+      kept |= (unsigned long long)stays << (4 * m + e);
     }
+  }
   return kept;
 }
 

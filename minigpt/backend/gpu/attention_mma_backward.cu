@@ -37,7 +37,8 @@ __device__ inline void backward_queries(const T* q, const T* k, const T* v, cons
   const int start = (gridDim.y - 1 - blockIdx.y) * THREADS / 2 * R, i = start + warp() * 16 * R;
   const int last = min(start + THREADS / 2 * R, p.queries) - 1;
   const int stop = p.causal ? min(p.keys, last + at.past + 1) : p.keys;
-  const int own_stop = p.causal ? min(stop, i + 16 * R + at.past) : stop;  // of this warp
+  const int own_stop =  // of this warp
+      i >= p.queries ? 0 : p.causal ? min(stop, i + 16 * R + at.past) : stop;
   k = at.of(k, p.k);
   v = at.of(v, p.v);
   Copies copies;
@@ -116,7 +117,8 @@ __device__ inline void backward_keys(const T* q, const T* k, const T* v, const b
     copies.wait();
     __syncthreads();  // all have this tile, and have left the one before
     if (tile + N < p.queries) fetch_tile(!now, tile + N);
-    const int unseeing = p.causal ? max(0, j - at.past - tile) : 0;  // queries for this warp's keys
+    const int unseeing =  // queries that see none of the warp's keys
+        j >= p.keys ? N : p.causal ? max(0, j - at.past - tile) : 0;
 #pragma unroll 1
     for (int c = unseeing / CHUNK * CHUNK; c < N && tile + c < p.queries; c += CHUNK) {
       const unsigned long long kept = keep<true, R, CHUNK>(at, j, tile + c);
@@ -166,7 +168,7 @@ __device__ inline void backward_keys(const T* q, const T* k, const T* v, const b
 ATTENTION_MMA_QUERIES(32, 2, 64, 16, 3)
 ATTENTION_MMA_QUERIES(64, 2, 64, 16, 2)
 ATTENTION_MMA_QUERIES(128, 1, 32, 32, 2)
-ATTENTION_MMA_KEYS(32, 2, 64, 16, 3)
+ATTENTION_MMA_KEYS(32, 2, 64, 32, 2)
 ATTENTION_MMA_KEYS(64, 2, 32, 16, 2)
 ATTENTION_MMA_KEYS(128, 1, 16, 16, 2)
 #endif

@@ -37,7 +37,8 @@ __device__ inline void forward(const T* q, const T* k, const T* v, const bool* s
   const int start = (gridDim.y - 1 - blockIdx.y) * THREADS / 2 * R, i = start + warp() * 16 * R;
   const int last = min(start + THREADS / 2 * R, p.queries) - 1;
   const int stop = p.causal ? min(p.keys, last + at.past + 1) : p.keys;
-  const int own_stop = p.causal ? min(stop, i + 16 * R + at.past) : stop;  // of this warp
+  const int own_stop =  // of this warp
+      i >= p.queries ? 0 : p.causal ? min(stop, i + 16 * R + at.past) : stop;
   k = at.of(k, p.k);
   v = at.of(v, p.v);
   Copies copies;

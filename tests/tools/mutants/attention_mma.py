@@ -45,7 +45,7 @@ MUTANTS = {
         ("every row begins a word", "at / 4) >> at % 4 * 16", "at / 4) >> e * 16", DROPOUT),
     ],
     "minigpt/backend/gpu/attention_mma_forward.cu::online_softmax": [
-        ("sums are not scaled down", "sums.at[r][n][e] *= fade;", "", VALUES),
+        ("sums are not scaled down", "sums.at[r][n][e] *= fade;", "sums.at[r][n][e] *= 1;", VALUES),
         ("every lane has its own maximum", "most = row_reduce<Max>(most);", "", VALUES),
     ],
     "minigpt/backend/gpu/attention_mma_forward.cu::forward": [
