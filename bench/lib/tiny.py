@@ -49,7 +49,7 @@ def problems():
         config = GPTConfig(**{"vocab_size": 65, "n_layer": 1, "n_head": 2} | options)
         ids = np.random.default_rng(0).integers(0, config.vocab_size, 3000, dtype=np.int32)
         yield name, config, ids, TRAINING.get(name, {})
-        if config.tie_head and config.rotary:
+        if config.bias:
             adapter = {"optimizer": "adamw", "lora_rank": 3, "lora_dropout": 0.1, "lora_alpha": 3.0}
             adapter |= {"lora_targets": "c_attn,c_fc", "init_from": "here"}
             yield f"{name}, LoRA", config, ids, adapter
@@ -63,7 +63,7 @@ def problems():
 def trainer(xp, workers, config, changes, dtype):
     """Return a Trainer with fresh weights."""
     task = "seq2seq" if isinstance(config, Seq2SeqConfig) else "text"
-    values = {"task": task, "batch_size": 3, "max_iters": STEPS, "dtype": dtype, "threads": 1}
+    values = {"task": task, "batch_size": 2, "max_iters": STEPS, "dtype": dtype, "threads": 1}
     values |= {"backend": xp.__name__, "warmup_iters": 0, "learning_rate": 3e-3}
     train_config = TrainConfig(**values | changes)
     params, frozen = init_params(config, 1337, xp), None
