@@ -193,18 +193,17 @@ __device__ inline void random_bits(const Head& at, int i, int j, unsigned (&bits
   const Problem& p = at.p;
   const long long heads = (at.sequence + p.first_sequence) * p.heads + at.head;
   const unsigned long long place = (heads * p.queries + i) * p.keys + j;
+  const long long below = 8 * (DOWN ? 1 : p.keys), beside = DOWN ? p.keys : 1;  // of the others
   if (p.keys % 4) {  // four keys share a word, but not the same four in each row
     UNROLL for (int e = 0; e < 4; ++e) {
-      const long long below = e / 2 * 8, beside = e % 2;
-      const long long query = DOWN ? beside : below, key = DOWN ? below : beside;
-      const unsigned long long at = place + query * p.keys + key;
+      const unsigned long long at = place + e / 2 * below + e % 2 * beside;
       const unsigned part = random_word(p.key, at / 4) >> at % 4 * 16 & 0xffff;
       bits[e / 2] = e % 2 ? bits[e / 2] | part << 16 : part;
     }
   } else if (DOWN) {  // lanes of four keys make a word each, for one e, and exchange them
     const int e = g() % 4;
-    const long long below = e / 2 * 8, beside = e % 2;
-    const unsigned long long word = random_word(p.key, (place + beside * p.keys + below) / 4);
+    const unsigned long long word =
+        random_word(p.key, (place + e / 2 * below + e % 2 * beside) / 4);
     const unsigned low = word, high = word >> 32;
     const unsigned even = (low & 0xffff) | high << 16, odd = low >> 16 | (high & 0xffff0000);
     const unsigned mine = e % 2 ? odd : even;  // of keys e % 2 and e % 2 + 2
@@ -217,7 +216,7 @@ __device__ inline void random_bits(const Head& at, int i, int j, unsigned (&bits
     bits[1] = e / 2 ? far : got;
   } else {  // two lanes make a word each, of row g or g + 8, and exchange halves
     const bool odd = t() % 2;
-    const unsigned long long word = random_word(p.key, (place + (odd ? 8ll * p.keys : 0)) / 4);
+    const unsigned long long word = random_word(p.key, (place + odd * below) / 4);
     const unsigned low = word, high = word >> 32;
     const unsigned other = __shfl_xor_sync(0xffffffffu, odd ? low : high, 1);
     bits[0] = odd ? other : low;
