@@ -1,5 +1,7 @@
 """Residual connection and layernorm on a GPU: one kernel each way. mu and rstd are float32."""
 
+import functools
+
 from minigpt.backend.gpu.dropout import mask_of
 from minigpt.backend.gpu.launch import empty, launch, supported
 from minigpt.backend.gpu.linear import column_sums, parts_of
@@ -26,6 +28,7 @@ def singles(*arrays):
     return arrays[0].dtype.char == "f" and supported(*arrays)
 
 
+@functools.cache
 def shape_of(C):
     """Return the width of the kernels for rows of C channels, their block, and its rows."""
     width = next(width for width in WIDTHS if width >= C)
@@ -38,10 +41,11 @@ def normalize(x, h, w, b, eps, mask, stream):
     C = h.shape[-1]
     N = h.size // C
     y = empty(h.shape, h.dtype)
-    mu, rstd = (empty((*h.shape[:-1], 1), "f") for _ in range(2))
-    width, block, rows = shape_of(C)
+    rows = (*h.shape[:-1], 1)
+    mu, rstd = empty(rows, "f"), empty(rows, "f")
+    width, block, of_block = shape_of(C)
     args = (x, h, w, b, stream, y, mu, rstd, N, C, eps, *mask)
-    launch(f"add_norm_forward_{width}", h.dtype, (-(-N // rows),), block, args)
+    launch(f"add_norm_forward_{width}", h.dtype, (-(-N // of_block),), block, args)
     return y, mu, rstd
 
 
