@@ -121,7 +121,7 @@ part step 240 "$python" bench/step.py --backend cupy --dtype float32 "$(pick tf3
 part baby 200 shakespeare baby "$(pick 5000 2)" --dtype "$(pick tf32 float32)"
 part bfloat16 120 shakespeare bfloat16 "$(pick 5000 2)" --dtype bfloat16
 part half 90 shakespeare half "$(pick 500 2)" --dtype float16
-part sample 90 "$python" bench/sample.py --backend cupy --dtype float32 bfloat16 "${sample[@]}" \
-    --json "$OUT/sample.json"
+part sample 90 "$python" bench/sample.py --backend cupy --dtype float32 \
+    "$(pick bfloat16 float16)" "${sample[@]}" --json "$OUT/sample.json"
 cat "$OUT/summary.txt"
 exit "$failed"

@@ -23,6 +23,7 @@ from bench.lib import rates, report, timing
 from minigpt import cli
 from minigpt.backend import to_device
 from minigpt.backend.devices import check_precision, load_backend
+from minigpt.errors import UserError
 from minigpt.model.init import init_params
 from minigpt.params import Params, leaves
 from minigpt.sample.generate import generate, next_logits
@@ -238,6 +239,11 @@ def main(argv=None):
     xp = load_backend(args.backend)
     for dtype in args.dtype:
         check_precision(dtype, xp)
+        if dtype == "bfloat16" and xp.cuda.runtime.is_hip:
+            raise UserError(
+                "--dtype bfloat16: CuPy on ROCm has no product in it, which the head needs to "
+                "sample; use float16"
+            )
     torch = timing.torch_on(args.threads)
     env = report.environment(args.threads, xp)
     report.print_environment(env)

@@ -109,6 +109,7 @@ def environment(threads, xp=np):
     if xp is not np:
         properties = xp.cuda.runtime.getDeviceProperties(xp.cuda.runtime.getDevice())
         record["device"] = properties["name"].decode()
+        record["driver"] = xp.cuda.runtime.driverGetVersion()
         record["packages"]["cupy"] = xp.__version__
     return record
 
