@@ -236,7 +236,8 @@ def main(argv=None):
     env = report.environment(usable_cores(), np if without_gpu else load_backend("cupy"))
     report.print_environment(env)
     args.plot = None
-    report.finish(args, args.part.__name__, env, args.part(args), None)
+    name = next((name for name, (part, _) in PARTS.items() if part is args.part), "same")
+    report.finish(args, f"device --{name}", env, args.part(args), None)
     return 0
 
 
