@@ -198,11 +198,11 @@ def same(args):
 
 
 PARTS = {
-    "ceilings": (ceilings, "rates of copies, products and kernels"),
-    "registers": (registers, "what every kernel takes on this GPU"),
-    "host": (host, "the host's time of a step"),
-    "tiny": (tiny_models, "a few steps of tiny models, for compute-sanitizer"),
-    "ptxas": (ptxas_table, "registers and spills as the compiler reports them; needs no GPU"),
+    "--ceilings": (ceilings, "rates of copies, products and kernels"),
+    "--registers": (registers, "what every kernel takes on this GPU"),
+    "--host": (host, "the host's time of a step"),
+    "--tiny": (tiny_models, "a few steps of tiny models, for compute-sanitizer"),
+    "--ptxas": (ptxas_table, "registers and spills as the compiler reports them; needs no GPU"),
 }
 
 
@@ -210,8 +210,8 @@ def arguments(argv):
     """Read the command line."""
     parser = cli.parser("python bench/device.py", __doc__.split("\n\n")[0])
     add, parts = parser.add_argument, parser.add_mutually_exclusive_group(required=True)
-    for name, (part, help) in PARTS.items():
-        parts.add_argument(f"--{name}", dest="part", action="store_const", const=part, help=help)
+    for flag, (part, help) in PARTS.items():
+        parts.add_argument(flag, dest="part", action="store_const", const=part, help=help)
     parts.add_argument("--same", nargs=2, metavar="FOLDER", help="are two runs equal to the bit")
     add("--preset", nargs="+", choices=PRESETS, help="default: nanogpt-baby; --ceilings gpt2, too")
     add("--dtype", nargs="+", choices=tuple(PRECISIONS), help="default: all; float32 of --host")
@@ -236,8 +236,8 @@ def main(argv=None):
     env = report.environment(usable_cores(), np if without_gpu else load_backend("cupy"))
     report.print_environment(env)
     args.plot = None
-    name = next((name for name, (part, _) in PARTS.items() if part is args.part), "same")
-    report.finish(args, f"device --{name}", env, args.part(args), None)
+    flag = next((flag for flag, (part, _) in PARTS.items() if part is args.part), "--same")
+    report.finish(args, f"device {flag}", env, args.part(args), None)
     return 0
 
 
