@@ -14,7 +14,7 @@ from minigpt.errors import UserError
 DTYPES = {"f": "float32", "e": "float16", "E": "bfloat16"}
 # One of each generation, from the RTX 20 series to the RTX 50; then what else is sold today.
 ARCHITECTURES, OTHERS = (75, 80, 90, 120), (86, 89, 100)
-ALWAYS = [(arch, "f") for arch in ARCHITECTURES] + [(75, "e"), (80, "E"), (90, "e"), (90, "E")]
+ALWAYS = [(arch, "f") for arch in ARCHITECTURES] + [(75, "e"), (80, "e"), (90, "E"), (120, "E")]
 TENSOR_CORES = 80  # the first with what attention_instructions.cu has
 REGISTERS, SHARED = 65536, 49152  # of a block, at most
 

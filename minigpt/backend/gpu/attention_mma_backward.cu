@@ -98,12 +98,12 @@ __device__ inline void backward_keys(const T* q, const T* k, const T* v, const b
   const int begin = p.causal ? max(0, start - at.past) : 0;  // the first query that sees any
   q = at.of(q, p.q);
   dy = at.of(dy, p.dy);
-  const int own = threadIdx.x % N;  // each thread fetches one of these numbers
-  const float* numbers = (threadIdx.x < N ? lse : delta) + at.query(0);
   Copies copies;
   auto fetch_tile = [&](int to, int first) {
     queries[to].fetch(copies, q, p.q, first, p.queries, p.width);
     dys[to].fetch(copies, dy, p.dy, first, p.queries, p.width);
+    const int own = threadIdx.x % N;  // each thread fetches one of these numbers
+    const float* numbers = (threadIdx.x < N ? lse : delta) + at.query(0);
     const bool inside = first + own < p.queries;
     if (threadIdx.x < 2 * N)
       copies.start<4>(norms[to] + threadIdx.x, numbers + (inside ? first + own : 0), inside);
