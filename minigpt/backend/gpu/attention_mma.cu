@@ -166,6 +166,24 @@ __device__ inline float row_reduce(float v) {
   return Op::combine(v, warp_xor(v, 2));
 }
 
+// ---- Who computes what, where a warp keeps queries ----
+
+// Of a warp the first query, and the ends of the keys that its block and it see.
+struct Queries {
+  int first, stop, own_stop;
+};
+
+template <int R>
+__device__ inline Queries queries_of(const Head& at) {
+  const Problem& p = at.p;
+  // The blocks that see most keys start first, so that the last ones to run are short.
+  const int start = (gridDim.y - 1 - blockIdx.y) * THREADS / 2 * R, i = start + warp() * 16 * R;
+  const int last = min(start + THREADS / 2 * R, p.queries) - 1;
+  const int stop = p.causal ? min(p.keys, last + at.past + 1) : p.keys;
+  const int own_stop = i >= p.queries ? 0 : p.causal ? min(stop, i + 16 * R + at.past) : stop;
+  return {i, stop, own_stop};
+}
+
 // ---- Scores: rows are queries and columns keys, or with DOWN keys go down ----
 
 // Set those to minus infinity that are not to be seen: of rows and columns from these on.

@@ -44,6 +44,9 @@ MUTANTS = {
         ("bits of four keys change places", "e / 2 ? near : far", "e / 2 ? far : near", DROPOUT),
         ("every row begins a word", "at / 4) >> at % 4 * 16", "at / 4) >> e * 16", DROPOUT),
     ],
+    "minigpt/backend/gpu/attention_mma.cu::queries_of": [
+        ("the diagonal is left out", "i + 16 * R + at.past", "i + at.past", VALUES),
+    ],
     "minigpt/backend/gpu/attention_mma_forward.cu::online_softmax": [
         ("sums are not scaled down", "sums.at[r][n][e] *= fade;", "sums.at[r][n][e] *= 1;", VALUES),
         ("every lane has its own maximum", "most = row_reduce<Max>(most);", "", VALUES),
@@ -52,7 +55,6 @@ MUTANTS = {
         ("a tile is not waited for", "copies.wait(); __syncthreads();", "__syncthreads();", VALUES),
         ("the others' part is not waited for", "__syncthreads();", "", VALUES),
         ("a tile comes where one is in use", "values[!now].fetch", "values[now].fetch", VALUES),
-        ("the diagonal is left out", "i + 16 * R + at.past", "i + at.past", VALUES),
         ("what stays is not scaled", "gain(p) / total[r][h]", "1.0f / total[r][h]", VALUES),
     ],
     f"{BACKWARD}row_dots": [
