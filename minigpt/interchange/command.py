@@ -51,7 +51,7 @@ class CheckpointConfig(cli.Config):
         """Return the Checkpoint of an adapter that was trained here, without its base."""
         if self.model is not None or self.adapter is not None:
             raise UserError(
-                "adapter_only is for an adapter that was trained here: name it by --out-dir or "
+                "--adapter-only is for an adapter that was trained here: name it by --out-dir or "
                 "--checkpoint; what --adapter names is in peft's format already"
             )
         return load(find_checkpoint(self.checkpoint or self.out_dir), with_optimizer=False)
