@@ -126,10 +126,10 @@ def timed_launches(cupy, found):
     def kernel(name, dtype):
         function = original(name, dtype)
 
-        def call(*args):
+        def call(*args, **options):
             before, after = cupy.cuda.Event(), cupy.cuda.Event()
             before.record()
-            function(*args)
+            function(*args, **options)
             after.record()
             found.append((name, before, after))
 

@@ -14,9 +14,10 @@ added; the next add_norm adds it and normalizes the sum, in one pass over memory
     x, y = x + h, ln_1(x + h);  h = attn(y)
     x, y = x + h, ln_2(x + h);  h = mlp(y)
 
-So blocks take and return two arrays, the stream x and h, the pending output; the final layernorm
-adds the last one. In the backward passes dx is the gradient of the stream, which goes past a
-sublayer, and dh that of its output, which goes through it.
+So blocks take and return the stream x and h, the pending output; the final layernorm adds the last
+one. What passes over h can add the bias of the linear layer that ends a sublayer, too: so this b is
+pending with h (None where there is none). In the backward passes dx is the gradient of the stream,
+which goes past a sublayer, dh that of its output, which goes through it, and db that of b.
 
 Linear layers go through `project_*`: a layer whose p has a "scale" is frozen, perhaps with a
 low-rank adapter, and is ops/lora.py's; model/lora.py makes such trees.
@@ -66,6 +67,23 @@ def project_backward(dy, cache):
     if isinstance(cache, LoraCache):
         return lora_backward(dy, cache)
     return linear_backward(dy, cache)
+
+
+def without_last_bias(p):
+    """Return the parameters of a sublayer without the bias that it ends with, and that bias.
+
+    None where there is no such bias, or where it is frozen, with its layer.
+    """
+    last = p["c_proj"]
+    if "b" not in last or "scale" in last:
+        return p, None
+    return {**p, "c_proj": {"w": last["w"]}}, last["b"]
+
+
+def put_last_bias(grads, db):
+    """Put the gradient of the bias that a sublayer ends with, if any, into its gradients."""
+    if db is not None:
+        grads["c_proj"]["b"] = db
 
 
 class SelfAttentionCache(NamedTuple):
@@ -257,6 +275,7 @@ def mlp_backward(dy, cache):
 def block_forward(
     x,
     h,
+    b,
     p,
     n_head,
     activation,
@@ -269,8 +288,8 @@ def block_forward(
 ):
     """Attention, then MLP, each of the layernorm of the stream so far: GPT-2's pre-norm block.
 
-        x = x + h;  h = attn(ln_1(x))
-        x = x + h;  h = mlp(ln_2(x))
+        x = x + (h + b);  h, b = attn(ln_1(x))
+        x = x + (h + b);  h, b = mlp(ln_2(x))
 
     Radford et al. 2019 (GPT-2), section 2.3. With causal=False it is the block of an encoder.
 
@@ -280,44 +299,53 @@ def block_forward(
         The stream; None before the first block, where it is 0.
     h : (B, T, C)
         The output of the MLP before, still to be added; before the first block the embedding.
+    b : (C,) or None
+        The bias of that output, to be added with it.
     p : {"ln_1", "attn", "ln_2", "mlp"}
     dropout : float
-        For the attention weights, and for each h that is added to the stream.
+        For the attention weights, and for each h + b that is added to the stream.
 
     Returns
     -------
     x, h : (B, T, C)
         The stream, and the output of the MLP.
+    b : (C,) or None
+        The bias of h.
     cache : BlockCache
     """
     key = fold_key(rng, SITE_RESIDUAL_1)
-    (x, y), ln_1 = add_norm_forward(x, h, **p["ln_1"], dropout=dropout, rng=key)
+    (x, y), ln_1 = add_norm_forward(x, h, **p["ln_1"], h_b=b, dropout=dropout, rng=key)
     key = fold_key(rng, SITE_ATTN_WEIGHTS)
-    h, attn = self_attention_forward(
-        y, p["attn"], n_head, dropout, key, kv, causal, key_mask, rotary
-    )
+    p_attn, b = without_last_bias(p["attn"])
+    h, attn = self_attention_forward(y, p_attn, n_head, dropout, key, kv, causal, key_mask, rotary)
     key = fold_key(rng, SITE_RESIDUAL_2)
-    (x, y), ln_2 = add_norm_forward(x, h, **p["ln_2"], dropout=dropout, rng=key)
-    h, mlp = mlp_forward(y, p["mlp"], activation, fold_key(rng, SITE_MLP))
-    return x, h, BlockCache(ln_1, attn, ln_2, mlp)
+    (x, y), ln_2 = add_norm_forward(x, h, **p["ln_2"], h_b=b, dropout=dropout, rng=key)
+    p_mlp, b = without_last_bias(p["mlp"])
+    h, mlp = mlp_forward(y, p_mlp, activation, fold_key(rng, SITE_MLP))
+    return x, h, b, BlockCache(ln_1, attn, ln_2, mlp)
 
 
-def block_backward(dx, dh, cache):
-    """Return dx (B, T, C), None if x was None, dh (B, T, C) and grads.
+def block_backward(dx, dh, db, cache):
+    """Return dx (B, T, C), None if x was None, dh (B, T, C), db (C,), None if b was, and grads.
 
     The four lines of the forward pass in reverse: dx goes past a sublayer, dh through it.
     """
     grads, cache = {}, whole_cache(cache)
     dy, grads["mlp"] = mlp_backward(dh, cache.mlp)
+    put_last_bias(grads["mlp"], db)
     dx, dh, grads["ln_2"] = add_norm_backward(dx, dy, cache.ln_2)
+    db = grads["ln_2"].pop("h_b", None)
     dy, grads["attn"] = self_attention_backward(dh, cache.attn)
+    put_last_bias(grads["attn"], db)
     dx, dh, grads["ln_1"] = add_norm_backward(dx, dy, cache.ln_1)
-    return dx, dh, grads
+    db = grads["ln_1"].pop("h_b", None)
+    return dx, dh, db, grads
 
 
 def cross_block_forward(
     x,
     h,
+    b,
     memory,
     p,
     n_head,
@@ -330,15 +358,15 @@ def cross_block_forward(
 ):
     """The block of a decoder that also reads memory: self-attention, cross attention, MLP.
 
-        x = x + h;  h = attn(ln_1(x))
-        x = x + h;  h = cross(ln_2(x), memory)
-        x = x + h;  h = mlp(ln_3(x))
+        x = x + (h + b);  h, b = attn(ln_1(x))
+        x = x + (h + b);  h, b = cross(ln_2(x), memory)
+        x = x + (h + b);  h, b = mlp(ln_3(x))
 
     Vaswani et al. 2017, arXiv:1706.03762, section 3.1, but pre-norm as the other blocks.
 
     Parameters
     ----------
-    x, h : as in block_forward
+    x, h, b : as in block_forward
     memory : (B, Tk, C), dtype of h
     p : {"ln_1", "attn", "ln_2", "cross", "ln_3", "mlp"}
     kv : pair, optional
@@ -348,36 +376,45 @@ def cross_block_forward(
 
     Returns
     -------
-    x, h : (B, T, C)
+    x, h, b : as from block_forward
     cache : CrossBlockCache
     """
     kv, memory_kv = kv or (None, None)
     key = fold_key(rng, SITE_RESIDUAL_1)
-    (x, y), ln_1 = add_norm_forward(x, h, **p["ln_1"], dropout=dropout, rng=key)
+    (x, y), ln_1 = add_norm_forward(x, h, **p["ln_1"], h_b=b, dropout=dropout, rng=key)
     key = fold_key(rng, SITE_ATTN_WEIGHTS)
-    h, attn = self_attention_forward(y, p["attn"], n_head, dropout, key, kv, rotary=rotary)
+    p_attn, b = without_last_bias(p["attn"])
+    h, attn = self_attention_forward(y, p_attn, n_head, dropout, key, kv, rotary=rotary)
     key = fold_key(rng, SITE_RESIDUAL_2)
-    (x, y), ln_2 = add_norm_forward(x, h, **p["ln_2"], dropout=dropout, rng=key)
+    (x, y), ln_2 = add_norm_forward(x, h, **p["ln_2"], h_b=b, dropout=dropout, rng=key)
     key = fold_key(rng, SITE_CROSS_WEIGHTS)
+    p_cross, b = without_last_bias(p["cross"])
     h, cross = cross_attention_forward(
-        y, memory, p["cross"], n_head, key_mask, dropout, key, memory_kv
+        y, memory, p_cross, n_head, key_mask, dropout, key, memory_kv
     )
     key = fold_key(rng, SITE_RESIDUAL_3)
-    (x, y), ln_3 = add_norm_forward(x, h, **p["ln_3"], dropout=dropout, rng=key)
-    h, mlp = mlp_forward(y, p["mlp"], activation)
-    return x, h, CrossBlockCache(ln_1, attn, ln_2, cross, ln_3, mlp)
+    (x, y), ln_3 = add_norm_forward(x, h, **p["ln_3"], h_b=b, dropout=dropout, rng=key)
+    p_mlp, b = without_last_bias(p["mlp"])
+    h, mlp = mlp_forward(y, p_mlp, activation)
+    return x, h, b, CrossBlockCache(ln_1, attn, ln_2, cross, ln_3, mlp)
 
 
-def cross_block_backward(dx, dh, cache):
-    """Return dx, dh (B, T, C), dmemory (B, Tk, C) and grads; dx is None if x was None."""
+def cross_block_backward(dx, dh, db, cache):
+    """Return dx, dh, db and grads as block_backward, before grads dmemory (B, Tk, C)."""
     grads, cache = {}, whole_cache(cache)
     dy, grads["mlp"] = mlp_backward(dh, cache.mlp)
+    put_last_bias(grads["mlp"], db)
     dx, dh, grads["ln_3"] = add_norm_backward(dx, dy, cache.ln_3)
+    db = grads["ln_3"].pop("h_b", None)
     dy, dmemory, grads["cross"] = cross_attention_backward(dh, cache.cross)
+    put_last_bias(grads["cross"], db)
     dx, dh, grads["ln_2"] = add_norm_backward(dx, dy, cache.ln_2)
+    db = grads["ln_2"].pop("h_b", None)
     dy, grads["attn"] = self_attention_backward(dh, cache.attn)
+    put_last_bias(grads["attn"], db)
     dx, dh, grads["ln_1"] = add_norm_backward(dx, dy, cache.ln_1)
-    return dx, dh, dmemory, grads
+    db = grads["ln_1"].pop("h_b", None)
+    return dx, dh, db, dmemory, grads
 
 
 def block_weights(cache):

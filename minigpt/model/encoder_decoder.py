@@ -157,11 +157,12 @@ def decoder_forward(
     h, embed_cache = embed_forward(ids, p, kv)
     on_layer("wte", h)
     run_block = without_cache(cross_block_forward) if recompute else cross_block_forward
-    x, block_caches = None, []
+    x, b, block_caches = None, None, []
     for i, block in enumerate(p["h"]):
-        x, h, cache = run_block(
+        x, h, b, cache = run_block(
             x,
             h,
+            b,
             memory,
             block,
             config.n_head,
@@ -174,9 +175,8 @@ def decoder_forward(
         )
         block_caches.append(cache)
         on_layer(f"h.{i}", x, h)
-    (_, y), norm_cache = add_norm_forward(
-        x, h, **p["ln_f"], dropout=config.dropout, rng=fold_key(rng, config.n_layer)
-    )
+    key = fold_key(rng, config.n_layer)
+    (_, y), norm_cache = add_norm_forward(x, h, **p["ln_f"], h_b=b, dropout=config.dropout, rng=key)
     on_layer("ln_f", y)
     if kv is not None:
         kv.advance(ids)
@@ -196,9 +196,10 @@ def decoder_backward(dy, cache, dwte=None):
     """
     embed_cache, block_caches, norm_cache = cache
     dx, dh, ln_f = add_norm_backward(None, dy, norm_cache)
+    db = ln_f.pop("h_b", None)
     dmemory, blocks = 0, []
     for block_cache in reversed(block_caches):
-        dx, dh, of_block, grads = cross_block_backward(dx, dh, block_cache)
+        dx, dh, db, of_block, grads = cross_block_backward(dx, dh, db, block_cache)
         dmemory = dmemory + of_block
         blocks.append(grads)
     return dmemory, {**embed_backward(dh, embed_cache, dwte), "h": blocks[::-1], "ln_f": ln_f}

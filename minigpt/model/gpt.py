@@ -236,11 +236,12 @@ def gpt_forward(
     h, embed_cache = embed_forward(ids, p, kv)
     on_layer("wte", h)
     run_block = without_cache(block_forward) if recompute else block_forward
-    x, block_caches = None, []
+    x, b, block_caches = None, None, []
     for i, block in enumerate(p["h"]):
-        x, h, cache = run_block(
+        x, h, b, cache = run_block(
             x,
             h,
+            b,
             block,
             config.n_head,
             config.activation,
@@ -253,9 +254,8 @@ def gpt_forward(
         )
         block_caches.append(cache)
         on_layer(f"h.{i}", x, h)
-    (_, y), norm_cache = add_norm_forward(
-        x, h, **p["ln_f"], dropout=config.dropout, rng=fold_key(rng, config.n_layer)
-    )
+    key = fold_key(rng, config.n_layer)
+    (_, y), norm_cache = add_norm_forward(x, h, **p["ln_f"], h_b=b, dropout=config.dropout, rng=key)
     on_layer("ln_f", y)
     if kv is not None:
         kv.advance(ids)
@@ -275,9 +275,10 @@ def gpt_backward(dy, cache, dwte=None):
     """
     embed_cache, block_caches, norm_cache = cache
     dx, dh, ln_f = add_norm_backward(None, dy, norm_cache)
+    db = ln_f.pop("h_b", None)
     blocks = []
     for block_cache in reversed(block_caches):
-        dx, dh, grads = block_backward(dx, dh, block_cache)
+        dx, dh, db, grads = block_backward(dx, dh, db, block_cache)
         blocks.append(grads)
     embedding = {} if embed_cache is None else embed_backward(dh, embed_cache, dwte)
     return {**embedding, "h": blocks[::-1], "ln_f": ln_f}

@@ -18,7 +18,8 @@ pending output of the last layer, not yet added to x:
     x, y = add_norm(x, h, ln_2);  h = mlp(y)
 
 and add_norm(x, h, ln_f) ends the model. Dropout, sum and layernorm are one op since all three pass
-over the same array.
+over the same array. So does the bias of the linear layer that h comes from, which may be added here
+instead of there.
 """
 
 from typing import Any, NamedTuple
@@ -34,9 +35,11 @@ class AddNormCache(NamedTuple):
     Attributes
     ----------
     stream : (B, ..., C)
-        x' = x + dropout(h), of which y is the layernorm.
+        x' = x + dropout(h + h_b), of which y is the layernorm.
     w, b : (C,)
         Gain and bias of the layernorm; b may be None.
+    h_b : (C,) or None
+        The bias that was added to h.
     mu, rstd : (B, ..., 1)
         Mean, and 1 / standard deviation, of each vector of the stream.
     dropout : float
@@ -50,6 +53,7 @@ class AddNormCache(NamedTuple):
     stream: Any
     w: Any
     b: Any
+    h_b: Any
     mu: Any
     rstd: Any
     dropout: float
@@ -57,21 +61,29 @@ class AddNormCache(NamedTuple):
     begins: bool
 
 
+def check_pending(h, h_b):
+    """Raise a ValueError if h_b is neither None nor (C,): it would broadcast silently."""
+    if h_b is not None and h_b.shape != h.shape[-1:]:
+        raise ValueError(f"add_norm: h_b is {h_b.shape}, but h {h.shape} needs {h.shape[-1:]}")
+
+
 @overridable
-def add_norm_forward(x, h, w, b=None, dropout=0.0, rng=None, eps=EPS):
+def add_norm_forward(x, h, w, b=None, h_b=None, dropout=0.0, rng=None, eps=EPS):
     """Add a layer's output h to the stream x; normalize the sum for the next layer.
 
-        x' = x + dropout(h)
+        x' = x + dropout(h + h_b)
         y  = layernorm(x'; w, b)
 
     Parameters
     ----------
     x : (B, ..., C) float or None
-        The stream; None where it begins: x' = dropout(h), with h the embedding.
+        The stream; None where it begins: x' = dropout(h + h_b), with h the embedding.
     h : (B, ..., C), dtype of x
         The pending output of the last layer.
     w, b : (C,), dtype of x
         Gain and bias of the layernorm; b may be None.
+    h_b : (C,), dtype of x, optional
+        The bias of the linear layer whose product h is, where that has not added it.
     dropout : float
         The probability with which an element of h is dropped.
     rng : Rng, optional
@@ -87,23 +99,27 @@ def add_norm_forward(x, h, w, b=None, dropout=0.0, rng=None, eps=EPS):
     Raises
     ------
     ValueError
-        If w or b is not (C,): other shapes would broadcast silently.
+        If w, b or h_b is not (C,): other shapes would broadcast silently.
     """
+    check_pending(h, h_b)
+    h = h if h_b is None else h + h_b
     h, (dropout, rng) = dropout_forward(h, dropout, rng)
     stream = h if x is None else x + h
     y, norm = layernorm_forward(stream, w, b, eps)
-    return (stream, y), AddNormCache(stream, w, b, norm.mu, norm.rstd, dropout, rng, x is None)
+    return (stream, y), AddNormCache(stream, w, b, h_b, norm.mu, norm.rstd, dropout, rng, x is None)
 
 
 @overridable
 def add_norm_backward(dx, dy, cache):
-    """Gradients of x, h, w and b. The stream branches after the sum, into y and past it:
+    """Gradients of x, h, w, b and h_b. The stream branches after the sum, into y and past it:
 
         dx' = dx + layernorm_backward(dy)
 
     and a sum passes its gradient on to both of its terms, x and dropout(h). So dL/dx contains what
     came back along the stream unchanged: a path on which gradients do not shrink, the lecture's
-    "gradient superhighway".
+    "gradient superhighway". As in a linear layer, h_b was added to every row i of h, hence
+
+        dh_b_j = sum_i dh_ij
 
     Parameters
     ----------
@@ -116,11 +132,13 @@ def add_norm_backward(dx, dy, cache):
     -------
     dx : (B, ..., C), or None if x was
     dh : (B, ..., C); without dropout it is the same array as dx
-    grads : {"w": dw} and "b": db if there is a b, each (C,)
+    grads : {"w": dw}, "b": db if there is a b, and "h_b": dh_b if there is an h_b; each (C,)
     """
-    stream, w, b, mu, rstd, dropout, rng, begins = cache
+    stream, w, b, h_b, mu, rstd, dropout, rng, begins = cache
     dstream, grads = layernorm_backward(dy, LayerNormCache(stream, w, b, mu, rstd))
     if dx is not None:
         dstream = dx + dstream
     dh = dropout_backward(dstream, (dropout, rng))
+    if h_b is not None:
+        grads["h_b"] = dh.reshape(-1, h_b.size).sum(axis=0)
     return None if begins else dstream, dh, grads

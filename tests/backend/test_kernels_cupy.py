@@ -195,15 +195,31 @@ def test_rows_too_wide_for_a_block(cupy, kernels, rng, launches):
         launches.clear()
 
 
+def check_pending_bias(cupy, rng, C):
+    """Check both passes of add_norm with all biases, on 23 rows of C channels."""
+    *xs, dy = rng.standard_normal((3, 23, C)).astype("f")
+    ws = rng.standard_normal((3, C)).astype("f")
+    expected, cache = add_norm_forward.reference(*xs, *ws, 0.2, RNG)
+    expected = expected, add_norm_backward.reference(dy, dy, cache)
+    xs, ws, dy = ([*map(cupy.asarray, arrays)] for arrays in (xs, ws, (dy, dy)))
+    found, cache = add_norm_forward(*xs, *ws, 0.2, RNG)
+    assert_same((found, add_norm_backward(*dy, cache)), expected, 1e-5)
+
+
 @pytest.mark.parametrize("C", [70, 1100])
 def test_a_warp_normalizes_one_row_after_the_other(cupy, rng, monkeypatch, C):
     module = importlib.import_module("minigpt.backend.gpu.linear")
-    x, dy, w = (rng.standard_normal(shape).astype("f") for shape in ((23, C), (23, C), (C,)))
-    expected, cache = layernorm_forward.reference(x, w, w)
-    expected = expected, *layernorm_backward.reference(dy, cache)
     monkeypatch.setattr(module, "PARTS", 2)
-    y, cache = layernorm_forward(cupy.asarray(x), cupy.asarray(w), cupy.asarray(w))
-    assert_same((y, *layernorm_backward(cupy.asarray(dy), cache)), expected, 1e-5)
+    check_pending_bias(cupy, rng, C)
+
+
+def test_a_bias_has_its_gradient_from_the_kernel_that_adds_it(cupy, rng, launches):
+    """But for rows of which three sums do not fit into shared memory."""
+    own = ["add_norm_forward_4096", "add_norm_backward_4096", "column_sums"]
+    for C, others in ((4080, []), (4096, ["column_parts", "column_sums"])):
+        check_pending_bias(cupy, rng, C)
+        assert launches == own + others
+        launches.clear()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -217,7 +233,7 @@ def test_dropout_has_the_bits_of_numpy(cupy, rng, shape, row, dtype):
     y, _ = dropout_forward(cupy.asarray(x), p, key)
     np.testing.assert_array_equal(y.get(), expected.astype(dtype))
     w = cupy.ones(shape[-1], dtype)
-    (stream, _), cache = add_norm_forward(None, cupy.asarray(x), w, None, p, key)
+    (stream, _), cache = add_norm_forward(None, cupy.asarray(x), w, None, None, p, key)
     np.testing.assert_array_equal(stream.get(), expected.astype(dtype))
     _, dh, _ = add_norm_backward(None, cupy.asarray(x), cache)
     assert (keep_mask(shape, p, key, np) | (dh.get() == 0)).all()
@@ -260,7 +276,7 @@ def test_the_same_bits_in_any_order_of_blocks_and_threads(cupy):
 def test_one_launch_where_the_op_has_a_dozen_steps(cupy, rng, launches):
     x, h, dy = (cupy.asarray(rng.standard_normal((2, 5, 8)), "f") for _ in range(3))
     w, b = (cupy.asarray(rng.standard_normal(8), "f") for _ in range(2))
-    (_, y), cache = add_norm_forward(x, h, w, b, 0.2, RNG)
+    (_, y), cache = add_norm_forward(x, h, w, b, b, 0.2, RNG)
     assert launches == ["add_norm_forward_1024"]
     add_norm_backward(dy, dy, cache)
     assert launches[1:] == ["add_norm_backward_1024", "column_sums"]

@@ -41,6 +41,7 @@ from tests.tools.gradcheck import (
 )
 
 LARGE = 5000  # vocabulary
+BOTH = "b", "h_b"  # biases of add_norm
 BIG = (3, 317, 97)  # more than one block of rows, and none of them whole
 RTOL = {"float32": 5e-6, "float64": 1e-12}  # relative to the largest, for scores of some units
 RNG = Rng.of(1, 2)
@@ -75,9 +76,10 @@ def linear_activation(numbers, shape, n_out, bias, kind):
     return xs, ws, {"kind": kind}
 
 
-def add_norm(numbers, shape, n, bias, **options):
-    *xs, w, b = draw(numbers, *[shape] * n, shape[-1:], shape[-1:])
-    return xs, {"w": w, "b": b} if bias else {"w": w}, options
+def add_norm(numbers, shape, n, biases, **options):
+    names = "w", *biases
+    arrays = draw(numbers, *[shape] * n, *[shape[-1:]] * len(names))
+    return arrays[:n], dict(zip(names, arrays[n:], strict=True)), options
 
 
 def elementwise(numbers, shape, **options):
@@ -123,10 +125,10 @@ CASES = {
     ],
     **{
         joined(add_norm_forward, add_norm_backward, begins): [
-            (add_norm, shape, 2 - begins, bias, dropout)
+            (add_norm, shape, 2 - begins, biases, dropout)
             for dropout in ({}, {"dropout": 0.3})
-            for shape, bias in (((4,), True), ((0, 4), True), ((2, 3, 1), False))
-            + ((BIG, True), (BIG, False))
+            for shape, biases in (((4,), BOTH), ((0, 4), BOTH), ((2, 3, 1), ()))
+            + ((BIG, ("h_b",)), (BIG, ()), (BIG, ("b",)), (BIG, BOTH))
         ]
         for begins in (False, True)
     },

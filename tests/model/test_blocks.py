@@ -67,6 +67,11 @@ def block(rng, bias=True):
     }
 
 
+def pending(rng, bias=True):
+    """The bias of the h that goes into a block."""
+    return {"b": rng.standard_normal(C)} if bias else {}
+
+
 def cross(rng, bias=True):
     return {
         "c_q": linear(rng, C, C, bias),
@@ -87,6 +92,29 @@ def by_name(layer, *args):
 
     forward.inputs = positional(layer)
     return forward
+
+
+def completed(forward, backward, begins=False):
+    """Return the passes of a block as those of one y, of x and of h with the bias pending with it.
+
+    That of the h which goes in is the parameter b, where it is given.
+    """
+
+    def forward_completed(x, h, *others, b=None, **p):
+        x, h, b, cache = forward(x, h, b, *others, **p)
+        return x, h if b is None else h + b, (cache, b is None)
+
+    def backward_completed(dx, dh, cache):
+        cache, alone = cache
+        db = None if alone else dh.sum(axis=(0, 1))
+        dx, dh, db, *others, grads = backward(dx, dh, db, cache)
+        return dx, dh, *others, grads if db is None else {**grads, "b": db}
+
+    return joined(forward_completed, backward_completed, begins)
+
+
+def completed_block(*args, begins=False, **options):
+    return completed(by_name(partial(block_forward, **options), *args), block_backward, begins)
 
 
 @pytest.mark.parametrize("activation", [None, "gelu"])
@@ -134,15 +162,15 @@ def test_backward_of_mlp_with_relu(rng):
 @each_two
 @pytest.mark.parametrize("shape", [(2, 3, C), (1, 1, C), (0, 3, C)], ids=str)
 def test_backward_of_block(rng, shape, bias, dropout, key, begins):
-    pair = joined(by_name(block_forward, N_HEAD, "gelu", dropout, key), block_backward, begins)
-    xs, p = rng.standard_normal((2 - begins, *shape)), block(rng, bias)
+    pair = completed_block(N_HEAD, "gelu", dropout, key, begins=begins)
+    xs, p = rng.standard_normal((2 - begins, *shape)), pending(rng, bias) | block(rng, bias)
     check_backward(*pair, *xs, **p, rng=rng)
 
 
 def test_backward_of_the_block_of_an_encoder(rng):
-    forward = by_name(partial(block_forward, causal=False, key_mask=MASK), N_HEAD, "gelu")
+    pair = completed_block(N_HEAD, "gelu", causal=False, key_mask=MASK)
     xs, p = rng.standard_normal((2, 2, 3, C)), block(rng)
-    check_backward(*joined(forward, block_backward), *xs, **p, rng=rng)
+    check_backward(*pair, *xs, **p, rng=rng)
 
 
 @pytest.mark.parametrize("mask", [None, MASK], ids=["", "padding"])
@@ -159,13 +187,13 @@ def test_backward_of_cross_attention(rng, Tq, bias, dropout, key, mask):
 
 
 def reading(*xs, key_mask=MASK, dropout=0.3, rng=RNG, activation="gelu_tanh", **p):
-    """A cross block on x, h and memory."""
+    """A cross block on x, h, b and memory."""
     return cross_block_forward(
         *xs, p, N_HEAD, activation, dropout=dropout, rng=rng, key_mask=key_mask
     )
 
 
-READING = joined(reading, cross_block_backward)
+READING = completed(reading, cross_block_backward)
 
 
 def streams_and_memory(rng, Tq=4):
@@ -174,32 +202,32 @@ def streams_and_memory(rng, Tq=4):
 
 @each_two
 def test_backward_of_cross_block(rng, bias, dropout, key, begins):
-    pair = joined(partial(reading, dropout=dropout, rng=key), cross_block_backward, begins)
-    xs = streams_and_memory(rng)[begins:]
-    check_backward(*pair, *xs, **cross_block(rng, bias), rng=rng)
+    pair = completed(partial(reading, dropout=dropout, rng=key), cross_block_backward, begins)
+    xs, p = streams_and_memory(rng)[begins:], pending(rng, bias) | cross_block(rng, bias)
+    check_backward(*pair, *xs, **p, rng=rng)
 
 
 def test_float32_stays_float32(rng):
-    pair = joined(by_name(block_forward, N_HEAD, "gelu", 0.3, RNG), block_backward)
-    xs, p = rng.standard_normal((2, 2, 3, C)), block(rng)
+    pair = completed_block(N_HEAD, "gelu", 0.3, RNG)
+    xs, p = rng.standard_normal((2, 2, 3, C)), pending(rng) | block(rng)
     check_float32(*pair, *xs, **p, rng=rng, rtol=1e-5)
 
 
 def test_float32_stays_float32_in_a_cross_block(rng):
-    xs, p = streams_and_memory(rng), cross_block(rng)
+    xs, p = streams_and_memory(rng), pending(rng) | cross_block(rng)
     check_float32(*READING, *xs, **p, rng=rng, rtol=1e-5, options={"key_mask": MASK})
 
 
 @pytest.mark.cupy
 def test_backends_agree(rng, xp):
-    pair = joined(by_name(block_forward, N_HEAD, "gelu_tanh", 0.3, RNG), block_backward)
-    xs, p = rng.standard_normal((2, 2, 3, C)), block(rng)
+    pair = completed_block(N_HEAD, "gelu_tanh", 0.3, RNG)
+    xs, p = rng.standard_normal((2, 2, 3, C)), pending(rng) | block(rng)
     check_backends(*pair, *xs, **p, rng=rng, xp=xp)
 
 
 @pytest.mark.cupy
 def test_backends_agree_on_a_cross_block(rng, xp):
-    xs, p = streams_and_memory(rng), cross_block(rng)
+    xs, p = streams_and_memory(rng), pending(rng) | cross_block(rng)
     check_backends(*READING, *xs, **p, rng=rng, xp=xp, options={"key_mask": MASK})
 
 
@@ -247,7 +275,7 @@ def test_keys_and_values_of_memory_may_be_kept(rng):
 
 
 def test_no_token_sees_the_future(rng):
-    forward, backward = joined(by_name(block_forward, N_HEAD, "gelu"), block_backward)
+    forward, backward = completed_block(N_HEAD, "gelu")
     check_causal(
         partial(forward, **block(rng)), backward, *rng.standard_normal((2, 2, 6, C)), rng=rng
     )
@@ -258,10 +286,10 @@ def test_a_block_of_zeros_passes_its_input_on(rng):
     for name in ("attn", "mlp"):
         p[name]["c_proj"] = {k: 0 * v for k, v in p[name]["c_proj"].items()}
     x, h = rng.standard_normal((2, 2, 3, C))
-    stream, found, cache = block_forward(x, h, p, N_HEAD, "gelu")
+    stream, found, b, cache = block_forward(x, h, None, p, N_HEAD, "gelu")
     np.testing.assert_array_equal(stream, x + h)
-    assert not found.any()
-    for gradient in block_backward(x, h, cache)[:2]:
+    assert not found.any() and not b.any()
+    for gradient in block_backward(x, h, b, cache)[:2]:
         np.testing.assert_array_equal(gradient, x)
 
 
@@ -270,7 +298,8 @@ def test_dropout_of_a_block_depends_on_the_place_in_the_batch_alone(rng):
 
     def run(rows):
         key = RNG._replace(row=rows.start)
-        return np.stack(block_forward(x[rows], h[rows], p, N_HEAD, "gelu", 0.5, key)[:2], axis=1)
+        args = x[rows], h[rows], None, p, N_HEAD, "gelu", 0.5, key
+        return np.stack(block_forward(*args)[:2], axis=1)
 
     parts = [run(slice(a, b)) for a, b in ((0, 1), (1, 4))]
     np.testing.assert_allclose(np.concatenate(parts), run(slice(0, 4)), rtol=1e-12)

@@ -121,8 +121,8 @@ def test_the_second_pass_of_a_block_leaves_no_cache_behind():
     config = gpt_config(**TEXT)
     p = init_params(config, 0, np).tree["h"][0]
     x, h = np.random.default_rng(3).standard_normal((2, 3, 8, 12)).astype(np.float32)
-    x, h, cache = without_cache(block_forward)(x, h, p, 3, "gelu", 0.3, RNG)
+    x, h, b, cache = without_cache(block_forward)(x, h, None, p, 3, "gelu", 0.3, RNG)
     before = [sys.getrefcount(array) for array in (*cache.args[:2], x, h)]
-    dx, _, _ = block_backward(x, h, cache)
+    dx, *_ = block_backward(x, h, b, cache)
     assert dx.shape == x.shape
     assert [sys.getrefcount(array) for array in (*cache.args[:2], x, h)] == before

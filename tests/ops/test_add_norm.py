@@ -4,6 +4,7 @@ import pytest
 from minigpt.ops.add_norm import add_norm_backward, add_norm_forward
 from minigpt.ops.dropout import Rng, dropout_forward
 from minigpt.ops.layernorm import layernorm_forward
+from minigpt.ops.linear import linear_backward
 from tests.tools.gradcheck import (
     assert_same,
     check_backends,
@@ -24,21 +25,21 @@ OPTIONS = {
 }
 options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 begins = pytest.mark.parametrize("begins", [False, True], ids=["", "begins"])
+some_biases = pytest.mark.parametrize("biases", [("b", "h_b"), ("b",), ("h_b",), ()], ids=str)
 
 
-def inputs(rng, shape, begins=False, bias=True):
+def inputs(rng, shape, begins=False, biases=("b", "h_b")):
     """Return [x,] h and the parameters: where the stream begins there is no x."""
     xs = [3 + 2 * rng.standard_normal(shape) for _ in range(2 - begins)]
-    w, b = 3 + 2 * rng.standard_normal((2, shape[-1]))
-    return xs, {"w": w, "b": b} if bias else {"w": w}
+    return xs, {name: 3 + 2 * rng.standard_normal(shape[-1]) for name in ("w", *biases)}
 
 
 @begins
 @options
-@pytest.mark.parametrize("bias", [True, False])
+@some_biases
 @pytest.mark.parametrize("shape", [(5,), (2, 3, 4), (3, 1), (0, 4), (3, 131, 17)], ids=str)
-def test_backward_is_the_gradient(rng, shape, bias, options, begins):
-    xs, p = inputs(rng, shape, begins, bias)
+def test_backward_is_the_gradient(rng, shape, biases, options, begins):
+    xs, p = inputs(rng, shape, begins, biases)
     check_backward(*joined(*OP, begins), *xs, **p, rng=rng, options=options)
 
 
@@ -63,9 +64,9 @@ def test_float32_stays_float32(rng, options, begins):
 @pytest.mark.cupy
 @begins
 @options
-@pytest.mark.parametrize("bias", [True, False])
-def test_backends_agree(rng, xp, bias, options, begins):
-    xs, p = inputs(rng, (2, 3, 5), begins, bias)
+@some_biases
+def test_backends_agree(rng, xp, biases, options, begins):
+    xs, p = inputs(rng, (2, 3, 5), begins, biases)
     check_backends(*joined(*OP, begins), *xs, **p, rng=rng, xp=xp, options=options)
 
 
@@ -80,11 +81,12 @@ def test_strided_inputs(rng, options, begins):
 def test_is_dropout_then_sum_then_layernorm(rng, options):
     (x, h), p = inputs(rng, (4, 3, 5))
     share = options.get("dropout", 0.0)
-    dropped, _ = dropout_forward(h, share, options.get("rng"))
+    dropped, _ = dropout_forward(h + p["h_b"], share, options.get("rng"))
+    norm = {name: p[name] for name in ("w", "b")}
     for forward, _ in forms(*OP):
         (stream, y), _ = forward(x, h, **p, **options)
         np.testing.assert_allclose(stream, x + dropped, rtol=1e-15)
-        np.testing.assert_allclose(y, layernorm_forward(x + dropped, **p)[0], rtol=1e-12)
+        np.testing.assert_allclose(y, layernorm_forward(x + dropped, **norm)[0], rtol=1e-12)
         (stream, _), _ = forward(None, h, **p, **options)
         np.testing.assert_array_equal(stream, dropped)
 
@@ -125,7 +127,23 @@ def test_a_fault_in_its_gradient_is_found(rng, lost):
             check()
 
 
-@pytest.mark.parametrize("name", ["w", "b"])
+def test_a_bias_is_added_here_as_by_the_layer_before(rng):
+    """To the last bit, dropout included, whichever of the two adds it."""
+    shape = 3, 131, 700  # several blocks of rows
+    (x, h), p = inputs(rng, shape)
+    x, h, dy = (a.astype("f") for a in (x, h, rng.standard_normal(shape)))
+    w, b, h_b = (p[name].astype("f") for name in ("w", "b", "h_b"))
+    for options in ({}, OPTIONS["a shard"]):
+        found, cache = add_norm_forward(x, h, w, b, h_b, **options)
+        expected, of_sum = add_norm_forward(x, h + h_b, w, b, **options)
+        assert_same(found, expected, 0)
+        dx, dh, grads = add_norm_backward(dy, dy, cache)
+        _, of_linear = linear_backward(dh, (x, np.zeros((700, 700), "f"), b))
+        assert_same(grads.pop("h_b"), of_linear["b"], 0)
+        assert_same((dx, dh, grads), add_norm_backward(dy, dy, of_sum), 0)
+
+
+@pytest.mark.parametrize("name", ["w", "b", "h_b"])
 def test_refuses_parameters_that_would_broadcast(rng, name):
     xs, p = inputs(rng, (2, 3, 4))
     p[name] = p[name][:1]

@@ -64,7 +64,7 @@ def test_weights_of_the_op(rng, T):
 def test_weights_of_a_block(rng):
     (x, h), memory = rng.standard_normal((2, 2, 4, C)), rng.standard_normal((2, 3, C))
     p = cross_block(rng)
-    _, _, cache = cross_block_forward(x, h, memory, p, N_HEAD, "gelu", key_mask=MASK)
+    *_, cache = cross_block_forward(x, h, None, memory, p, N_HEAD, "gelu", key_mask=MASK)
     weights = block_weights(cache)
     assert weights["self"].shape == (2, N_HEAD, 4, 4)
     assert weights["cross"].shape == (2, N_HEAD, 4, 3)

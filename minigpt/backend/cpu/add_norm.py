@@ -5,7 +5,7 @@ import numpy as np
 from minigpt.backend.cpu.blocking import block_rows, column_sums, constant, row_blocks, rows_of
 from minigpt.backend.cpu.dropout import drop, first_place
 from minigpt.backend.cpu.pool import empty
-from minigpt.ops.add_norm import AddNormCache
+from minigpt.ops.add_norm import AddNormCache, check_pending
 from minigpt.ops.layernorm import EPS, check_vectors
 
 
@@ -57,22 +57,27 @@ def normalize_backward(dy, x, w, mu, rstd, dx, xhat):
     return dw
 
 
-def add_norm_forward(x, h, w, b=None, dropout=0.0, rng=None, eps=EPS):
+def add_norm_forward(x, h, w, b=None, h_b=None, dropout=0.0, rng=None, eps=EPS):
     """As the op."""
     check_vectors(h, w, b)
+    check_pending(h, h_b)
     rng = rng if dropout else None
     C = h.shape[-1]
     if rng is None and h.size == C:
-        stream = h if x is None else x + h
+        stream = h if h_b is None else h + h_b
+        stream = stream if x is None else x + stream
         y, mu, rstd = normalize_row(stream.reshape(C), w, b, eps)
         y = y.reshape(h.shape)
     else:
         place, y = first_place(h, rng), empty(h.shape, h.dtype)
-        stream = h if x is None and rng is None else empty(h.shape, h.dtype)
+        same = x is None and h_b is None and rng is None
+        stream = h if same else empty(h.shape, h.dtype)
         h2, s2, y2 = (rows_of(a, C) for a in (h, stream, y))
         x2 = None if x is None else rows_of(x, C)
         mu, rstd = np.empty((2, len(h2), 1), h.dtype)
         for start, added, xr, s, yr, mu_r, rstd_r in row_blocks(h2, x2, s2, y2, mu, rstd):
+            if h_b is not None:
+                added = np.add(added, h_b, out=s)
             if rng is not None:
                 drop(added, place + start * C, dropout, rng, out=s)
                 added = s
@@ -81,12 +86,12 @@ def add_norm_forward(x, h, w, b=None, dropout=0.0, rng=None, eps=EPS):
             normalize(s, w, b, eps, yr, mu_r, rstd_r)
     kept = (*h.shape[:-1], 1)
     mu, rstd = mu.reshape(kept), rstd.reshape(kept)
-    return (stream, y), AddNormCache(stream, w, b, mu, rstd, dropout, rng, x is None)
+    return (stream, y), AddNormCache(stream, w, b, h_b, mu, rstd, dropout, rng, x is None)
 
 
 def add_norm_backward(dx, dy, cache):
     """As the op."""
-    x, w, b, mu, rstd, dropout, rng, begins = cache  # x is the stream
+    x, w, b, h_b, mu, rstd, dropout, rng, begins = cache  # x is the stream
     C, place = x.shape[-1], first_place(x, rng)
     dstream = empty(x.shape, x.dtype)
     # where the stream begins, only dh is returned
@@ -105,4 +110,6 @@ def add_norm_backward(dx, dy, cache):
             ds += dxr
         if rng is not None:
             drop(ds, place + start * C, dropout, rng, out=dhr)
+    if h_b is not None:
+        grads["h_b"] = column_sums(dh2)
     return None if begins else dstream, dh, grads

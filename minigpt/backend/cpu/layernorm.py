@@ -13,6 +13,7 @@ def layernorm_forward(x, w, b=None, eps=EPS):
 
 def layernorm_backward(dy, cache):
     """As the op."""
-    cache = AddNormCache(*cache, dropout=0.0, rng=None, begins=True)
+    x, w, b, mu, rstd = cache
+    cache = AddNormCache(x, w, b, None, mu, rstd, dropout=0.0, rng=None, begins=True)
     _, dx, grads = add_norm_backward(None, dy, cache)
     return dx, grads

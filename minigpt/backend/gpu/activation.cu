@@ -17,39 +17,39 @@ __device__ inline float activation(float x, int kind, float* slope) {
   return x * *slope;
 }
 
-// y = act(x + b). A thread does EACH columns of every gridDim.y-th row. A null b is 0.
-extern "C" __global__ void __launch_bounds__(128)
+// y = act(x + b). A null b is 0.
+extern "C" __global__ void __launch_bounds__(512)
 activation_forward(const T* x, const T* b, T* __restrict__ y, long long N, long long C,
                    long long kind) {
-  const long long c = EACH * ((long long)blockIdx.x * blockDim.x + threadIdx.x), n = C - c;
+  const Columns at(C);
   float bias[EACH] = {}, slope;
-  if (b) load_chunk(b + c, n, bias);
-  for (long long row = blockIdx.y; row < N; row += gridDim.y) {
+  if (b) load_chunk(b + at.c, at.n, bias);
+  for (long long row = at.row; row < N; row += at.rows) {
     float v[EACH];
-    load_chunk(x + row * C + c, n, v);
+    load_chunk(x + row * C + at.c, at.n, v);
     for (int i = 0; i < EACH; ++i) v[i] = activation(v[i] + bias[i], (int)kind, &slope);
-    store_chunk(y + row * C + c, n, v);
+    store_chunk(y + row * C + at.c, at.n, v);
   }
 }
 
-// dx = dy * act'(x + b), by the same threads. If there is a b, the sums of dx over the rows of
-// blockIdx.y go into that row of part (gridDim.y, C).
-extern "C" __global__ void __launch_bounds__(128)
+// dx = dy * act'(x + b). If there is a b, the sums of dx over the rows of a block go into its row
+// of part (gridDim.y, C).
+extern "C" __global__ void __launch_bounds__(512)
 activation_backward(const T* dy, const T* x, const T* b, T* __restrict__ dx,
                     float* __restrict__ part, long long N, long long C, long long kind) {
-  const long long c = EACH * ((long long)blockIdx.x * blockDim.x + threadIdx.x), n = C - c;
+  const Columns at(C);
   float bias[EACH] = {}, sum[EACH] = {};
-  if (b) load_chunk(b + c, n, bias);
-  for (long long row = blockIdx.y; row < N; row += gridDim.y) {
+  if (b) load_chunk(b + at.c, at.n, bias);
+  for (long long row = at.row; row < N; row += at.rows) {
     float v[EACH], d[EACH], slope;
-    load_chunk(x + row * C + c, n, v);
-    load_chunk(dy + row * C + c, n, d);
+    load_chunk(x + row * C + at.c, at.n, v);
+    load_chunk(dy + row * C + at.c, at.n, d);
     for (int i = 0; i < EACH; ++i) {
       activation(v[i] + bias[i], (int)kind, &slope);
       d[i] *= slope;
       sum[i] += d[i];
     }
-    store_chunk(dx + row * C + c, n, d);
+    store_chunk(dx + row * C + at.c, at.n, d);
   }
-  for (int i = 0; i < EACH && i < n && b; ++i) part[blockIdx.y * C + c + i] = sum[i];
+  if (b) store_sums(sum, at.n, part + blockIdx.y * C + at.c);
 }

@@ -1,7 +1,7 @@
 """Activations on a GPU, with or without a bias before them; backward recomputes the slope."""
 
-from minigpt.backend.gpu.launch import each, empty, launch, supported
-from minigpt.backend.gpu.linear import COLUMNS, column_sums, parts_of
+from minigpt.backend.gpu.launch import empty, launch, supported
+from minigpt.backend.gpu.linear import by_columns, column_sums
 
 KINDS = ("gelu", "gelu_tanh", "relu")  # numbered as in activation.cu
 
@@ -9,19 +9,18 @@ KINDS = ("gelu", "gelu_tanh", "relu")  # numbered as in activation.cu
 def activate(x, kind, b=None):
     """Return act(x + b), in one launch; b (C,) may be None."""
     y = empty(x.shape, x.dtype)
-    N, C, G = parts_of(x)
-    args = (x, b, y, N, C, KINDS.index(kind))
-    launch("activation_forward", x.dtype, (-(-C // COLUMNS), G), (COLUMNS // each(x.dtype),), args)
+    N, C, grid, block = by_columns(x)
+    launch("activation_forward", x.dtype, grid, block, (x, b, y, N, C, KINDS.index(kind)))
     return y
 
 
 def multiply_by_slope(dy, x, kind, b=None):
     """Return dx = dy * act'(x + b) and db (C,), its sums over the rows; db is None without b."""
     dx = empty(x.shape, x.dtype)
-    N, C, G = parts_of(x)
-    parts = None if b is None else empty((G, C), "f")
+    N, C, grid, block = by_columns(x)
+    parts = None if b is None else empty((grid[1], C), "f")
     args = (dy, x, b, dx, parts, N, C, KINDS.index(kind))
-    launch("activation_backward", x.dtype, (-(-C // COLUMNS), G), (COLUMNS // each(x.dtype),), args)
+    launch("activation_backward", x.dtype, grid, block, args)
     return dx, None if b is None else column_sums(parts, x.dtype)
 
 

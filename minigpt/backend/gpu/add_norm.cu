@@ -23,11 +23,11 @@ struct Team {
   }
 };
 
-// stream = x + dropout(h), y = w * (stream - mu) * rstd + b. A null x is 0; a null stream is not
-// written. A thread keeps VALUES of a row in registers. mu and rstd are float: rounded to 16 bits
+// stream = x + dropout(h + h_b), y = w * (stream - mu) * rstd + b. A null x, b or h_b is 0; a null
+// stream is not written. A thread keeps VALUES of a row in registers. mu and rstd are float: rounded to 16 bits
 // they would move the whole row.
 template <int VALUES, bool BLOCK>
-__device__ inline void add_norm(const T* x, const T* h, const T* w, const T* b,
+__device__ inline void add_norm(const T* x, const T* h, const T* w, const T* b, const T* h_b,
                                 T* __restrict__ stream, T* __restrict__ y, float* __restrict__ mu,
                                 float* __restrict__ rstd, long long N, long long C, float eps,
                                 long long start, Dropout dropout) {
@@ -39,6 +39,11 @@ __device__ inline void add_norm(const T* x, const T* h, const T* w, const T* b,
       if (k * team.size >= C) break;
       const long long c = k * team.size + team.rank * EACH, n = C - c, at = row * C + c;
       load_chunk(h + at, n, v + k);
+      if (h_b) {
+        float bias[EACH];
+        load_chunk(h_b + c, n, bias);
+        for (int i = 0; i < EACH; ++i) v[k + i] += bias[i];
+      }
       dropout.apply(v + k, start + at);
       if (x) {
         float before[EACH];
@@ -73,23 +78,24 @@ __device__ inline void add_norm(const T* x, const T* h, const T* w, const T* b,
 }
 
 // total = dx + layernorm_backward(dy), dh = dropout(total). A null dx is 0; a null total or dh is
-// not written. Each block writes its part of dw, and of db if width is 2 C, into a row of part
-// (gridDim.x, width): the sums of its teams, one after the other.
-template <int CHANNELS, bool BLOCK>
+// not written. Each block writes its parts of dw, db and dh_b, or of the first width / C of these,
+// into a row of part (gridDim.x, width): the sums of its teams, one after the other.
+template <bool BLOCK>
 __device__ inline void add_norm_back(const T* dx, const T* dy, const T* x, const T* w,
                                      const float* mu, const float* rstd, T* __restrict__ total,
                                      T* __restrict__ dh, float* __restrict__ part, long long N,
                                      long long C, long long width, long long start,
                                      Dropout dropout) {
-  // Sums of a thread's own channels. Channel c is at c % EACH * STEP + c / EACH: what the threads
-  // of a warp touch at a time lies side by side.
-  constexpr int STEP = CHANNELS / EACH, ROOM = 4096;  // of 4 teams, or of one
-  __shared__ float dw[ROOM], db[ROOM];
+  // (sums, teams, room): of each of these sums, those of a team, a thread for its own channels.
+  // Channel c is at c % EACH * chunks + c / EACH: what the threads of a warp touch at a time lies
+  // side by side.
+  extern __shared__ float sums[];
   const Team<BLOCK> team;
-  const int step = team.size * EACH, mine = team.of_block * CHANNELS;
-  for (int c = team.rank * EACH; c < C; c += step)
-    for (int i = 0; i < EACH; ++i)
-      dw[mine + i * STEP + c / EACH] = db[mine + i * STEP + c / EACH] = 0.0f;
+  const int chunks = ((int)C + EACH - 1) / EACH, room = chunks * EACH, step = team.size * EACH;
+  const int teams = blockDim.x / team.size, number = (int)(width / C);
+  float *dw = sums + team.of_block * room, *db = dw + teams * room, *dh_b = db + teams * room;
+  for (int i = threadIdx.x; i < number * teams * room; i += blockDim.x) sums[i] = 0.0f;
+  __syncthreads();
   for (long long row = team.first; row < N; row += team.teams) {
     const float mean = mu[row], r = rstd[row];
     float xhat[EACH], d[EACH], gain[EACH], sum = 0.0f, along = 0.0f;
@@ -117,35 +123,36 @@ __device__ inline void add_norm_back(const T* dx, const T* dy, const T* x, const
       if (dx) load_chunk(dx + at, n, before);
       for (int i = 0; i < EACH; ++i) {
         xhat[i] = (xhat[i] - mean) * r;
-        dw[mine + i * STEP + c / EACH] += d[i] * xhat[i];
-        db[mine + i * STEP + c / EACH] += d[i];
+        dw[i * chunks + c / EACH] += d[i] * xhat[i];
+        if (number > 1) db[i * chunks + c / EACH] += d[i];
         d[i] = (float)(T)(before[i] + r * (d[i] * gain[i] - sum - xhat[i] * along));
       }
       if (total) store_chunk(total + at, n, d);
-      if (dh) {
-        dropout.apply(d, start + at);
-        store_chunk(dh + at, n, d);
-      }
+      dropout.apply(d, start + at);
+      if (dh) store_chunk(dh + at, n, d);
+      for (int i = 0; i < EACH && number > 2; ++i) dh_b[i * chunks + c / EACH] += d[i];
     }
   }
   __syncthreads();
   for (int i = threadIdx.x; i < width; i += blockDim.x) {
-    const int c = i < C ? i : i - (int)C;
+    const int c = i % (int)C;
+    const float* first = sums + i / (int)C * teams * room + c % EACH * chunks + c / EACH;
     float sum = 0.0f;
-    for (int t = 0; t < (int)blockDim.x / team.size; ++t)
-      sum += (i < C ? dw : db)[t * CHANNELS + c % EACH * STEP + c / EACH];
+    for (int t = 0; t < teams; ++t) sum += first[t * room];
     part[blockIdx.x * width + i] = sum;
   }
 }
 
 // Kernels for rows of up to so many CHANNELS, of which a thread has VALUES at most in blocks of so
-// many THREADS; a warp has 32 of them at least. So many BLOCKS have room for their registers.
+// many THREADS; a warp has 32 of them at least. So many BLOCKS have room for their registers. The
+// backward kernels take shared memory for their sums at launch.
 #define ADD_NORM(CHANNELS, VALUES, BLOCK, THREADS, BLOCKS)                                        \
   extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void add_norm_forward_##CHANNELS(      \
-      const T* x, const T* h, const T* w, const T* b, T* __restrict__ stream, T* __restrict__ y,  \
-      float* __restrict__ mu, float* __restrict__ rstd, long long N, long long C, double eps,     \
-      long long start, unsigned long long key, long long limit, double scale) {                   \
-    add_norm<VALUES, BLOCK>(x, h, w, b, stream, y, mu, rstd, N, C, (float)eps, start,             \
+      const T* x, const T* h, const T* w, const T* b, const T* h_b, T* __restrict__ stream,       \
+      T* __restrict__ y, float* __restrict__ mu, float* __restrict__ rstd, long long N,           \
+      long long C, double eps, long long start, unsigned long long key, long long limit,          \
+      double scale) {                                                                             \
+    add_norm<VALUES, BLOCK>(x, h, w, b, h_b, stream, y, mu, rstd, N, C, (float)eps, start,        \
                             Dropout{key, limit, (float)scale});                                   \
   }                                                                                               \
   extern "C" __global__ __launch_bounds__(THREADS, BLOCKS) void add_norm_backward_##CHANNELS(     \
@@ -153,8 +160,8 @@ __device__ inline void add_norm_back(const T* dx, const T* dy, const T* x, const
       T* __restrict__ total, T* __restrict__ dh, float* __restrict__ part, long long N,           \
       long long C, long long width, long long start, unsigned long long key, long long limit,     \
       double scale) {                                                                             \
-    add_norm_back<CHANNELS, BLOCK>(dx, dy, x, w, mu, rstd, total, dh, part, N, C, width, start,   \
-                                   Dropout{key, limit, (float)scale});                            \
+    add_norm_back<BLOCK>(dx, dy, x, w, mu, rstd, total, dh, part, N, C, width, start,             \
+                         Dropout{key, limit, (float)scale});                                      \
   }
 
 ADD_NORM(1024, 32, false, 128, 3)

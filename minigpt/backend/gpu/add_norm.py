@@ -3,24 +3,25 @@
 import functools
 
 from minigpt.backend.gpu.dropout import mask_of
-from minigpt.backend.gpu.launch import empty, launch, supported
-from minigpt.backend.gpu.linear import column_sums, parts_of
+from minigpt.backend.gpu.launch import each, empty, launch, supported
+from minigpt.backend.gpu.linear import bias_gradient, column_sums, parts_of
 from minigpt.ops.add_norm import AddNormCache
 from minigpt.ops.layernorm import EPS
 
 WIDTHS = {1024: (128, 4), 4096: (256, 1)}  # channels of a row: threads and rows of a block
+WIDEST = 4080  # channels of a row of which a block has shared memory for three sums
 
 
-def fits(x, w, b, *others):
-    """Tell whether the kernels take x, a gain w, a bias b, and others of the shape of x."""
-    shape = x.shape
-    row = shape[-1:]
-    if row[0] > max(WIDTHS) or w.shape != row or (b is not None and b.shape != row):
+def fits(x, ws, *others):
+    """Tell whether the kernels take x, a gain and biases ws, and others of the shape of x."""
+    row = x.shape[-1:]
+    if row[0] > max(WIDTHS):
         return False
-    for y in others:
-        if y is not None and y.shape != shape:
-            return False
-    return supported(x, w, b, *others)
+    for shape, arrays in ((row, ws), (x.shape, others)):
+        for y in arrays:
+            if y is not None and y.shape != shape:
+                return False
+    return supported(x, *ws, *others)
 
 
 def singles(*arrays):
@@ -36,7 +37,7 @@ def shape_of(C):
     return width, (threads,), rows
 
 
-def normalize(x, h, w, b, eps, mask, stream):
+def normalize(x, h, w, b, h_b, eps, mask, stream):
     """Launch add_norm_forward, which fills `stream` unless it is None. Return y, mu, rstd."""
     C = h.shape[-1]
     N = h.size // C
@@ -44,52 +45,61 @@ def normalize(x, h, w, b, eps, mask, stream):
     rows = (*h.shape[:-1], 1)
     mu, rstd = empty(rows, "f"), empty(rows, "f")
     width, block, of_block = shape_of(C)
-    args = (x, h, w, b, stream, y, mu, rstd, N, C, eps, *mask)
+    args = (x, h, w, b, h_b, stream, y, mu, rstd, N, C, eps, *mask)
     launch(f"add_norm_forward_{width}", h.dtype, (-(-N // of_block),), block, args)
     return y, mu, rstd
 
 
 def normalize_backward(dx, dy, cache, mask, total, dh):
-    """Launch add_norm_backward, which fills `total` and `dh` unless None; return those of w, b.
+    """Launch add_norm_backward, which fills `total` and `dh` unless None; return the gradients of
+    w, b and h_b.
 
     Parameters
     ----------
     dx, dy : as in add_norm_backward
-    cache : (stream, w, b, mu, rstd)
+    cache : (stream, w, b, h_b, mu, rstd)
     mask : from mask_of
     total, dh : as dy, or None
         dx + layernorm_backward(dy), and dropout's gradient of it.
     """
-    x, w, b, mu, rstd = cache
+    x, w, b, h_b, mu, rstd = cache
     N, C, G = parts_of(x)
-    width, block, _ = shape_of(C)
-    parts = empty((G, C if b is None else 2 * C), "f")
+    width, block, rows = shape_of(C)
+    number = 3 if h_b is not None and C <= WIDEST else 1 if b is None else 2
+    room = -(-C // each(x.dtype)) * each(x.dtype)  # of the sums of a row
+    parts, shared = empty((G, number * C), "f"), 4 * number * rows * room
     args = (dx, dy, x, w, mu, rstd, total, dh, parts, N, C, parts.shape[1], *mask)
-    launch(f"add_norm_backward_{width}", x.dtype, (G,), block, args)
+    launch(f"add_norm_backward_{width}", x.dtype, (G,), block, args, shared)
     sums = column_sums(parts, x.dtype)
-    return {"w": sums} if b is None else {"w": sums[:C], "b": sums[C:]}
+    grads = {"w": sums[:C]}
+    if b is not None:
+        grads["b"] = sums[C : 2 * C]
+    if h_b is not None:
+        dh = total if dh is None else dh
+        grads["h_b"] = sums[2 * C :] if number == 3 else bias_gradient(dh.reshape(N, C))
+    return grads
 
 
-def add_norm_forward(x, h, w, b=None, dropout=0.0, rng=None, eps=EPS):
+def add_norm_forward(x, h, w, b=None, h_b=None, dropout=0.0, rng=None, eps=EPS):
     """As the op."""
-    if not fits(h, w, b, x):
+    if not fits(h, (w, b, h_b), x):
         return NotImplemented
     if dropout == 0:
         rng = None
-    same = x is None and rng is None  # the stream is h itself
+    same = x is None and h_b is None and rng is None  # the stream is h itself
     stream = None if same else empty(h.shape, h.dtype)
-    y, mu, rstd = normalize(x, h, w, b, eps, mask_of(h.shape, dropout, rng), stream)
+    y, mu, rstd = normalize(x, h, w, b, h_b, eps, mask_of(h.shape, dropout, rng), stream)
     stream = h if same else stream
-    return (stream, y), AddNormCache(stream, w, b, mu, rstd, dropout, rng, x is None)
+    return (stream, y), AddNormCache(stream, w, b, h_b, mu, rstd, dropout, rng, x is None)
 
 
 def add_norm_backward(dx, dy, cache):
     """As the op."""
-    x, w, b, mu, rstd, dropout, rng, begins = cache  # x is the stream
-    if not (fits(x, w, b, dx, dy) and singles(mu, rstd)):
+    x, w, b, h_b, mu, rstd, dropout, rng, begins = cache  # x is the stream
+    if not (fits(x, (w, b, h_b), dx, dy) and singles(mu, rstd)):
         return NotImplemented
     total = None if begins and rng is not None else empty(x.shape, x.dtype)
     dh = None if rng is None else empty(x.shape, x.dtype)
     mask = mask_of(x.shape, dropout, rng)
-    grads = normalize_backward(dx, dy, (x, w, b, mu, rstd), mask, total, dh)
+    grads = normalize_backward(dx, dy, (x, w, b, h_b, mu, rstd), mask, total, dh)
     return None if begins else total, total if dh is None else dh, grads

@@ -114,6 +114,33 @@ __device__ inline void store_chunk(T* p, long long n, const float* v) {
   }
 }
 
+// ---- Columns of rows (N, C): a thread has EACH adjacent ones, of a row and its block's next ----
+
+struct Columns {
+  long long c, n, row, rows;  // the first column, how many there are from it on; rows at a time
+
+  __device__ Columns(long long C)
+      : c(EACH * ((long long)blockIdx.x * blockDim.x + threadIdx.x)),
+        n(C - c),
+        row((long long)blockIdx.y * blockDim.y + threadIdx.y),
+        rows((long long)gridDim.y * blockDim.y) {}
+};
+
+// Add up what the threads of a block have for the same columns; write the sums of columns that
+// exist to part.
+__device__ inline void store_sums(const float* sum, long long n, float* part) {
+  __shared__ float sums[2048];  // of 512 threads, or of 256 in 16 bits
+  for (int i = 0; i < EACH; ++i)
+    sums[(threadIdx.y * EACH + i) * blockDim.x + threadIdx.x] = sum[i];
+  __syncthreads();
+  for (int i = 0; i < EACH && i < n && threadIdx.y == 0; ++i) {
+    float all = sum[i];
+    for (int y = 1; y < (int)blockDim.y; ++y)
+      all += sums[(y * EACH + i) * blockDim.x + threadIdx.x];
+    part[i] = all;
+  }
+}
+
 // ---- Dropout: the bits of minigpt/ops/dropout.py ----
 
 // Word number `word` of SplitMix64's stream of key.

@@ -63,7 +63,7 @@ def kernel(name, dtype):
     return function
 
 
-def launch(name, dtype, grid, block, args):
+def launch(name, dtype, grid, block, args, shared=0):
     """Start a kernel; does not wait for it.
 
     Parameters
@@ -75,8 +75,10 @@ def launch(name, dtype, grid, block, args):
     args : tuple
         CuPy arrays or None (a null pointer) for pointers, int for long long, float for double,
         NumPy scalars for all other types. They are neither converted nor checked.
+    shared : int
+        Bytes of shared memory of a block, beside what the kernel itself declares.
     """
-    kernel(name, dtype)(grid, block, args)
+    kernel(name, dtype)(grid, block, args, shared_mem=shared)
 
 
 def supported(*arrays):

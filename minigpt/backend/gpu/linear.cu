@@ -1,31 +1,31 @@
 // Biases of linear layers, and sums over rows.
 
-// y += b, for rows of y (N, C): a thread does EACH columns of every gridDim.y-th row.
-extern "C" __global__ void __launch_bounds__(128)
+// y += b, for rows of y (N, C).
+extern "C" __global__ void __launch_bounds__(512)
 add_bias(T* y, const T* b, long long N, long long C) {
-  const long long c = EACH * ((long long)blockIdx.x * blockDim.x + threadIdx.x), n = C - c;
+  const Columns at(C);
   float bias[EACH];
-  load_chunk(b + c, n, bias);
-  for (long long row = blockIdx.y; row < N; row += gridDim.y) {
+  load_chunk(b + at.c, at.n, bias);
+  for (long long row = at.row; row < N; row += at.rows) {
     float v[EACH];
-    load_chunk(y + row * C + c, n, v);
+    load_chunk(y + row * C + at.c, at.n, v);
     for (int i = 0; i < EACH; ++i) v[i] += bias[i];
-    store_chunk(y + row * C + c, n, v);
+    store_chunk(y + row * C + at.c, at.n, v);
   }
 }
 
 // ---- Sums over rows, in two launches: parts (gridDim.y, C) in float, then the sums of these ----
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(512)
 column_parts(const T* x, float* __restrict__ part, long long N, long long C) {
-  const long long c = EACH * ((long long)blockIdx.x * blockDim.x + threadIdx.x), n = C - c;
+  const Columns at(C);
   float sum[EACH] = {};
-  for (long long row = blockIdx.y; row < N && n > 0; row += gridDim.y) {
+  for (long long row = at.row; row < N; row += at.rows) {
     float v[EACH];
-    load_chunk(x + row * C + c, n, v);
+    load_chunk(x + row * C + at.c, at.n, v);
     for (int i = 0; i < EACH; ++i) sum[i] += v[i];
   }
-  for (int i = 0; i < EACH && i < n; ++i) part[blockIdx.y * C + c + i] = sum[i];
+  store_sums(sum, at.n, part + blockIdx.y * C + at.c);
 }
 
 // Blocks of 32 x 16 threads: 32 columns, each summed up by 16 threads.

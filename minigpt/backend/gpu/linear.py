@@ -6,7 +6,7 @@ from minigpt.backend.places import place_of
 from minigpt.ops.linear import check_bias
 
 PARTS, ROWS = 512, 4  # parts of a sum over rows, at most; rows of a part, at least
-COLUMNS = 512  # channels of a block
+COLUMNS, DOWN = 128, 16  # channels of a block of Columns in common.cu; its rows, each a part's
 
 
 def parts_of(x):
@@ -14,6 +14,13 @@ def parts_of(x):
     C = x.shape[-1]
     N = x.size // C
     return N, C, min(-(-N // ROWS), PARTS)
+
+
+def by_columns(x):
+    """Return N and C of x as (N, C), and the grid and block of a kernel that goes by Columns."""
+    N, C, parts = parts_of(x)
+    grid = -(-C // COLUMNS), -(-parts // DOWN)
+    return N, C, grid, (COLUMNS // each(x.dtype), DOWN)
 
 
 def column_sums(parts, dtype):
@@ -38,8 +45,7 @@ def add_bias(y, b):
     if not supported(y, b):
         y += b
         return
-    N, C, G = parts_of(y)
-    grid, block = (-(-C // COLUMNS), G), (COLUMNS // each(y.dtype),)
+    N, C, grid, block = by_columns(y)
     launch("add_bias", y.dtype, grid, block, (y, b, N, C))
 
 
@@ -63,13 +69,7 @@ def bias_gradient(dy):
     """Return the sums over the rows of dy (N, C): (C,)."""
     if not supported(dy):
         return dy.sum(axis=0)
-    N, C, G = parts_of(dy)
-    parts = empty((G, C), "f")
-    launch(
-        "column_parts",
-        dy.dtype,
-        (-(-C // COLUMNS), G),
-        (COLUMNS // each(dy.dtype),),
-        (dy, parts, N, C),
-    )
+    N, C, grid, block = by_columns(dy)
+    parts = empty((grid[1], C), "f")
+    launch("column_parts", dy.dtype, grid, block, (dy, parts, N, C))
     return column_sums(parts, dy.dtype)
