@@ -20,7 +20,7 @@ from minigpt.model.lora import adapter_shapes, count_adapter
 from minigpt.params import leaves
 from minigpt.sample import answers
 from minigpt.sample.evaluation import EVAL_TOKENS
-from minigpt.train.threads import shard_slices
+from minigpt.train.threads import STACK, shard_slices
 
 FLOAT = 4  # bytes of float32
 PICTURE = 35 * 10**6  # bytes of matplotlib, at the end of a run: measured
@@ -137,8 +137,8 @@ def logits(config, n, training):
     V = config.vocab_size
     if not training:
         return min(n * V, cross_entropy.LOGITS)
-    rows = min(n, max(1, cross_entropy.KEPT // V))  # all rows are as many, but for the last ones
-    return (rows + n % rows) * V + rows * config.n_embd
+    rows = min(n, max(1, cross_entropy.KEPT // V))
+    return rows * (V + config.n_embd)
 
 
 def passes(config, lora, B, T, Ts, training, recompute=False):
@@ -164,12 +164,51 @@ def activations(config, train_config, T, Ts):
     gradients.
     """
     total, rows, lora = 0, max(1, EVAL_TOKENS // config.block_size), train_config.lora
-    for shard in shard_slices(train_config.batch_size, train_config.shards()):
-        B, recompute = shard.stop - shard.start, train_config.recompute
+    for B in shard_rows(train_config):
+        recompute = train_config.recompute
         step = passes(config, lora, B, T, Ts, training=True, recompute=recompute)
         evaluation = passes(config, lora, rows, T, Ts, training=False)
-        total += max(step, evaluation - count_weights(config, lora)[1])
+        total += max(step, evaluation - shard_gradients(config, train_config, B, T, Ts))
     return total
+
+
+def shard_rows(train_config):
+    """Return the number of rows of each shard of a batch."""
+    shards = shard_slices(train_config.batch_size, train_config.shards())
+    return [rows.stop - rows.start for rows in shards]
+
+
+def products(config, T, Ts):
+    """Yield (shape, tokens of a row, whether it is the head) of weights of linear layers."""
+    head = "wte" if config.tie_head else "lm_head.w"
+    for name, shape in leaves(config.shapes()):
+        if name == head or len(shape) == 2 and re.search(r"\bh\.\d+\..*\.w$", name):
+            of_source = name.startswith("encoder.") or ".c_kv." in name
+            yield shape, Ts if of_source else T, name == head
+
+
+def shard_gradients(config, train_config, B, T, Ts):
+    """Return the numbers of gradients that a shard of B rows makes in memory of its own.
+
+    Those of weights of linear layers it leaves in their places, if it is the only one; of several,
+    each keeps x and dy, where they are smaller: see `backend/places.py`. x is in the cache anyway,
+    but for recomputed blocks.
+    """
+    rows, further = shard_rows(train_config), train_config.gradient_accumulation_steps > 1
+    numbers = count_weights(config, train_config.lora)[1]
+    if train_config.lora is not None:
+        return numbers
+    largest, stacks, all_rows = 0, set(), sum(rows)
+    for shape, tokens, is_head in products(config, T, Ts):
+        size, (x, dy) = math.prod(shape), shape[::-1] if is_head else shape
+        if len(rows) == 1:
+            numbers -= 0 if is_head and further else size
+            largest = max(largest, size * further)
+        elif max(rows) * tokens * sum(shape) <= size:
+            numbers += B * tokens * (dy + x * train_config.recompute) - size
+            n = all_rows * tokens
+            stacks |= {n * shape[1], min(n * shape[0], STACK), min(size, STACK) * further}
+    return numbers + largest + sum(stacks)
 
 
 def count_weights(config, lora):
@@ -206,7 +245,7 @@ def answering(config, Ts):
 def memory(config, train_config, lengths=None):
     """Return {part: bytes} of training: on a CPU at its peak, on a GPU of the GPU's memory.
 
-    The threads share the weights, but each makes the gradients of its own shard.
+    The threads share the weights.
 
     Parameters
     ----------
@@ -216,11 +255,11 @@ def memory(config, train_config, lengths=None):
     if train_config.backend != "numpy":
         return device_memory(config, train_config)
     (n, trained), threads = count_weights(config, train_config.lora), train_config.shards()
-    T = config.block_size
+    rows, T = shard_rows(train_config), config.block_size
     T, Ts = lengths or (T, T if train_config.task == "seq2seq" else 0)
     numbers = {
         "weights": n,
-        "gradients": trained * (1 + threads),
+        "gradients": trained + sum(shard_gradients(config, train_config, B, T, Ts) for B in rows),
         "optimizer": moments(config, train_config),
         "activations": activations(config, train_config, T, Ts),
         "answers at evaluations": threads * answering(config, Ts),

@@ -9,7 +9,7 @@ import operator
 
 from minigpt.backend import to_device, to_host
 from minigpt.backend.devices import PRECISIONS, dtype_of, on_gpu
-from minigpt.backend.places import gradient_places, gradients_into
+from minigpt.backend.places import Later, gradient_places, gradients_into
 from minigpt.model.lora import join
 from minigpt.ops.dropout import Rng
 from minigpt.optim.clipping import GRAD_NORM, LOSS_SCALE, SKIPPED, STEPS
@@ -96,22 +96,27 @@ class Trainer:
         """
         count, scale = count or self.task.count_targets(targets), self.optimizer.loss_scale
 
-        def shard(rows):
-            return self.task.loss_and_gradients(
-                to_device(ids[rows], self.xp),
-                to_device(targets[rows], self.xp),
-                self.compute_tree,
-                self.config,
-                rng._replace(row=rows.start),
-                count,
-                scale,
-                recompute=self.train_config.recompute,
-            )
+        shards = shard_slices(len(ids), self.workers.n)
+        later = Later([rows.stop - rows.start for rows in shards]) if len(shards) > 1 else None
 
-        with gradients_into(self._places, add) as filled:
-            done = self.workers.map(shard, shard_slices(len(ids), self.workers.n))
-        sum_gradients(self.workers, [grads for _, grads in done], self.grads, add, filled)
-        return sum_losses(as_float(loss) for loss, _ in done)
+        def shard(i):
+            rows = shards[i]
+            with gradients_into(self._places, add, later, i) as filled:
+                loss, grads = self.task.loss_and_gradients(
+                    to_device(ids[rows], self.xp),
+                    to_device(targets[rows], self.xp),
+                    self.compute_tree,
+                    self.config,
+                    rng._replace(row=rows.start),
+                    count,
+                    scale,
+                    recompute=self.train_config.recompute,
+                )
+            return loss, grads, filled
+
+        losses, trees, filled = zip(*self.workers.map(shard, range(len(shards))), strict=True)
+        sum_gradients(self.workers, trees, self.grads, add, sum(filled, []), later)
+        return sum_losses(map(as_float, losses))
 
     def batches(self, split, step):
         """Return the batches that belong to `step`, as `step` takes them."""

@@ -11,14 +11,16 @@ import itertools
 import queue
 import threading
 
-import numpy
+import numpy as np
 
 from minigpt.backend.blas import blas_threads
 from minigpt.backend.cpu import pool
+from minigpt.backend.cpu.pool import empty
 from minigpt.errors import UserError
 from minigpt.optim.gradients import gather
 
 LINE_ELEMENTS = 16  # of float32 in a cache line
+STACK = 2**20  # numbers of x, or of a product to be added, that a thread has at one time
 
 
 def shard_slices(n, parts):
@@ -45,7 +47,7 @@ class Workers:
 
     def __init__(self, n):
         self.n = n
-        self._blas, self._errors = contextlib.ExitStack(), numpy.geterr()
+        self._blas, self._errors = contextlib.ExitStack(), np.geterr()
         if n > 1:
             self._blas.enter_context(blas_threads(1))
         self._queues = [queue.SimpleQueue() for _ in range(n - 1)]
@@ -63,7 +65,7 @@ class Workers:
             ) from None
 
     def _work(self, tasks):
-        numpy.seterr(**self._errors)  # of this thread alone
+        np.seterr(**self._errors)  # of this thread alone
         while (task := tasks.get()) is not None:
             fn, i, item = task
             try:
@@ -147,7 +149,7 @@ def cut(arrays, start, stop):
     return tuple(pieces)
 
 
-def sum_gradients(workers, trees, grads, add=False, filled=()):
+def sum_gradients(workers, trees, grads, add=False, filled=(), later=None):
     """Write the sum of the shards' gradients into `grads`: shard by shard, in order.
 
     Parameters
@@ -159,21 +161,29 @@ def sum_gradients(workers, trees, grads, add=False, filled=()):
     add : bool
         Whether to add to what `grads` holds, as for a further batch of the same step.
     filled : list of arrays
-        Of `grads`, those where the only shard has left its gradients by itself: see
-        backend/places.py.
+        Of `grads`, those that nothing is to be copied to, from each of the shards: see
+        backend/places.py. A shard alone has left its gradients there; of several, all have left
+        factors.
+    later : Later, optional
+        These factors.
     """
     shards = [grads.ordered(tree) for tree in trees]
-    there = [x is place for x, place in zip(shards[0], grads.arrays, strict=True)]
-    if sum(there) != len(filled) or filled and len(shards) > 1:
+    there = [[x is place for x, place in zip(x, grads.arrays, strict=True)] for x in shards]
+    if any(x != there[0] for x in there) or sum(map(sum, there)) != len(filled):
         raise RuntimeError("a gradient that was left in its place is not the one that is returned")
     edges = [*grads.starts, grads.size]
-    for done, run in itertools.groupby(range(len(there)), there.__getitem__):
+    for done, run in itertools.groupby(range(len(grads.arrays)), there[0].__getitem__):
         if done:
             continue
         run = list(run)  # arrays that are not there, one after the other
         first, stop = run[0], run[-1] + 1
         arrays = [shard[first:stop] for shard in shards]
         sum_arrays(workers, arrays, grads.flat[edges[first] : edges[stop]], add)
+    if later is not None:
+        places = [x for x, done in zip(grads.arrays, there[0], strict=True) if done]
+        multiply(workers, factors_of(later, places), add)
+        for how in itertools.chain(*later.changes):
+            how()
 
 
 def sum_arrays(workers, shards, flat, add):
@@ -185,3 +195,54 @@ def sum_arrays(workers, shards, flat, add):
         gather(flat[start:stop], pieces, add)
 
     workers.ranges(reduce, flat.size)
+
+
+def factors_of(later, places):
+    """Return [(place, x of each shard, dy of each shard)] of what has been left as factors."""
+    found = []
+    for place in places:
+        xs, dys = zip(*(shard[id(place)] for shard in later.factors), strict=True)
+        found.append((place, xs, dys))
+    return found
+
+
+def multiply(workers, products, add):
+    """Write the gradients that were left as factors: x^T dy over the rows of all shards; or add it.
+
+    Each thread has a range of their rows, end to end: as a rule whole matrices, and parts of two.
+
+    Parameters
+    ----------
+    workers : Workers
+    products : list of (place, sequence of x (N_i, C_in), sequence of dy (N_i, C_out))
+    add : bool
+    """
+    edges = [0, *itertools.accumulate(place.size for place, *_ in products)]
+
+    def make(start, stop):
+        for at, (place, xs, dys) in zip(edges, products, strict=False):
+            first, last = (-((at - edge) // place.shape[1]) for edge in (start, stop))
+            rows = slice(max(first, 0), max(last, 0))
+            multiply_rows(place[rows], [x[:, rows] for x in xs], dys, add)
+
+    workers.ranges(make, edges[-1])
+
+
+def multiply_rows(out, xs, dys, add):
+    """Write x^T dy to some rows of a gradient, or add it; x and dy are those of all shards."""
+    n, width = sum(map(len, xs)), out.shape[1]
+    step = max(1, STACK // max(n, width if add else 1))
+    dy = stack(dys) if len(out) else None
+    for start in range(0, len(out), step):
+        some = slice(start, start + step)
+        x = stack([x[:, some] for x in xs])
+        if add:
+            out[some] += np.matmul(x.T, dy, out=empty((x.shape[1], width), dy.dtype))
+        else:
+            np.matmul(x.T, dy, out=out[some])
+
+
+def stack(arrays):
+    """Return arrays (N_i, C) below one another, in memory that is reused."""
+    shape = sum(map(len, arrays)), arrays[0].shape[1]
+    return np.concatenate(arrays, out=empty(shape, arrays[0].dtype))

@@ -1,6 +1,7 @@
 """What --dry-run says of memory is what a process holds; a lack of memory says where and what."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -17,6 +18,7 @@ from minigpt.model.gpt import gpt_forward
 from minigpt.model.init import init_params
 from minigpt.model.lora import init_adapter, join
 from minigpt.ops.dropout import Rng
+from minigpt.params import leaves
 from minigpt.sample.tasks import text_batch
 from minigpt.train import __main__ as train
 from minigpt.train.config import resolve
@@ -73,6 +75,8 @@ print(resident()[1] - before)
 QUICK = PRESETS["quick"] | {"bigram": True, "batch_size": 48}
 WIDE = {"n_layer": 2, "n_embd": 192, "n_head": 6, "block_size": 128, "batch_size": 12}
 PAIRS = PRESETS["dates"] | {"n_layer": 2, "block_size": 96, "gradient_accumulation_steps": 1}
+FEW = {"n_layer": 4, "n_embd": 384, "n_head": 6, "block_size": 16, "batch_size": 8}
+FEW |= {"vocab_size": 12000}
 LORA = {"init_from": "x", "lora_rank": 8}
 MODELS = {
     "bigrams, rotation, muon": QUICK,
@@ -98,6 +102,12 @@ MODELS = {
     | WIDE
     | LORA
     | {"n_layer": 8, "vocab_size": 12000, "recompute": True},
+    "few tokens": NANOGPT | FEW,
+    "few tokens, two batches": NANOGPT | FEW | {"gradient_accumulation_steps": 2},
+    "few tokens, three threads": NANOGPT | FEW | {"threads": 3},
+    "few tokens, recomputed, untied, two batches, two threads": NANOGPT
+    | FEW
+    | {"gradient_accumulation_steps": 2, "tie_head": False, "recompute": True, "threads": 2},
     "pairs, muon, dropout": PAIRS | {"optimizer": "muon", "dropout": 0.1, "batch_size": 24},
 }
 
@@ -126,7 +136,8 @@ def test_muon_and_threads_and_pairs_are_counted():
     config, _ = resolve(PRESETS["quality"] | {"bigram": False}, SIZES)
     n = 4 * count_parameters(config)
     assert one["weights"] == two["weights"] == n
-    assert one["gradients"] == 2 * n and two["gradients"] == 3 * n
+    gains = 4 * sum(math.prod(x) for _, x in leaves(config.shapes()) if len(x) == 1)
+    assert one["gradients"] == n + gains and two["gradients"] == 3 * n
     matrices = 4 * 6 * 12 * 256**2  # whose second moments Muon never writes
     assert one["optimizer"] == 2 * n - matrices
     assert one["activations"] < two["activations"] < 1.1 * one["activations"]

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from minigpt.backend.cpu.pool import empty, zeros
+from minigpt.backend.places import is_later, leave, place_of
 from minigpt.ops import cross_entropy
 
 ROWS = 1024  # rows of x that go through the whole LM head at a time
@@ -44,16 +45,20 @@ def compute(x, targets, w, b, count, dloss=None, frozen=False):
     if count is None:
         count = max(int((t >= 0).sum()), 1)
     lse = np.empty((len(x2), 1), x.dtype)
-    gradients = None
+    gradients, p, later = None, None, False
     if dloss is not None:
         factor = ((t >= 0) * (dloss / count)).astype(x.dtype)[:, None]
-        gradients = zeros(x.shape, x.dtype), {} if frozen else zero_gradients(w, b)
+        later = not frozen and is_later(w, len(x2) * (V + C))
+        gradients = zeros(x.shape, x.dtype), {} if frozen else room(w, b, later)
+        p = empty((len(x2) if later else min(len(x2), max(1, KEPT // V)), V), x.dtype)
     size = (1, ROWS) if gradients is None else (V, KEPT)
     for rows in cross_entropy.row_chunks(len(x2), *size):
-        lse[rows], total, tiles = normalize(x2[rows], w, b, keep=gradients is not None)
+        terms = None if p is None else p[rows] if later else p[: rows.stop - rows.start]
+        lse[rows], total = normalize(x2[rows], w, b, terms)
         if gradients is not None:
-            add_gradients(gradients, x2, w, t, factor, total, rows, tiles)
-        del tiles  # so that the next rows use its memory
+            add_gradients(gradients, x2, w, t, factor, total, rows, terms)
+    if later:
+        gradients[1]["w"] = leave(w, p, x2)
     right = np.vecdot(x2, w[t])  # a target of -1 picks some logit: unused
     if b is not None:
         right += b[t]
@@ -61,61 +66,62 @@ def compute(x, targets, w, b, count, dloss=None, frozen=False):
     return loss / count, gradients, cross_entropy.CrossEntropyCache(x, targets, w, b, lse, count)
 
 
-def zero_gradients(w, b):
-    """Return {"w": dw, "b": db} of zeros, the first in memory that is reused."""
-    grads = {"w": zeros(w.shape, w.dtype)}
-    if b is not None:
-        grads["b"] = np.zeros_like(b)
+def room(w, b, later):
+    """Return {"w": dw, "b": db} to fill, without dw where it is made `later`.
+
+    dw is in its place, or for a further batch, to which the embedding's would be added in another
+    order, and where there is none, in memory that is reused.
+    """
+    grads = {} if b is None else {"b": np.zeros_like(b)}
+    if not later:
+        place, _ = place_of(w, adds=False)
+        grads["w"] = empty(w.shape, w.dtype) if place is None else place
     return grads
 
 
-def add_gradients(gradients, x, w, t, factor, total, rows, tiles):
-    """Add what some rows contribute, from exp(logits - top) by tiles; dlogits takes their place."""
+def add_gradients(gradients, x, w, t, factor, total, rows, p):
+    """Add what some rows contribute, from p = exp(logits - top); dlogits takes its place."""
     dx, grads = gradients
     dx = dx.reshape(x.shape)[rows]
     xr, tr, factor = x[rows], t[rows], factor[rows]
     scale = factor / total
-    for columns, p in tiles:
-        p *= scale
+    for columns in vocabulary_tiles(*p.shape):
+        dlogits = p[:, columns]
+        dlogits *= scale
         (here,) = np.nonzero((tr >= columns.start) & (tr < columns.stop))
-        p[here, tr[here] - columns.start] -= factor[here, 0]
-        dx += p @ w[columns]
+        dlogits[here, tr[here] - columns.start] -= factor[here, 0]
+        dx += dlogits @ w[columns]
         if "w" in grads and rows.start == 0:
-            np.matmul(p.T, xr, out=grads["w"][columns])
+            np.matmul(dlogits.T, xr, out=grads["w"][columns])
         elif "w" in grads:
-            grads["w"][columns] += p.T @ xr
+            grads["w"][columns] += dlogits.T @ xr
         if "b" in grads:
-            grads["b"][columns] += p.sum(axis=0)
+            grads["b"][columns] += dlogits.sum(axis=0)
 
 
-def normalize(x, w, b, keep):
-    """Return lse (n, 1) of the logits of x, and the results of `exponentials`."""
+def normalize(x, w, b, terms=None):
+    """Return lse (n, 1) of the logits of x, and the sum of `exponentials`."""
     # Nearly always the softmax needs no shift: only where exp has left the range of floats. The
     # sum is then infinite, or, with the BLAS kernels of some CPUs, a nan: both compare as bad.
     with np.errstate(over="ignore", invalid="ignore"):
-        total, tiles = exponentials(x, w, b, keep)
+        total = exponentials(x, w, b, terms)
     bad = ~((total > TINY) & (total < HUGE))
     if not bad.any():
-        return np.log(total), total, tiles
+        return np.log(total), total
     top = np.where(bad, highest_logits(x, w, b), 0)
-    total, tiles = exponentials(x, w, b, keep, top)
-    return np.log(total) + top, total, tiles
+    total = exponentials(x, w, b, terms, top)
+    return np.log(total) + top, total
 
 
-def exponentials(x, w, b, keep, top=None):
-    """Return the sum over the vocabulary of exp(logits - top), (n, 1), and if `keep` its terms.
-
-    The terms are a list of slices of the vocabulary with arrays (n, columns).
-    """
-    total, ones, tiles = np.zeros((len(x), 1), x.dtype), np.ones(len(w), x.dtype), []
-    for columns, logits in logit_tiles(x, w, b, keep):
+def exponentials(x, w, b, terms=None, top=None):
+    """Return the sum over the vocabulary of exp(logits - top), (n, 1); its terms go to `terms`."""
+    total, ones = np.zeros((len(x), 1), x.dtype), np.ones(len(w), x.dtype)
+    for columns, logits in logit_tiles(x, w, b, terms):
         if top is not None:
             logits -= top
         np.exp(logits, out=logits)
         total[:, 0] += sum_rows(logits, ones[columns])
-        if keep:
-            tiles.append((columns, logits))
-    return total, tiles
+    return total
 
 
 def sum_rows(x, ones):
@@ -123,19 +129,24 @@ def sum_rows(x, ones):
     return x @ ones
 
 
-def logit_tiles(x, w, b, keep=False):
-    """Yield slices of the vocabulary with the logits (n, columns) of x.
-
-    All share one buffer, unless the caller keeps them. The rows of w are read once for all rows
-    of x.
-    """
-    n, V = len(x), len(w)
+def vocabulary_tiles(n, V):
+    """Yield slices of the vocabulary, whose logits of n rows are a tile."""
     width = min(V, max(1, LOGITS // n))
-    buffer = empty((n * (V if keep else width),), x.dtype)
     for start in range(0, V, width):
-        columns = slice(start, min(start + width, V))
-        first = n * start if keep else 0
-        logits = buffer[first : first + n * (columns.stop - start)].reshape(n, -1)
+        yield slice(start, min(start + width, V))
+
+
+def logit_tiles(x, w, b, into=None):
+    """Yield slices of the vocabulary with the logits (n, columns) of x, in `into` (n, V).
+
+    Without it, all share one buffer. The rows of w are read once for all rows of x.
+    """
+    n, buffer = len(x), None
+    for columns in vocabulary_tiles(n, len(w)):
+        width = columns.stop - columns.start
+        if into is None and buffer is None:
+            buffer = empty((n * width,), x.dtype)
+        logits = buffer[: n * width].reshape(n, -1) if into is None else into[:, columns]
         np.matmul(x, w[columns].T, out=logits)
         if b is not None:
             logits += b[columns]

@@ -4,6 +4,7 @@ import numpy as np
 
 from minigpt.backend.cpu.blocking import column_sums, row_blocks, rows_of
 from minigpt.backend.cpu.pool import empty
+from minigpt.backend.places import is_later, leave, place_of
 from minigpt.ops.linear import check_bias
 
 
@@ -28,8 +29,20 @@ def linear_backward(dy, cache):
     x, w, b = cache
     n_in, n_out = w.shape
     dy2 = rows_of(dy, n_out)
-    dw = np.matmul(rows_of(x, n_in).T, dy2, out=empty(w.shape, w.dtype))
+    dw = weight_gradient(w, rows_of(x, n_in), dy2)
     grads = {"w": dw} if b is None else {"w": dw, "b": column_sums(dy2)}
     dx = empty((*dy.shape[:-1], n_in), w.dtype)
     np.matmul(dy2, w.T, out=rows_of(dx, n_in))
     return dx, grads
+
+
+def weight_gradient(w, x, dy):
+    """Return x^T dy of two dimensions, the gradient of w: in its place, perhaps later."""
+    if is_later(w, x.size + dy.size):
+        return leave(w, x, dy)
+    place, add = place_of(w)
+    dw = empty(w.shape, w.dtype) if place is None or add else place
+    np.matmul(x.T, dy, out=dw)
+    if add:
+        place += dw
+    return dw if place is None else place
