@@ -139,15 +139,14 @@ def test_a_buffer_that_is_given_is_used():
 
 
 @pytest.mark.cupy
-@pytest.mark.parametrize("n", [0, 1, 4095, 4097, 100_003])
+@pytest.mark.parametrize("n", [0, 1, 4095, 4097, 600_003])
 def test_parts_of_the_sum_of_squares_add_up_to_it(rng, xp, n):
     g = rng.standard_normal(n)
     for op in dict.fromkeys((sum_of_squares, sum_of_squares.reference)):
         for dtype, rtol in (("float64", 1e-12), ("float32", 1e-5)):
-            for edges in ((), [n // 3, n // 2, n // 2]):
-                parts = op(xp.asarray(g, dtype), edges)
-                assert parts.ndim == 1 and parts.dtype in (dtype, "float64")
-                np.testing.assert_allclose(float(parts.sum()), math.fsum(g * g), rtol=rtol)
+            parts = op(xp.asarray(g, dtype))
+            assert parts.ndim == 1 and parts.dtype in (dtype, "float64")
+            np.testing.assert_allclose(float(parts.sum()), math.fsum(g * g), rtol=rtol)
 
 
 SIZES = (5, 1, 0, 100_003, 17)

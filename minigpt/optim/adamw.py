@@ -157,13 +157,7 @@ class AdamW:
     def prepare(self, grads, parallel_for=in_one_range, loss=None):
         """Count a step, take the norm of its gradients, and clip; see `step`."""
         self.step_count += 1
-        starts = self.params.starts
-
-        def norm_parts(start, stop):
-            edges = [i - start for i in starts if start < i < stop]
-            return sum_of_squares(grads[start:stop], edges)
-
-        parts = parallel_for(norm_parts, grads.size)
+        parts = parallel_for(lambda start, stop: sum_of_squares(grads[start:stop]), grads.size)
         parts = parts[0] if len(parts) == 1 else array_module(grads).concatenate(parts)
         growth = GROWTH_INTERVAL if self.loss_scaling else 0
         clip(self.state, parts, self.max_norm, growth, loss)

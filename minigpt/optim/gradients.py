@@ -31,7 +31,7 @@ def gather(flat, shards, add=False):
 
 
 @overridable
-def sum_of_squares(g, edges=()):
+def sum_of_squares(g):
     """Return (n,) numbers, of at least g's precision, whose sum is the sum of g_i^2.
 
     It is a pass of its own after the sum over shards and batches. Several parts, since their sum is
@@ -40,7 +40,5 @@ def sum_of_squares(g, edges=()):
     Parameters
     ----------
     g : (N,) float
-    edges : sequence of int
-        Where the arrays in g begin, which an override may sum one by one.
     """
     return (g * g).sum().reshape(1)

@@ -12,6 +12,7 @@ import pytest
 
 import minigpt
 from minigpt.backend import _override
+from minigpt.backend.cpu.blocking import BLOCK
 from minigpt.ops import activation as activation_module
 from minigpt.ops.activation import activation_backward, activation_forward
 from minigpt.ops.add_norm import add_norm_backward, add_norm_forward
@@ -42,7 +43,7 @@ from tests.tools.gradcheck import (
 
 LARGE = 5000  # vocabulary
 BOTH = "b", "h_b"  # biases of add_norm
-BIG = (3, 317, 97)  # more than one block of rows, and none of them whole
+BIG = (3, BLOCK // 97 // 3 + 20, 97)  # more than one block of rows, and none of them whole
 RTOL = {"float32": 5e-6, "float64": 1e-12}  # relative to the largest, for scores of some units
 RNG = Rng.of(1, 2)
 

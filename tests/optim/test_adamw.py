@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from minigpt.backend import to_host
+from minigpt.backend.cpu.blocking import BLOCK
 from minigpt.optim.adamw import AdamW, adamw_step, in_one_range
 from minigpt.optim.clipping import (
     GOOD_STEPS,
@@ -50,7 +51,7 @@ def test_adamw_is_its_formula(rng, xp, step, weight_decay, scale):
             np.testing.assert_allclose(to_host(x), y, rtol=1e-13, atol=1e-16)
 
 
-@pytest.mark.parametrize("n", [0, 1, 70_001])
+@pytest.mark.parametrize("n", [0, 1, BLOCK + 4_465])
 def test_adamw_in_float32_is_near_that_in_float64(rng, n):
     p, g, m, v = rng.standard_normal((4, n))
     arrays = p, g, m, v * v
@@ -103,9 +104,10 @@ def test_a_scale_that_is_not_finite_changes_no_bit(rng, xp, dtype, scale):
 @pytest.mark.cupy
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_copy_is_the_parameters_rounded(rng, xp, dtype):
+    n = BLOCK + 4_465
     for op in dict.fromkeys((adamw_step, adamw_step.reference)):
-        p, g, m, v = (xp.asarray(np.abs(x), dtype) for x in rng.standard_normal((4, 70_001)))
-        half = xp.zeros(70_001, "float16")
+        p, g, m, v = (xp.asarray(np.abs(x), dtype) for x in rng.standard_normal((4, n)))
+        half = xp.zeros(n, "float16")
         op(p, g, m, v, 1e-2, 0.9, 0.99, 1e-8, 0.1, 9, 3, 0.5, half)
         np.testing.assert_array_equal(to_host(half), to_host(p).astype(np.float16))
 

@@ -1,4 +1,4 @@
-"""Faster versions of the ops on a CPU: in place, in blocks of rows that fit the L2 cache.
+"""Faster versions of the ops on a CPU: in place, in blocks of rows that stay in the cache.
 
 An override has the name of its op, in a file with the name of the op's file: that is how it is
 found. It has the signature, the results (up to rounding) and the cache of its op, so that the

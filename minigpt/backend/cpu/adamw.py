@@ -19,15 +19,16 @@ def adamw_step(
     # lr mhat / (sqrt(vhat) + eps) = a m / (sqrt(v) + c)
     root = math.sqrt(1 - beta2**step)
     a, c = lr * root / (1 - beta1**step), eps * root
-    scratch = empty((2, block_rows(p.size, 1)), p.dtype)
+    # What m receives, t = (1 - beta1) g, gives what v receives, too: (1 - beta2) g^2 = square t^2
+    square = (1 - beta2) / (1 - beta1) ** 2
+    scratch = empty((block_rows(p.size, 1),), p.dtype)
     for start, pb, gb, mb, vb, hb in row_blocks(p, g, m, v, half):
-        t, u = scratch[:, : pb.size]
-        np.multiply(gb, scale, out=t)
-        np.multiply(t, 1 - beta1, out=u)
+        t = scratch[: pb.size]
+        np.multiply(gb, (1 - beta1) * scale, out=t)
         mb *= beta1
-        mb += u
+        mb += t
         t *= t
-        t *= 1 - beta2
+        t *= square
         vb *= beta2
         vb += t
         np.sqrt(vb, out=t)

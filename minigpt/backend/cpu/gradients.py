@@ -26,10 +26,9 @@ def gather(flat, shards, add=False):
     return None
 
 
-def sum_of_squares(g, edges=()):
-    """As the op; BLAS reads g once and writes no squares, a block of an array at a time."""
+def sum_of_squares(g):
+    """As the op; BLAS reads g once and writes no squares, a block at a time."""
     total = 0.0  # of double precision
-    for array in np.split(g, edges):
-        for _, block in row_blocks(array):
-            total += float(np.dot(block, block))
+    for _, block in row_blocks(g):
+        total += float(np.dot(block, block))
     return np.array([total])

@@ -1,4 +1,4 @@
-"""Softmax on the CPU, by blocks of rows that fit the L2 cache."""
+"""Softmax on the CPU, by blocks of rows that stay in the cache."""
 
 import math
 

@@ -51,7 +51,7 @@ def tables(pointers, sizes):
     return found
 
 
-def sum_of_squares(g, edges=()):
+def sum_of_squares(g):
     """As the op; a part for every WIDTH elements."""
     if g.dtype != FLOAT32 or not supported(g):
         return NotImplemented

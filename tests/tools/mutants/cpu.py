@@ -109,6 +109,7 @@ MUTANTS = {
     "minigpt/backend/cpu::adamw_step": [
         ("eps beside a moment that is not corrected", "eps * root", "eps", FORMULA),
         ("gains decay too", "pb[: decayed - start]", "pb", FORMULA),
+        ("squares of a part of the gradient", "(1 - beta1) ** 2", "(1 - beta1)", FORMULA),
     ],
     "minigpt/backend/cpu::add_gradients": [
         (
@@ -302,8 +303,8 @@ MUTANTS = {
     "minigpt/backend/cpu::sum_of_squares": [
         (
             "the norm is without the last elements",
-            "np.split(g, edges)",
-            "np.split(g, edges)[:1]",
+            "row_blocks(g)",
+            "row_blocks(g[:-1])",
             "test_params.py::test_parts_of_the_sum_of_squares_add_up_to_it",
         ),
         (
