@@ -138,8 +138,20 @@ MUTANTS = {
             'grads["w"][...] = normalize_backward(',
             PAIRINGS,
         ),
+        (
+            "no mask on the gradient of the pending bias",
+            "column_sums(dh2)",
+            "column_sums(ds2)",
+            "ops/test_add_norm.py::test_backward_is_the_gradient",
+        ),
     ],
     "minigpt/backend/cpu::add_norm_forward": [
+        (
+            "the pending bias is not added",
+            "added = np.add(added, h_b, out=s)",
+            "pass",
+            "ops/test_add_norm.py::test_a_bias_is_added_here_as_by_the_layer_before",
+        ),
         (
             "every block of rows drops alike",
             "drop(added, place + start * C, dropout, rng, out=s)",

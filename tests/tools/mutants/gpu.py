@@ -41,15 +41,28 @@ MUTANTS = {
             VALUES,
         ),
         ("a team's sums begin anew with each row", "+= d[i] * xhat[i]", "= d[i] * xhat[i]", ROWS),
-        ("the sums of the first team alone", "t < (int)blockDim.x / team.size", "t < 1", ROWS),
+        ("the sums of the first team alone", "t < teams", "t < 1", ROWS),
         (
             "teams share their sums",
-            "mine = team.of_block * CHANNELS",
-            "mine = 0",
+            "*dw = sums + team.of_block * room",
+            "*dw = sums",
+            ROWS,
+        ),
+        (
+            "the pending bias has the gradient of a team's last row",
+            "dh_b[i * chunks + c / EACH] += d[i]",
+            "dh_b[i * chunks + c / EACH] = d[i]",
+            ROWS,
+        ),
+        (
+            "shared memory is not cleared",
+            "for (int i = threadIdx.x; i < number * teams * room; i += blockDim.x) sums[i] = 0.0f;",
+            "",
             ROWS,
         ),
     ],
     "minigpt/backend/gpu/add_norm.cu::add_norm": [
+        ("the pending bias is not added", "v[k + i] += bias[i];", "", VALUES),
         (
             "the mean is kept in 16 bits",
             "mu[row] = mean,",
@@ -132,6 +145,14 @@ MUTANTS = {
             "backend/test_low_precision.py::test_rounding_to_bfloat16",
         ),
     ],
+    "minigpt/backend/gpu/common.cu::store_sums": [
+        (
+            "the sums of a block's first rows alone",
+            "y < (int)blockDim.y",
+            "y < (int)blockDim.y / 2",
+            VALUES,
+        ),
+    ],
     "minigpt/backend/gpu/common.cu::Dropout": [
         (
             "what stays is not scaled",
@@ -198,8 +219,8 @@ MUTANTS = {
         ),
     ],
     "minigpt/backend/gpu/linear.cu::add_bias": [
-        ("every row gets the bias of the first channels", "b + c, n, bias", "b, n, bias", VALUES),
-        ("the last rows have no bias", "row += gridDim.y", "row += N", VALUES),
+        ("every row gets the bias of the first channels", "b + at.c, at.n", "b, at.n", VALUES),
+        ("the last rows have no bias", "row += at.rows", "row += N", VALUES),
     ],
     "minigpt/backend/gpu/linear.cu::column_sums": [
         (

@@ -176,6 +176,22 @@ MUTANTS = {
             "model/test_checkpoint.py::test_what_is_saved_comes_back_to_the_bit",
         ),
     ],
+    "minigpt/model::put_last_bias": [
+        (
+            "a bias that add_norm has added has no gradient",
+            "if db is not None:",
+            "if False:",
+            "model/test_blocks.py::test_backward_of_block",
+        ),
+    ],
+    "minigpt/model::without_last_bias": [
+        (
+            "a frozen layer with a bias loses its adapter",
+            ' or "scale" in last',
+            "",
+            "model/test_lora.py::test_backends_agree",
+        ),
+    ],
     "minigpt/model::self_attention_backward": [
         (
             "gradients of queries and keys are not rotated back",

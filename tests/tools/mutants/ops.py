@@ -36,6 +36,20 @@ MUTANTS = {
             "dh = dstream",
             "ops/test_add_norm.py::test_backward_is_the_gradient",
         ),
+        (
+            "no mask on the gradient of the pending bias",
+            'grads["h_b"] = dh.reshape',
+            'grads["h_b"] = dstream.reshape',
+            "ops/test_add_norm.py::test_backward_is_the_gradient",
+        ),
+    ],
+    "minigpt/ops::check_pending": [
+        (
+            "a pending bias of any shape is taken",
+            "if h_b is not None and",
+            "if False and",
+            "ops/test_add_norm.py::test_refuses_parameters_that_would_broadcast",
+        ),
     ],
     "minigpt/ops::angles": [
         (
