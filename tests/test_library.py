@@ -1,6 +1,7 @@
 """What `import minigpt` offers."""
 
 import dataclasses
+import inspect
 import pydoc
 import re
 from pathlib import Path
@@ -33,7 +34,7 @@ def test_what_the_package_offers_says_what_it_does_with_an_example():
     fields = {field.name for field in dataclasses.fields(minigpt.Model)}
     for name, method in vars(minigpt.Model).items():
         assert name.startswith("_") or name in fields or getattr(method, "__doc__", None)
-    assert all(f"\n    {name} : " in minigpt.Model.__doc__ for name in fields)
+    assert all(f"\n{name} : " in inspect.getdoc(minigpt.Model) for name in fields)
 
 
 def test_the_name_of_a_preset_becomes_configs():

@@ -8,9 +8,10 @@ Buffers are cut from chunks that are large enough for NumPy to ask for huge page
 address cache (TLB) then covers 512 ordinary pages.
 """
 
+import ctypes
 import math
-import sys
 import threading
+import weakref
 
 import numpy
 
@@ -21,28 +22,58 @@ CHUNK = 2**23  # bytes; NumPy asks for huge pages from 4 MB on
 MAX_SIZES = 32  # distinct sizes that one thread keeps before it cuts them all anew
 
 
+class Block:
+    """Memory for one array at a time.
+
+    Between the two stands an object that is new each time. Whatever uses the memory refers to it,
+    through however many views and in whatever thread: an array must not outlive what it lies on.
+    So the memory is free when a weak reference finds that object gone.
+
+    Parameters
+    ----------
+    memory : (bytes,) memoryview
+    """
+
+    __slots__ = ("memory", "kind", "user")
+
+    def __init__(self, memory):
+        self.memory, self.kind, self.user = memory, ctypes.c_char * len(memory), None
+
+    def __len__(self):
+        return len(self.memory)
+
+    def is_free(self):
+        return self.user is None or self.user() is None
+
+    def array(self, shape, dtype):
+        """Return a new array on the memory, which must be free."""
+        user = self.kind.from_buffer(self.memory)
+        self.user = weakref.ref(user)
+        return numpy.ndarray(shape, dtype, user)
+
+
 class ThreadCache(threading.local):
     """The memory of a thread.
 
     Attributes
     ----------
-    sizes : {(elements, dtype): list of arrays}
-        The buffers, in use or not.
-    cut, whole : lists of (bytes,) uint8
-        The chunks that buffers have been cut from, and those that are untouched.
-    rests : list of (bytes,) uint8
-        What has not been cut off the chunks in `cut`.
+    buffers : {bytes: list of Block}
+        By their size, in use or not.
+    chunks : list of Block
+        What buffers are cut from.
+    rests : list of (bytes,) memoryviews
+        What has not been cut off the chunks in use.
     begun : bool
         Whether no buffer has been cut since a piece of work began.
-    late : bool
-        Whether buffers were cut anew in the middle of a piece of work, when some were in use.
     kind : object
         Of the work that has begun.
+    busy : bool
+        Whether an array is being made: a garbage collection may ask for another meanwhile.
     """
 
     def __init__(self):
-        self.sizes, self.cut, self.whole, self.rests = {}, [], [], []
-        self.begun, self.late, self.kind = False, False, None
+        self.buffers, self.chunks, self.rests = {}, [], []
+        self.begun, self.kind, self.busy = False, None, False
 
 
 _cache = ThreadCache()
@@ -52,11 +83,9 @@ def begin_work(kind=None):
     """Say that a piece of work begins in this thread, such as the passes of a batch.
 
     If it needs a buffer of which there is none, all are cut anew: work on arrays of many shapes
-    takes no more memory than on the largest of them. Where that comes late, after buffers that
-    happen to fit, they are all cut once more at the next beginning: then they are the right ones.
-    So they are if it is work of another `kind`.
+    takes no more memory than on the largest of them. So they are if it is work of another `kind`.
     """
-    if _cache.late or kind != _cache.kind:
+    if kind != _cache.kind:
         recycle()
         _cache.kind = kind
     else:
@@ -71,88 +100,70 @@ def give_back():
 def empty(shape, dtype):
     """Return an uninitialized array of that shape, for the calling thread to fill.
 
-    It begins at a cache line, unless it is small. A buffer is free again when no array refers to it
-    any more, by its reference count: a view refers to the buffer at its base, however many views
-    lie between.
+    It begins at a cache line, unless it is small.
     """
     dtype = numpy.dtype(dtype)
-    n = math.prod(shape)
-    if n * dtype.itemsize < SMALL:
+    size = math.prod(shape) * dtype.itemsize
+    cache = _cache
+    if size < SMALL or cache.busy:
         return numpy.empty(shape, dtype)
-    buffer = with_references(IDLE, _cache.sizes.get((n, dtype), ()))
-    if buffer is None:
-        buffer = new_buffer(n, dtype)
-    return buffer.reshape(shape)
+    try:
+        cache.busy = True
+        for buffer in cache.buffers.get(size, ()):
+            if buffer.is_free():
+                break
+        else:
+            buffer = new_buffer(size)
+        return buffer.array(shape, dtype)
+    finally:
+        cache.busy = False
 
 
-def with_references(count, buffers):
-    """Return the first of a list of buffers with that reference count, or None."""
-    for buffer in buffers:
-        if sys.getrefcount(buffer) == count:
-            return buffer
-    return None
-
-
-# The reference count of a free buffer in a list: versions of Python count differently.
-IDLE = next(n for n in range(9) if with_references(n, [numpy.empty(0)]) is not None)
-
-
-def new_buffer(n, dtype):
-    """Return a buffer (n,) that no array refers to yet."""
-    sizes = _cache.sizes
-    if _cache.begun or (len(sizes) == MAX_SIZES and (n, dtype) not in sizes):
+def new_buffer(size):
+    """Return a buffer of `size` bytes that no array lies on yet."""
+    cache = _cache
+    if cache.begun or (len(cache.buffers) == MAX_SIZES and size not in cache.buffers):
         recycle()
-        _cache.late = bool(_cache.cut)
-    buffer = numpy.frombuffer(cut(n * dtype.itemsize), dtype)
-    sizes.setdefault((n, dtype), []).append(buffer)
+    buffer = Block(cut(size))
+    cache.buffers.setdefault(size, []).append(buffer)
     return buffer
 
 
 def recycle():
-    """Forget all buffers, so that chunks of which no array is left are whole again."""
+    """Forget all buffers: a chunk is free when no array is left on what was cut from it."""
     cache = _cache
-    cache.sizes.clear()
+    cache.buffers.clear()
     cache.rests.clear()
-    cache.begun = cache.late = False
-    while (chunk := with_references(IDLE, cache.cut)) is not None:
-        remove(cache.cut, chunk)
-        cache.whole.append(chunk)
-
-
-def remove(arrays, array):
-    """Remove that very array from a list."""
-    del arrays[next(i for i, other in enumerate(arrays) if other is array)]
+    cache.begun = False
 
 
 def cut(size):
-    """Return a memoryview of `size` bytes, at a cache line, from where the least is left over.
-
-    NumPy does not look behind a memoryview: an array on it is the base of all its views.
-    """
-    cache, length = _cache, -(-size // LINE) * LINE
-    rest = min((x for x in cache.rests if len(x) >= length), key=len, default=None)
-    if rest is None:
-        rest = chunk_of(length)
-        cache.cut.append(rest)
-    else:
-        remove(cache.rests, rest)
+    """Return a memoryview of `size` bytes, at a cache line, from where the least is left over."""
+    rests, length = _cache.rests, -(-size // LINE) * LINE
+    fits = [i for i, rest in enumerate(rests) if len(rest) >= length]
+    rest = rests.pop(min(fits, key=lambda i: len(rests[i]))) if fits else chunk_of(length)
     if len(rest) - length >= SMALL:
-        cache.rests.append(rest[length:])
-    return rest[:size].data
+        rests.append(rest[length:])
+    return rest[:size]
 
 
 def chunk_of(size):
-    """Return the smallest whole chunk of `size` bytes or more; others make room for a new one."""
-    whole = _cache.whole
-    chunk = min((x for x in whole if len(x) >= size), key=len, default=None)
-    if chunk is not None:
-        remove(whole, chunk)
-        return chunk
-    size = size if size > CHUNK // 4 else CHUNK
-    released = 0
-    while whole and released < size:
-        released += len(whole.pop())
-    return numpy.frombuffer(aligned(size, numpy.uint8).data, numpy.uint8)
+    """Return a memoryview of the smallest free chunk of `size` bytes or more.
+
+    If there is none, others make room for a new one.
+    """
+    chunks = _cache.chunks
+    free = sorted(filter(Block.is_free, chunks), key=len)
+    chunk = next((chunk for chunk in free if len(chunk) >= size), None)
+    if chunk is None:
+        size = size if size > CHUNK // 4 else CHUNK
+        released = 0
+        while free and released < size:
+            released += len(free[-1])
+            chunks.remove(free.pop())
+        chunk = Block(aligned(size, numpy.uint8).data)
+        chunks.append(chunk)
+    return chunk.array(len(chunk), numpy.uint8).data
 
 
 def zeros(shape, dtype):
