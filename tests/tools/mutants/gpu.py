@@ -46,6 +46,12 @@ MUTANTS = {
             "teams share their sums",
             "*dw = sums + team.of_block * room",
             "*dw = sums",
+            "backend/test_kernels_cupy.py::test_the_same_bits_in_any_order_of_blocks_and_threads",
+        ),
+        (
+            "the pending bias and b share their sums",
+            "*dh_b = db + teams * room",
+            "*dh_b = db",
             ROWS,
         ),
         (
