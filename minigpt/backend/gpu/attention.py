@@ -11,7 +11,7 @@ import cupy
 import numpy as np
 
 from minigpt.backend.attention_cache import LseCache
-from minigpt.backend.gpu.launch import OPTIONS, launch
+from minigpt.backend.gpu.launch import OPTIONS, empty, launch
 from minigpt.ops.dropout import threshold
 
 WIDTHS = (32, 64, 128)  # head sizes that there are kernels for; others are padded with zeros
@@ -107,7 +107,7 @@ def attention_forward(q, k, v, causal=False, key_mask=None, dropout=0.0, rng=Non
     B, H, T, _ = q.shape
     seen = None if key_mask is None else cupy.ascontiguousarray(key_mask, bool)
     (y,) = split_like(q, 1)
-    lse = cupy.empty((B, H, T, 1), np.float32)
+    lse = empty((B, H, T, 1), np.float32)
     p = problem(causal, dropout, rng, q, k, v, y)
     kernel = "attention_decode" if T <= DECODE_MAX_QUERIES else f"{kernels(q, k, v)}_forward"
     run(kernel, q, T, (q, k, v, seen, y, lse, p))
@@ -123,7 +123,7 @@ def attention_backward(dy, cache):
         return NotImplemented
     seen = None if key_mask is None else cupy.ascontiguousarray(key_mask, bool)
     dq, dk, dv = gradients_like(q, k, v)
-    delta = cupy.empty(lse.shape, lse.dtype)
+    delta = empty(lse.shape, lse.dtype)
     p = problem(causal, dropout, rng, q, k, v, y, dy, dq, dk, dv)
     prefix = kernels(q, k, v, y, dy)
     args = (q, k, v, seen, y, dy, lse, delta, dq, p)
@@ -150,7 +150,7 @@ def strides_within(x, n):
 def split_like(x, n):
     """Return n new arrays like x, split from one (B, T, n C) as split_heads does it, but faster."""
     B, H, T, D = x.shape
-    whole, strides = cupy.empty((B, T, n, H, D), x.dtype).data, strides_within(x, n)
+    whole, strides = empty((B, T, n, H, D), x.dtype).data, strides_within(x, n)
     return [
         cupy.ndarray(x.shape, x.dtype, whole + i * H * D * x.itemsize, strides) for i in range(n)
     ]

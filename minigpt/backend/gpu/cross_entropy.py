@@ -5,7 +5,7 @@ import functools
 import cupy
 import numpy as np
 
-from minigpt.backend.gpu.launch import each, launch, supported, threads
+from minigpt.backend.gpu.launch import each, empty, launch, supported, threads
 from minigpt.backend.gpu.product import product
 from minigpt.backend.places import place_of
 from minigpt.ops import cross_entropy
@@ -60,20 +60,20 @@ def compute(x, targets, w, b, count, dloss=None, frozen=False):
     x2, t = x.reshape(-1, C), cupy.ascontiguousarray(targets.reshape(-1), np.int32)
     if count is None:
         count = max(int((t >= 0).sum()), 1)
-    lse, losses = cupy.empty((len(x2), 1), np.float32), cupy.empty(len(x2), np.float32)
+    lse, losses = empty((len(x2), 1), np.float32), empty(len(x2), np.float32)
     dx, sums = None if dloss is None else cupy.empty_like(x2), {}
     if dloss is not None and not frozen:
         sums = {name: Total(p) for name, p in (("w", w), ("b", b)) if p is not None}
     for rows in cross_entropy.row_chunks(len(x2), length, most_logits(x.itemsize)):
-        logits = cupy.empty((rows.stop - rows.start, length), x.dtype)[:, :V]
-        product(x2[rows], w.T, out=logits)
+        logits = empty((rows.stop - rows.start, length), x.dtype)[:, :V]
+        product(x2[rows], w, logits, flip_b=True)
         softmax(logits, length, b, t[rows], lse[rows], losses[rows], count, dloss)
         if dloss is not None:
-            product(logits, w, out=dx[rows])
+            product(logits, w, dx[rows])
         if "w" in sums:
-            sums["w"].plus(logits.T, x2[rows])
+            sums["w"].plus(logits, x2[rows])
         if "b" in sums:
-            sums["b"].plus(cupy.ones((1, len(logits)), b.dtype), logits)
+            sums["b"].plus(cupy.ones((len(logits), 1), b.dtype), logits)
         del logits  # so that the next rows use its memory
     grads = {name: total.gradient() for name, total in sums.items()}
     gradients = None if dloss is None else (dx.reshape(x.shape), grads)
@@ -104,11 +104,11 @@ class Total:
     def __init__(self, parameter):
         self.dtype, (self.place, self.add) = parameter.dtype, place_of(parameter)
         new = self.place is None
-        self.sum = cupy.empty(parameter.shape, np.float32) if new else self.place
+        self.sum = empty(parameter.shape, np.float32) if new else self.place
 
     def plus(self, a, b):
-        """Add a @ b, which for a vector has one row."""
-        product(a, b, self.sum if self.sum.ndim > 1 else self.sum[None], self.add)
+        """Add a^T @ b, which for a vector has one row."""
+        product(a, b, self.sum, self.add, flip_a=True)
         self.add = True
 
     def gradient(self):

@@ -2,9 +2,7 @@
 
 import math
 
-import cupy
-
-from minigpt.backend.gpu.launch import each, launch, supported
+from minigpt.backend.gpu.launch import each, empty, launch, supported
 from minigpt.ops.dropout import threshold
 
 NO_MASK = 0, 0, 0, 1.0
@@ -27,7 +25,7 @@ def dropout_forward(x, p, rng):
         return x, (p, None)
     if not supported(x):
         return NotImplemented
-    y = cupy.empty(x.shape, x.dtype)
+    y = empty(x.shape, x.dtype)
     args = (x, y, x.size, *mask_of(x.shape, p, rng))
     grid = (-(-x.size // (256 * each(x.dtype))),)
     launch("dropout_forward", x.dtype, grid, (256,), args)

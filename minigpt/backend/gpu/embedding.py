@@ -3,7 +3,7 @@
 import cupy
 import numpy as np
 
-from minigpt.backend.gpu.launch import each, launch, supported, threads
+from minigpt.backend.gpu.launch import each, empty, launch, supported, threads
 from minigpt.backend.places import place_of
 
 EMBEDDING_THREADS, EMBEDDING_CHANNELS = 512, 512  # as in embedding.cu
@@ -16,7 +16,7 @@ def embedding_forward(ids, wte, wpe=None, start=0):
     odd = wpe is not None and (start + T > len(wpe) or wpe.shape[1] != C)
     if odd or ids.dtype != np.int32 or not ids.size or not supported(wte, wpe):
         return NotImplemented
-    x = cupy.empty((*ids.shape, C), wte.dtype)
+    x = empty((*ids.shape, C), wte.dtype)
     args = (cupy.ascontiguousarray(ids), wte, wpe, x, T, C, start)
     launch("embedding_forward", x.dtype, (ids.size,), threads(-(-C // each(x.dtype))), args)
     return x, (ids, start, wte, wpe)
@@ -29,7 +29,7 @@ def embedding_backward(dy, cache):
         return NotImplemented
     dwte, add = place_of(wte)
     if dwte is None:
-        dwte = cupy.empty(wte.shape, dy.dtype)
+        dwte = empty(wte.shape, dy.dtype)
     if not add:
         dwte.fill(0)
     return add_rows(dy, cache, dwte)
@@ -50,7 +50,7 @@ def add_rows(dy, cache, dwte):
     V, C = wte.shape
     dwpe, add = (None, False) if wpe is None else place_of(wpe)
     if wpe is not None and dwpe is None:
-        dwpe = cupy.empty(wpe.shape, dy.dtype)
+        dwpe = empty(wpe.shape, dy.dtype)
     by_id = ids.size >= TOKENS_PER_ID * V
     owners = V if by_id else ids.size
     tables = *in_its_type(dwte, dy.dtype), *in_its_type(dwpe, dy.dtype)

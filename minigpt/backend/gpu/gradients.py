@@ -5,7 +5,7 @@ import functools
 import cupy
 import numpy as np
 
-from minigpt.backend.gpu.launch import OPTIONS, launch, supported
+from minigpt.backend.gpu.launch import OPTIONS, empty, launch, supported
 
 THREADS = 256
 WIDTH = 4096  # elements of a block
@@ -56,6 +56,6 @@ def sum_of_squares(g):
     if g.dtype != FLOAT32 or not supported(g):
         return NotImplemented
     n = -(-g.size // WIDTH)
-    parts = cupy.empty(n, FLOAT32)
+    parts = empty(n, FLOAT32)
     launch("sum_of_squares", FLOAT32, (n,), (THREADS,), (g, parts, g.size, WIDTH))
     return parts

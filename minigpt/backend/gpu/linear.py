@@ -34,14 +34,14 @@ def column_sums(parts, dtype):
 def linear_forward(x, w, b=None):
     """As the op."""
     check_bias(w, b)
-    y = product(x.reshape(-1, w.shape[0]), w)
+    y = product(x, w)
     if b is not None:
         add_bias(y, b)
-    return y.reshape(*x.shape[:-1], w.shape[1]), (x, w, b)
+    return y, (x, w, b)
 
 
 def add_bias(y, b):
-    """Add b (C,) to the rows of y (N, C), in place."""
+    """Add b (C,) to the rows of y (..., C), in place."""
     if not supported(y, b):
         y += b
         return
@@ -52,23 +52,22 @@ def add_bias(y, b):
 def linear_backward(dy, cache):
     """As the op."""
     x, w, b = cache
-    dy2 = dy.reshape(-1, w.shape[1])
-    grads = {"w": weight_gradient(w, x.reshape(-1, w.shape[0]), dy2)}
+    grads = {"w": weight_gradient(w, x, dy)}
     if b is not None:
-        grads["b"] = bias_gradient(dy2)
-    return product(dy2, w.T).reshape(x.shape), grads
+        grads["b"] = bias_gradient(dy)
+    return product(dy, w, flip_b=True), grads
 
 
 def weight_gradient(w, x, dy):
-    """Return x^T dy of two dimensions, the gradient of w: in its place, where there is one."""
+    """Return x^T dy, the gradient of w, summed over all rows: in its place, where there is one."""
     place, add = place_of(w)
-    return product(x.T, dy, place, add)
+    return product(x, dy, place, add, flip_a=True)
 
 
 def bias_gradient(dy):
-    """Return the sums over the rows of dy (N, C): (C,)."""
+    """Return the sums over the rows of dy (..., C): (C,)."""
     if not supported(dy):
-        return dy.sum(axis=0)
+        return dy.reshape(-1, dy.shape[-1]).sum(axis=0)
     N, C, grid, block = by_columns(dy)
     parts = empty((grid[1], C), "f")
     launch("column_parts", dy.dtype, grid, block, (dy, parts, N, C))

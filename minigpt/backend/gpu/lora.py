@@ -23,17 +23,16 @@ def lora_forward(x, w, b=None, lora_a=None, lora_b=None, scale=1.0, dropout=0.0,
 def lora_backward(dy, cache):
     """As the op."""
     dropped, u, w, lora_a, lora_b, scale, dropout_cache = cache
-    dy2, shape = dy.reshape(-1, w.shape[1]), (*dy.shape[:-1], len(w))
-    dx = product(dy2, w.T).reshape(shape)
+    dx = product(dy, w, flip_b=True)
     if lora_a is None:
         return dx, {}
-    du = product(dy2, lora_b.T)
+    du = product(dy, lora_b, flip_b=True)
     du *= scale
     grads = {
-        "lora_a": weight_gradient(lora_a, dropped.reshape(-1, len(w)), du),
-        "lora_b": weight_gradient(lora_b, times(scale, u.reshape(-1, len(lora_b))), dy2),
+        "lora_a": weight_gradient(lora_a, dropped, du),
+        "lora_b": weight_gradient(lora_b, times(scale, u), dy),
     }
-    dx += dropout_backward(product(du, lora_a.T).reshape(shape), dropout_cache)
+    dx += dropout_backward(product(du, lora_a, flip_b=True), dropout_cache)
     return dx, grads
 
 

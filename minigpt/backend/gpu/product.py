@@ -1,8 +1,9 @@
 """Matrix products on a GPU: cuBLAS's own call, for what CuPy's `@` leaves out.
 
-`product(a, b)` is a @ b in two dimensions. It can also put the result where it is wanted, with gaps
-between the rows, add it to what is there, and keep sums of 16-bit factors in float32. On CUDA it
-calls cublasGemmEx through ctypes, with CuPy's handle, in CuPy's stream; elsewhere it is CuPy's `@`.
+`product(a, b)` is a @ b for matrices; more axes in front are rows. It can also take the transpose
+of either, put the result where it is wanted, with gaps between the rows, add it to what is there,
+and keep sums of 16-bit factors in float32. On CUDA it calls cublasGemmEx through ctypes, with
+CuPy's handle, in CuPy's stream; elsewhere it is CuPy's `@`.
 
 cuBLAS counts down columns, as Fortran does: what it calls a matrix (rows, columns), with `ld`
 elements from one column to the next, is in NumPy the transposed array (columns, rows), with ld
@@ -14,6 +15,7 @@ NVIDIA, cuBLAS library, https://docs.nvidia.com/cuda/cublas/#cublasgemmex.
 import ctypes
 import functools
 import importlib
+import math
 
 import cupy
 from cupy._core import _routines_linalg
@@ -87,22 +89,39 @@ def layout(x):
     return None
 
 
-def product(a, b, out=None, add=False, dtype=None):
+def matrix(x):
+    """Return (rows, columns, flip, ld) of x (..., columns), the last two as from `layout`.
+
+    ld is 0 where cuBLAS cannot take x as it lies in memory.
+    """
+    shape = x.shape
+    columns = shape[-1]
+    if x.size and x._c_contiguous:
+        return x.size // columns, columns, 0, columns
+    flip, ld = (len(shape) == 2 and layout(x)) or (0, 0)
+    return math.prod(shape[:-1]), columns, flip, ld
+
+
+def product(a, b, out=None, add=False, dtype=None, flip_a=False, flip_b=False):
     """Return a @ b; sums are in float32, rounded once.
 
-    Factors in float32 are rounded to TF32 where that is switched on: devices.tf32_products.
+    Factors in float32 are rounded to TF32 where that is switched on: devices.tf32_products. No
+    array is made beside the result: views take Python as long as the rest of a product.
 
     Parameters
     ----------
-    a, b : (m, k), (k, n), of one dtype
-        Nothing is copied if they are contiguous, transposed views of what is, or have gaps between
-        their rows.
-    out : (m, n), optional
+    a, b : (..., m, k), (k, n), of one dtype
+        All axes of a but the last count its rows. Nothing is copied if they are contiguous, or, in
+        two dimensions, transposed views of what is, or have gaps between their rows.
+    out : (..., m, n), optional
         Receives the result, and is returned. Its dtype is that of a, or float32.
     add : bool
         Whether the result is added to what is in `out`.
     dtype : dtype, optional
         Of the result without `out`; by default that of a.
+    flip_a, flip_b : bool
+        Take a as (..., k, m), with all axes of b but the last for its rows, too: a^T @ b is (m, n),
+        a sum over rows. Or b as (n, k): a @ b^T.
 
     Raises
     ------
@@ -111,30 +130,41 @@ def product(a, b, out=None, add=False, dtype=None):
     CUBLASError
         CuPy's, if cuBLAS fails.
     """
-    (m, k), (also_k, n) = a.shape, b.shape
+    m, k, turn_a, ld_a = matrix(a)
+    also_k, n, turn_b, ld_b = matrix(b)
+    if flip_a:
+        m, k, turn_a = k, m, 1 - turn_a
+    if flip_b:
+        also_k, n, turn_b = n, also_k, 1 - turn_b
     if out is None:
-        out, add = empty((m, n), dtype or a.dtype), False
-    if k != also_k or out.shape != (m, n):
-        raise ValueError(f"product: {a.shape} @ {b.shape} does not go into {out.shape}")
+        shape = (m, n) if flip_a else (*a.shape[:-1], n)
+        out, add = empty(shape, dtype or a.dtype), False
+    rows, columns, turned, ld = matrix(out)
+    if k != also_k or rows != m or columns != n:
+        raise ValueError(f"product: {(m, k)} @ {(also_k, n)} does not go into {out.shape}")
     functions, char = cublas(), a.dtype.char
     types = TYPES.get((char, out.dtype.char))
-    if functions is None or types is None or a.dtype != b.dtype or not m * n * k:
-        return with_cupy(a, b, out, add)
-    of_a, of_b, of_out = layout(a), layout(b), layout(out)
-    if of_a is None or of_b is None or of_out is None or of_out[0]:
-        return with_cupy(a, b, out, add)
+    laid_out = ld_a and ld_b and ld and not turned
+    if functions is None or types is None or a.dtype != b.dtype or not (m * n * k and laid_out):
+        with_cupy(two_axes(a, flip_a), two_axes(b, flip_b), two_axes(out), add)
+        return out
     (factor, result), (set_stream, gemm, _), pointer = types, functions, ctypes.c_void_p
     handle, scale = pointer(get_cublas_handle()), ONE if add else ZERO
     at_a, at_b, at_out = pointer(a.data.ptr), pointer(b.data.ptr), pointer(out.data.ptr)
-    (flip_a, ld_a), (flip_b, ld_b), (_, ld) = of_a, of_b, of_out
     # fmt: off
     status = set_stream(handle, pointer(get_current_stream().ptr)) or gemm(
-        handle, flip_b, flip_a, n, m, k, ONE, at_b, factor, ld_b, at_a, factor, ld_a,
+        handle, turn_b, turn_a, n, m, k, ONE, at_b, factor, ld_b, at_a, factor, ld_a,
         scale, at_out, result, ld, compute_type(char), GEMM_DEFAULT,
     )
     # fmt: on
     check(status)
     return out
+
+
+def two_axes(x, flip=False):
+    """Return x (..., columns) as (rows, columns), or its transpose."""
+    x = x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return x.T if flip else x
 
 
 def compute_type(char):
@@ -191,4 +221,3 @@ def with_cupy(a, b, out, add):
         cupy.dot(a, b, out=out)
     else:
         out[...] = a @ b
-    return out

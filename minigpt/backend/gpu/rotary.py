@@ -1,8 +1,6 @@
 """Rotary positions on a GPU."""
 
-import cupy
-
-from minigpt.backend.gpu.launch import each, launch, supported, threads
+from minigpt.backend.gpu.launch import each, empty, launch, supported, threads
 from minigpt.ops import rotary
 
 
@@ -24,7 +22,7 @@ def rotary_qkv_backward(dy, cache):
 
 def rotate(x, n_head, cos, sin, sign):
     """Launch the kernel, with the sign 1, or -1 to rotate back; return y."""
-    C, y = x.shape[2] // 3, cupy.empty(x.shape, x.dtype)
+    C, y = x.shape[2] // 3, empty(x.shape, x.dtype)
     block = threads(-(-3 * C // each(x.dtype)))
     grid = x.size // (3 * C), -(-3 * C // (each(x.dtype) * block[0]))
     launch("rotary", x.dtype, grid, block, (x, cos, sin, y, x.shape[1], C, C // n_head, sign))
