@@ -27,6 +27,7 @@ ROWS = {  # queries of a block, or keys where the kernel is over these, by WIDTH
     "attention_mma_backward_keys": (128, 128, 64),
 }
 TENSOR_CORES_CAPABILITY = 80  # times 10: the first GPUs with what attention_instructions.cu has
+FLOAT32 = np.dtype(np.float32)
 PIECE = 16  # bytes that these kernels copy at a time
 ARRAYS = 8
 PROBLEM = np.dtype(  # the struct Problem of attention.cu
@@ -34,16 +35,25 @@ PROBLEM = np.dtype(  # the struct Problem of attention.cu
 )
 
 
-def supported(*xs):
-    """Tell whether the kernels take these arrays (B, H, T, D), which may be views of others."""
+def lie(*xs):
+    """Return where the elements of arrays (B, H, T, D) lie, which may be views of others.
+
+    That is (shape, strides) of each; or None, if the kernels do not take them.
+    """
     dtype = xs[0].dtype
-    if dtype.char not in OPTIONS:
-        return False
     for x in xs:
-        fits = x.dtype == dtype and x.size and x.shape[3] <= WIDTHS[-1]
-        if not fits or x.strides[3] != dtype.itemsize:
-            return False
-    return True
+        if x.dtype != dtype:
+            return None
+    where = tuple([(x.shape, x.strides) for x in xs])
+    return where if dtype.char in OPTIONS and fit(dtype.itemsize, where) else None
+
+
+@functools.lru_cache(maxsize=1024)
+def fit(size, where):
+    """Tell whether the kernels take arrays that lie so, whose elements take `size` bytes."""
+    return all(
+        0 not in shape and shape[3] <= WIDTHS[-1] and strides[3] == size for shape, strides in where
+    )
 
 
 @functools.cache
@@ -71,22 +81,35 @@ def kernels(*xs):
 
 
 @functools.lru_cache(maxsize=1024)
-def layout(causal, drop, size, *arrays):
+def layout(causal, drop, size, where, joined):
     """Return a struct Problem, without the key of the random bits.
 
-    The arrays, whose elements take `size` bytes, are given as (shape, strides): q, k, v, y and,
-    in the backward pass, dy, dq, dk and dv.
+    Parameters
+    ----------
+    size : int
+        Bytes of an element.
+    where : as from `lie`
+        Of q, k and v, and in the backward pass of y and dy.
+    joined : bool
+        Whether q, k and v were split from one array.
     """
-    (_, H, Tq, D), (_, _, Tk, _) = arrays[0][0], arrays[1][0]
-    steps = [[step // size for step in strides[:3]] for _, strides in arrays]
-    steps += [(0, 0, 0)] * (ARRAYS - len(arrays))
-    return np.array(((H, Tq, Tk, D, causal, drop), 0, 0, steps), PROBLEM)
+    q, k, strides = where[0][0], where[1][0], [strides for _, strides in where]
+    if len(where) == 3:
+        strides.append(strides_within(q, size, 1))  # y
+    elif joined:
+        strides += [strides_within(q, size, 3)] * 3  # dq, dk and dv
+    else:
+        strides += [strides_within(q, size, 1), *[strides_within(k, size, 2)] * 2]
+    steps = [[step // size for step in of_array[:3]] for of_array in strides]
+    steps += [(0, 0, 0)] * (ARRAYS - len(steps))
+    sizes = q[1], q[2], k[2], q[3], causal, drop
+    return np.array((sizes, 0, 0, steps), PROBLEM)
 
 
-def problem(causal, dropout, rng, *arrays):
-    """Return the struct Problem of these arrays."""
+def problem(causal, dropout, rng, size, where, joined=False):
+    """Return the struct Problem of arrays that lie so: see `layout`."""
     drop = 0 if rng is None else threshold(dropout)[0]
-    p = layout(causal, drop, arrays[0].itemsize, *[(x.shape, x.strides) for x in arrays])
+    p = layout(causal, drop, size, where, joined)
     if drop:
         p = p.copy()
         p["key"], p["first_sequence"] = rng
@@ -102,13 +125,14 @@ def run(kernel, q, T, args):
 
 def attention_forward(q, k, v, causal=False, key_mask=None, dropout=0.0, rng=None):
     """As the op; keeps lse, in float32, and no weights."""
-    if not supported(q, k, v):
+    where = lie(q, k, v)
+    if where is None:
         return NotImplemented
     B, H, T, _ = q.shape
     seen = None if key_mask is None else cupy.ascontiguousarray(key_mask, bool)
     (y,) = split_like(q, 1)
-    lse = empty((B, H, T, 1), np.float32)
-    p = problem(causal, dropout, rng, q, k, v, y)
+    lse = empty((B, H, T, 1), FLOAT32)
+    p = problem(causal, dropout, rng, q.itemsize, where)
     kernel = "attention_decode" if T <= DECODE_MAX_QUERIES else f"{kernels(q, k, v)}_forward"
     run(kernel, q, T, (q, k, v, seen, y, lse, p))
     return y, LseCache(q, k, v, y, lse, causal, key_mask, dropout, rng)
@@ -119,12 +143,14 @@ def attention_backward(dy, cache):
     if not isinstance(cache, LseCache):
         return NotImplemented
     q, k, v, y, lse, causal, key_mask, dropout, rng = cache
-    if not supported(q, k, v, y, dy):
+    where = lie(q, k, v, y, dy)
+    if where is None:
         return NotImplemented
     seen = None if key_mask is None else cupy.ascontiguousarray(key_mask, bool)
-    dq, dk, dv = gradients_like(q, k, v)
-    delta = empty(lse.shape, lse.dtype)
-    p = problem(causal, dropout, rng, q, k, v, y, dy, dq, dk, dv)
+    joined = are_split(where[:3], q.itemsize, [x.data.ptr for x in (q, k, v)])
+    dq, dk, dv = split_like(q, 3) if joined else split_like(q, 1) + split_like(k, 2)
+    delta = empty(lse.shape, FLOAT32)
+    p = problem(causal, dropout, rng, q.itemsize, where, joined)
     prefix = kernels(q, k, v, y, dy)
     args = (q, k, v, seen, y, dy, lse, delta, dq, p)
     run(f"{prefix}_backward_queries", q, q.shape[2], args)
@@ -133,42 +159,39 @@ def attention_backward(dy, cache):
     return dq, dk, dv
 
 
-def gradients_like(q, k, v):
-    """Return arrays for dq, dk and dv that merge_heads can join as q, k and v were split."""
-    if join((q, k, v)) is not None:
-        return split_like(q, 3)
-    return split_like(q, 1) + split_like(k, 2)
-
-
-def strides_within(x, n):
-    """Return the strides of each of n arrays like x (B, H, T, D) that are split from one."""
-    _, H, T, D = x.shape
-    part = H * D * x.itemsize
-    return T * n * part, D * x.itemsize, n * part, x.itemsize
+def strides_within(shape, size, n):
+    """Return the strides of each of n arrays (B, H, T, D) that are split from one."""
+    _, H, T, D = shape
+    part = H * D * size
+    return T * n * part, D * size, n * part, size
 
 
 def split_like(x, n):
     """Return n new arrays like x, split from one (B, T, n C) as split_heads does it, but faster."""
-    B, H, T, D = x.shape
-    whole, strides = empty((B, T, n, H, D), x.dtype).data, strides_within(x, n)
-    return [
-        cupy.ndarray(x.shape, x.dtype, whole + i * H * D * x.itemsize, strides) for i in range(n)
-    ]
+    shape, dtype = x.shape, x.dtype
+    B, H, T, D = shape
+    size = dtype.itemsize
+    first, strides = empty((B, T, n, H, D), dtype).data, strides_within(shape, size, n)
+    return [cupy.ndarray(shape, dtype, first + i * H * D * size, strides) for i in range(n)]
 
 
-def join(xs):
-    """Return the array (B, T, n C) that split_heads made xs of, or None if there is none."""
-    first, n = xs[0], len(xs)
-    B, H, T, D = first.shape
-    shape, dtype, strides = first.shape, first.dtype, strides_within(first, n)
-    for i, x in enumerate(xs):
-        place = first.data.ptr + i * H * D * first.itemsize
-        if (x.shape, x.dtype, x.strides, x.data.ptr) != (shape, dtype, strides, place):
-            return None
-    return cupy.ndarray((B, T, n * H * D), dtype, first.data)
+def are_split(where, size, pointers):
+    """Tell whether arrays (B, H, T, D) that lie so are what split_heads makes of one."""
+    shape, strides = where[0]
+    part, first = shape[1] * shape[3] * size, pointers[0]
+    return (
+        strides == strides_within(shape, size, len(where))
+        and where.count(where[0]) == len(where)
+        and pointers == [first + i * part for i in range(len(where))]
+    )
 
 
 def merge_heads(*xs):
     """As the op; a view where the arrays lie as split_heads leaves them."""
-    whole = join(xs)
-    return NotImplemented if whole is None else whole
+    first, dtype = xs[0], xs[0].dtype
+    where = [(x.shape, x.strides) for x in xs]
+    alike = all(x.dtype == dtype for x in xs)
+    if not (alike and are_split(where, dtype.itemsize, [x.data.ptr for x in xs])):
+        return NotImplemented
+    B, H, T, D = where[0][0]
+    return cupy.ndarray((B, T, len(xs) * H * D), dtype, first.data)
