@@ -22,6 +22,15 @@ _plain = int(os.environ.get("MINIGPT_PLAIN", "0") not in ("", "0"))  # contexts 
 _lock = threading.Lock()
 
 
+class _Module(threading.local):
+    """What `all_arrays_on` says in this thread; None: every call of an op finds out."""
+
+    xp = None
+
+
+_module = _Module()
+
+
 def loaded_cupy():
     """Return cupy if something has imported it, else None: without it, no array is cupy's."""
     cupy = sys.modules.get("cupy")
@@ -53,9 +62,8 @@ def _has(kind, x):
 
 def _types(values):
     """Return the types of values, and of what the tuples among them hold: all that `_has` asks."""
-    types = []
+    types = [*map(type, values)]
     for x in values:
-        types.append(type(x))
         if isinstance(x, tuple):
             types += map(type, x)
     return tuple(types)
@@ -110,8 +118,10 @@ def overridable(op):
 
     @functools.wraps(op)
     def dispatch(*args, **kwargs):
-        xp = numpy
-        if "cupy" in sys.modules:
+        xp = _module.xp
+        if xp is None and "cupy" not in sys.modules:
+            xp = numpy
+        elif xp is None:
             types = _types((*args, *kwargs.values()))
             xp = modules.get(types)
             if xp is None:
@@ -125,6 +135,20 @@ def overridable(op):
 
     dispatch.reference = op
     return dispatch
+
+
+@contextlib.contextmanager
+def all_arrays_on(xp):
+    """Let ops take it that all arrays are of that module, while this context lasts in this thread.
+
+    Looking at every argument of every op takes as long as starting a kernel. The passes of a
+    training step are on one device, where its caller has put weights and batch.
+    """
+    before, _module.xp = _module.xp, xp
+    try:
+        yield
+    finally:
+        _module.xp = before
 
 
 @contextlib.contextmanager

@@ -43,6 +43,7 @@ class AttentionCache(NamedTuple):
     rng: Any
 
 
+@overridable
 def split_heads(x, n, n_head):
     """(B, T, n C) -> n views (B, H, T, D), one after the other in the last axis."""
     B, T, C = x.shape[0], x.shape[1], x.shape[2] // n

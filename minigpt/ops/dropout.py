@@ -11,6 +11,7 @@ mix64variant13 (Stafford) in Steele, Lea & Flood 2014, "Fast splittable pseudora
 generators", OOPSLA, figure 16.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -61,6 +62,7 @@ def random_words(key, start, n, xp):
     return mix(counter * GAMMA + key)
 
 
+@functools.lru_cache(maxsize=64)
 def threshold(p):
     """Return t and 1 / (1 - p), with p rounded to t / 65536 < 1."""
     t = min(round(p * 65536), 65535)

@@ -7,7 +7,7 @@ each thread on its shard, threads.sum_gradients, then the optimizer's step.
 import functools
 import operator
 
-from minigpt.backend import to_device, to_host
+from minigpt.backend import all_arrays_on, to_device, to_host
 from minigpt.backend.devices import PRECISIONS, dtype_of, on_gpu
 from minigpt.backend.places import Later, gradient_places, gradients_into
 from minigpt.model.lora import join
@@ -101,7 +101,8 @@ class Trainer:
 
         def shard(i):
             rows = shards[i]
-            with gradients_into(self._places, add, later, i) as filled:
+            to_places = gradients_into(self._places, add, later, i)
+            with all_arrays_on(self.xp), to_places as filled:
                 loss, grads = self.task.loss_and_gradients(
                     to_device(ids[rows], self.xp),
                     to_device(targets[rows], self.xp),

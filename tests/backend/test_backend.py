@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -227,6 +228,25 @@ def test_arrays_of_both_backends_are_refused_by_name(cupy):
             mixed_forward(*args, **kwargs)
     assert mixed_forward(here, np.float64(1), b=here) is np
     assert mixed_forward(there, 2.0, b=there) is sys.modules["cupy"]
+
+
+def test_one_module_is_taken_for_granted_in_one_thread_while_the_context_lasts(cupy):
+    here, there = np.ones(3), cupy().ndarray()
+    probed = sys.modules["cupy"]
+
+    def refused(*args):
+        with pytest.raises(UserError, match="convert w"):
+            mixed_forward(*args)
+
+    with pytest.raises(ZeroDivisionError), backend.all_arrays_on(probed):
+        assert mixed_forward(here, there) is np  # the op itself finds the first one; nobody looks
+        with backend.all_arrays_on(None):
+            refused(here, there)
+        mixed_forward(here, there)
+        with ThreadPoolExecutor(1) as other:
+            other.submit(refused, here, there).result()
+        raise ZeroDivisionError
+    refused(here, there)
 
 
 @pytest.mark.cupy

@@ -201,7 +201,8 @@ CASES = {
 }
 ELSEWHERE = {"adamw_step": "optim.test_adamw", "clip": "optim.test_adamw"}
 ELSEWHERE |= {"gather": "test_params", "sum_of_squares": "test_params"}
-ELSEWHERE |= {"merge_heads": "ops.test_attention", "cross_entropy_both": "ops.test_cross_entropy"}
+ELSEWHERE |= {"split_heads": "ops.test_attention", "merge_heads": "ops.test_attention"}
+ELSEWHERE |= {"cross_entropy_both": "ops.test_cross_entropy"}
 ELSEWHERE["embedding_backward_tied"] = "ops.test_embedding"
 ELSEWHERE |= {"batched_product": "optim.test_muon", "windows": "data.test_batches"}
 

@@ -222,6 +222,10 @@ def test_heads_are_split_and_merged_without_loss(rng, xp, n):
     heads = split_heads(x, n, 3)
     assert len(heads) == n and heads[0].shape == (2, 3, 5, 4)
     assert (heads[-1][1, 2, 4] == x[1, 4, -4:]).all()
+    for y in (x, x[:, ::2], x[1:], x[:0]):
+        for head, written in zip(split_heads(y, n, 3), split_heads.reference(y, n, 3), strict=True):
+            assert head.shape == written.shape and (head == written).all()
+            assert not y.size or xp.may_share_memory(head, x)
     for merge in (merge_heads, merge_heads.reference):
         assert (merge(*heads) == x).all()
         assert (merge(*[h.copy() for h in heads]) == x).all()

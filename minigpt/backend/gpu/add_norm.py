@@ -71,12 +71,12 @@ def normalize_backward(dx, dy, cache, mask, total, dh):
     args = (dx, dy, x, w, mu, rstd, total, dh, parts, N, C, parts.shape[1], *mask)
     launch(f"add_norm_backward_{width}", x.dtype, (G,), block, args, shared)
     sums = column_sums(parts, x.dtype)
-    grads = {"w": sums[:C]}
+    grads = {"w": sums if number == 1 else sums[:C]}
     if b is not None:
         grads["b"] = sums[C : 2 * C]
     if h_b is not None:
         dh = total if dh is None else dh
-        grads["h_b"] = sums[2 * C :] if number == 3 else bias_gradient(dh.reshape(N, C))
+        grads["h_b"] = sums[2 * C :] if number == 3 else bias_gradient(dh)
     return grads
 
 

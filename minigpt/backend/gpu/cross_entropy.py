@@ -61,7 +61,7 @@ def compute(x, targets, w, b, count, dloss=None, frozen=False):
     if count is None:
         count = max(int((t >= 0).sum()), 1)
     lse, losses = empty((len(x2), 1), np.float32), empty(len(x2), np.float32)
-    dx, sums = None if dloss is None else cupy.empty_like(x2), {}
+    dx, sums = None if dloss is None else empty(x2.shape, x2.dtype), {}
     if dloss is not None and not frozen:
         sums = {name: Total(p) for name, p in (("w", w), ("b", b)) if p is not None}
     for rows in cross_entropy.row_chunks(len(x2), length, most_logits(x.itemsize)):

@@ -16,7 +16,8 @@ def mask_of(shape, p, rng):
     if rng is None or p == 0:
         return NO_MASK
     key = rng.key - (rng.key >> 63 << 64)  # the same 64 bits as a long long
-    return rng.row * math.prod(shape[1:]), key, *threshold(p)
+    start = rng.row and rng.row * math.prod(shape[1:])
+    return start, key, *threshold(p)
 
 
 def dropout_forward(x, p, rng):
