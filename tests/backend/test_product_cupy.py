@@ -125,6 +125,32 @@ def test_values(through, rng, m, k, n, dtype, result):
         assert (np.abs(host(fresh) - exact) <= bound(host(a), host(b), exact, result, k)).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_axes_in_front_are_rows_and_a_flag_transposes(through, rng, dtype):
+    low = dtype_of(dtype)
+    for m, k, n in SIZES:
+        x, w = rng.standard_normal((2, m, k)), rng.standard_normal((k, n))
+        for layout in LAYOUTS[:2]:
+            a, b = put(x.reshape(2 * m, k), "plain", low).reshape(2, m, k), put(w, layout, low)
+            flipped = put(w.T, layout, low)
+            for found in (ours.product(a, b), ours.product(a, flipped, flip_b=True)):
+                exact = host(a) @ host(b)
+                assert found.shape == (2, m, n) and found.dtype == low
+                error = np.abs(host(found) - exact)
+                assert (error <= bound(host(a), host(b), exact, dtype, k)).all()
+        dy, before = rng.standard_normal((2, m, n)), rng.standard_normal((k, n))
+        dy, out = (cupy.asarray(y).astype(t) for y, t in ((dy, low), (before, "float32")))
+        rows, dy2 = host(a).reshape(2 * m, k), host(dy).reshape(2 * m, n)
+        exact = rows.T @ dy2 + host(out)
+        assert ours.product(a, dy, out, True, flip_a=True) is out
+        error = np.abs(host(out) - exact)
+        assert (error <= bound(rows.T, dy2, exact, "float32", 2 * m)).all()
+    with pytest.raises(ValueError, match="product"):
+        ours.product(a, dy[:1], flip_a=True)
+    with pytest.raises(ValueError, match="product"):
+        ours.product(cupy.ones((2, 3), "f"), cupy.ones((3, 4), "f"), flip_b=True)
+
+
 def test_float16_is_not_summed_in_float16(through):
     ones = cupy.ones((1, 4096), "float16")
     assert float(ours.product(ones, ones.T)[0, 0]) == 4096  # 1 + 2048 is 2048 in float16

@@ -1,5 +1,9 @@
 """Bugs in what depends on the machine and on what is installed: cores, pictures."""
 
+GRANTED = (
+    "backend/test_backend.py::"
+    "test_one_module_is_taken_for_granted_in_one_thread_while_the_context_lasts"
+)
 CORES = "backend/test_cores.py::"
 ATTENTION, PICTURE = "report/test_attention.py::", "report/test_picture.py::"
 
@@ -10,6 +14,22 @@ MUTANTS = {
             "types += map(type, x)",
             "pass",
             "backend/test_backend.py::test_arrays_of_both_backends_are_refused_by_name",
+        ),
+    ],
+    "minigpt/backend::all_arrays_on": [
+        (
+            "a module is taken for granted for ever",
+            "finally: _module.xp = before",
+            "finally: pass",
+            GRANTED,
+        ),
+    ],
+    "minigpt/backend::_Module": [
+        (
+            "a module is taken for granted in all threads",
+            "threading.local",
+            "object",
+            GRANTED,
         ),
     ],
     "minigpt/backend::check_gpu": [

@@ -314,8 +314,8 @@ MUTANTS = {
     "minigpt/backend/gpu::mask_of": [
         (
             "a shard drops what the first rows drop",
-            "return rng.row * math.prod(shape[1:]), key",
-            "return 0, key",
+            "rng.row and rng.row * math.prod(shape[1:])",
+            "0",
             BITS,
         ),
     ],
@@ -331,8 +331,8 @@ MUTANTS = {
     "minigpt/backend/gpu::problem": [
         (
             "a shard drops what the first rows drop",
-            'p["key"], p["first_sequence"] = rng',
-            'p["key"] = rng[0]',
+            "words[KEY], words[FIRST_SEQUENCE] = rng",
+            "words[KEY] = rng[0]",
             ATTENTION,
         ),
     ],

@@ -2,6 +2,7 @@
 
 PRODUCT = "backend/test_product_cupy.py::"
 VALUES = f"{PRODUCT}test_values"
+FLAGS = f"{PRODUCT}test_axes_in_front_are_rows_and_a_flag_transposes"
 HEAD = "backend/test_vocabulary_cupy.py::test_errors_are_those_of_rounding"
 PLACES = "train/test_places.py::"
 GATHERED = f"{PLACES}test_gradients_are_those_that_are_gathered"
@@ -41,6 +42,8 @@ MUTANTS = {
             "handle, turn_a, turn_b, n, m, k",
             VALUES,
         ),
+        ("a transposed factor is read as it lies", "1 - turn_b", "turn_b", FLAGS),
+        ("the first factor is read as it lies", "1 - turn_a", "turn_a", FLAGS),
         ("rows for columns", "turn_a, n, m, k", "turn_a, m, n, k", VALUES),
         ("nothing is added to", "ONE if add else ZERO", "ZERO", VALUES),
         ("what is there is always added to", "ONE if add else ZERO", "ONE", VALUES),
