@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from bench.lib import op_profile, rates, report, timing
+from bench.lib import memory_rate, op_profile, rates, report, timing
 from minigpt import cli
 from minigpt.backend import to_device, to_host
 from minigpt.backend.devices import PRECISIONS, check_precision, load_backend, tf32_products
@@ -349,6 +349,21 @@ def table(records, xp):
     print("; ".join(f"torch's AdamW on {name}: {kind}" for name, kind in kinds.items()))
 
 
+def profile(args, records):
+    """Print minigpt's time by op, and how fast the optimizer goes through memory; note both."""
+    seconds = min(2.0, args.seconds)
+    for name in args.preset:
+        this, record = problem(name, args), next(r for r in records if r["preset"] == name)
+        with Workers(1) as workers:
+            record["ops"] = op_profile.by_op(minigpt_step(this, workers, np), seconds)
+        print(f"\n{name}: {this.train_config.batch_size} x {this.config.block_size}, one thread")
+        op_profile.table(record["ops"])
+        n, threads = weights(dataclasses.replace(this.config, dropout=0.0)).size, {1, args.threads}
+        record["passes"] = memory_rate.by_way(n, sorted(threads), seconds)
+        print(f"\n{name}: {n:,} parameters through memory")
+        memory_rate.table(record["passes"])
+
+
 def draw(path, records, env):
     """Draw the time of a step of each candidate as a multiple of minigpt's."""
     records = [r for r in records if not r["busy"]]
@@ -387,7 +402,7 @@ def arguments(argv):
     precisions = tuple(PRECISIONS)
     add("--dtype", nargs="+", choices=precisions, help="minigpt's precisions (default: float32)")
     report.add_number(parser, "--square", 8192, "rows of the product whose rate is the GPU's peak")
-    add("--profile", action="store_true", help="minigpt's time by op, on one thread")
+    add("--profile", action="store_true", help="minigpt's time by op, and its rate of memory")
     add("--no-memory", action="store_true", help="leave out the peak memory")
     add("--optimizer", choices=("foreach", "fused"), help="torch's AdamW (default: the faster)")
     add("--memory-of", help=argparse.SUPPRESS)
@@ -417,15 +432,7 @@ def main(argv=None):
     records = [r for name in args.preset for r in bench(name, args, torch, xp)]
     table(records, xp)
     if args.profile:
-        for name in args.preset:
-            with Workers(1) as workers:
-                this = problem(name, args)
-                ops = op_profile.by_op(minigpt_step(this, workers, np), min(2.0, args.seconds))
-            print(
-                f"\n{name}: {this.train_config.batch_size} x {this.config.block_size}, one thread"
-            )
-            op_profile.table(ops)
-            next(r for r in records if r["preset"] == name)["ops"] = ops
+        profile(args, records)
     report.finish(args, "step", env, records, draw)
     return 0
 

@@ -193,6 +193,10 @@ def test_step(tmp_path):
     assert ops["attention_forward"] == ops["attention_backward"] == 4
     assert ops["linear_forward"] == 12 and ops["linear_activation_forward"] == 4
     assert ops["sum_gradients"] == 1
+    ways = {r["way"]: r for r in found["passes"]}
+    assert ways["AdamW"]["memory_bytes"] == ways["triad"]["memory_bytes"] == 4 * (4 + 3)
+    assert ways["triad"]["passes"] == 3 and ways["triad"]["cache_bytes"] == 4 * 3 * 3
+    assert ways["AdamW"]["passes"] == 13 and ways["AdamW"]["cache_bytes"] == 4 * (4 * 3 + 9 * 2)
 
 
 @pytest.mark.slow
