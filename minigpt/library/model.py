@@ -345,7 +345,8 @@ class Model:
             If the two do not fit each other, or the model.
         """
         x, y = self._batch(ids, targets)
-        loss, _ = task_of(self.config).loss_forward(x, y, self.params.tree, self.config)
+        p, config = self.params.tree, self.config
+        loss, _ = task_of(config).loss_forward(x, y, p, config, recompute=True)
         return float(loss)
 
     def loss_and_gradients(self, ids, targets):

@@ -249,7 +249,7 @@ def seq2seq_backward(dx, cache, dwte=None):
     return {**grads, "encoder": encoder}
 
 
-def loss_forward(source, targets, p, config, rng=None, count=None):
+def loss_forward(source, targets, p, config, rng=None, count=None, recompute=False):
     """Cross-entropy of the targets, in nats per token; arguments as in gpt.loss_forward.
 
     Parameters
@@ -257,7 +257,7 @@ def loss_forward(source, targets, p, config, rng=None, count=None):
     source, targets : (B, Ts), (B, T) int
         -1 is padding, at the end of a row; a target ends with END.
     """
-    x, cache = seq2seq_forward(source, targets, p, config, rng)
+    x, cache = seq2seq_forward(source, targets, p, config, rng, recompute=recompute)
     loss, loss_cache = cross_entropy_forward(x, targets, **head_params(p), count=count)
     return loss, (cache, loss_cache, "lm_head" in p)
 

@@ -294,14 +294,15 @@ def logits(x, p):
     return head(x, **head_params(p))
 
 
-def loss_forward(ids, targets, p, config, rng=None, count=None):
+def loss_forward(ids, targets, p, config, rng=None, count=None, recompute=False):
     """Cross-entropy of the next tokens, in nats per token.
 
     Parameters
     ----------
     ids, targets : (B, T) int
         targets[b, t] follows ids[b, t]; -1 is ignored.
-    p, config, rng : as in gpt_forward
+    p, config, rng, recompute : as in gpt_forward
+        With recompute this takes the least memory, and where no backward pass follows no more time.
     count : int, optional
         As in cross_entropy_forward.
 
@@ -310,7 +311,7 @@ def loss_forward(ids, targets, p, config, rng=None, count=None):
     loss : () float
     cache : tuple
     """
-    x, cache = gpt_forward(ids, p, config, rng)
+    x, cache = gpt_forward(ids, p, config, rng, recompute=recompute)
     loss, loss_cache = cross_entropy_forward(x, targets, **head_params(p), count=count)
     return loss, (cache, loss_cache, "lm_head" in p, "frozen" in p)
 

@@ -68,7 +68,7 @@ def mean_loss(task, tree, config, batches, map=map, show=None):
     def total(batch):
         count = task.count_targets(batch[1])
         x, y = (to_device(array, xp) for array in batch)
-        loss, _ = task.loss_forward(x, y, tree, config, count=count)
+        loss, _ = task.loss_forward(x, y, tree, config, count=count, recompute=True)
         return float(loss) * count, count
 
     batches, totals = iter(batches), []

@@ -167,7 +167,7 @@ def activations(config, train_config, T, Ts):
     for B in shard_rows(train_config):
         recompute = train_config.recompute
         step = passes(config, lora, B, T, Ts, training=True, recompute=recompute)
-        evaluation = passes(config, lora, rows, T, Ts, training=False)
+        evaluation = passes(config, lora, rows, T, Ts, training=False, recompute=True)
         total += max(step, evaluation - shard_gradients(config, train_config, B, T, Ts))
     return total
 
@@ -203,7 +203,7 @@ def shard_gradients(config, train_config, B, T, Ts):
         size, (x, dy) = math.prod(shape), shape[::-1] if is_head else shape
         if len(rows) == 1:
             numbers -= 0 if is_head and further else size
-            largest = max(largest, size * further)
+            largest = max(largest, 0 if is_head else size * further)
         elif max(rows) * tokens * sum(shape) <= size:
             numbers += B * tokens * (dy + x * train_config.recompute) - size
             n = all_rows * tokens

@@ -1,5 +1,6 @@
 """The mean loss over a split, and even parts of it."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from minigpt.data.pairs import Pairs
 from minigpt.data.subwords import BpeTokenizer
 from minigpt.data.tokenizers import PairTokenizer
 from minigpt.model.init import init_params
+from minigpt.model.recompute import Again
 from minigpt.sample.evaluation import (
     GROUP,
     bits_per_byte,
@@ -54,6 +56,23 @@ def test_a_part_and_the_rest_have_the_mean_of_the_whole():
     assert n + m == count == targets == len(ids) - 1 and abs(n - 700) <= 8
     assert (n * one + m * other) / count == pytest.approx(whole, rel=1e-6)
     assert done[-1] == count and len(done) == -(-items // (4 * GROUP))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_an_evaluation_keeps_no_caches_of_blocks(name):
+    config = TASKS[name].config(vocab_size=11, block_size=4, n_layer=2, n_head=1, n_embd=8)
+    ids, caches = np.arange(8, dtype=np.int32).reshape(2, 4), []
+
+    def loss_forward(*args, **kwargs):
+        loss, cache = TASKS[name].loss_forward(*args, **kwargs)
+        caches.append(cache[0])
+        return loss, cache
+
+    task = dataclasses.replace(TASKS[name], loss_forward=loss_forward)
+    mean_loss(task, init_params(config, 0, np), config, [(ids, ids)])
+    stacks = caches if name == "text" else caches[0][:2]  # encoder and decoder
+    kept = [cache for _, blocks, _ in stacks for cache in blocks]
+    assert len(kept) == 2 * len(stacks) and all(isinstance(cache, Again) for cache in kept)
 
 
 def test_a_uniform_guess_of_bytes_takes_eight_bits_for_each():

@@ -43,6 +43,7 @@ from tests.tools.mutants import (
     model,
     ops,
     optim,
+    places,
     product,
     sample,
     top,
@@ -51,7 +52,8 @@ from tests.tools.mutants import (
 
 GPU = (gpu, attention_mma, product)  # their tests run on CuPy
 MODULES = (
-    *(cli, ops, cpu, data, optim, model, interchange, sample, train, library, environment, top),
+    *(cli, ops, cpu, places, data, optim, model, interchange, sample, train, library),
+    *(environment, top),
     *GPU,
 )
 ROOT = Path(__file__).parents[2]

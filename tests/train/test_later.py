@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from minigpt.backend import places, plain
 from minigpt.backend.blas import blas_threads
+from minigpt.backend.cpu import cross_entropy
 from minigpt.model.init import init_params
 from minigpt.model.lora import init_adapter
 from minigpt.ops.dropout import Rng
@@ -152,6 +153,23 @@ def test_what_is_not_finite_reaches_the_norm(made, bad):
         assert made[0] and not np.isfinite(this.optimizer.state[GRAD_NORM])
 
 
+def test_a_place_is_one_thread_s_while_the_context_lasts(rng):
+    x, w, dy = (rng.standard_normal(shape) for shape in ((5, 3), (3, 4), (5, 4)))
+    place, cache = np.full((3, 4), 2.0), linear_forward(x, w)[1]
+    found = places.gradient_places([w], [place])
+    for add in (False, True):
+        with places.gradients_into(found, add) as filled:
+            assert linear_backward(dy, cache)[1]["w"] is place
+            assert [y is place for y in filled] == [True]
+            others = linear_forward(x, w.copy())[1], linear_forward(x[:, :2], w[:2])[1]
+            for other in others:  # the second begins where w does
+                assert linear_backward(dy, other)[1]["w"] is not place
+        np.testing.assert_allclose(place, (1 + add) * (x.T @ dy))
+    with Workers(2) as workers, places.gradients_into(found, False):
+        _, second = workers.map(lambda _: linear_backward(dy, cache)[1]["w"], range(2))
+    assert second is not place
+
+
 def test_after_an_error_nothing_is_left_anywhere(rng):
     x, w, dy = (rng.standard_normal(shape) for shape in ((2, 9), (9, 9), (2, 9)))
     _, cache = linear_forward(x, w)
@@ -208,9 +226,25 @@ def test_rows_of_gradients_are_split_among_any_number_of_threads(shapes, rows, n
     assert (flat[[0, -1]] == before[[0, -1]]).all()
 
 
-def test_a_gradient_that_one_shard_has_replaced_is_an_error():
+def test_a_gradient_that_was_replaced_is_an_error():
     with Workers(2) as workers:
         grads = trainer("tied", workers).grads
-        trees = [grads.tree, grads.zeros_like().tree]
-        with pytest.raises(RuntimeError, match="left in its place"):
-            threads.sum_gradients(workers, trees, grads, False, grads.arrays)
+        left, other = grads.tree, grads.zeros_like().tree
+        for trees in ([left, other], [other, other], [other]):
+            with pytest.raises(RuntimeError, match="left in its place"):
+                threads.sum_gradients(workers, trees, grads, False, grads.arrays)
+
+
+def test_rows_that_pass_the_head_in_parts_leave_them_all(monkeypatch):
+    expected = gradients("tied", 2)
+    monkeypatch.setattr(cross_entropy, "KEPT", 5 * 300)
+    for key, g in gradients("tied", 2).items():
+        np.testing.assert_allclose(g, expected[key], rtol=0, atol=1e-12, err_msg=key)
+
+
+def test_what_is_larger_as_factors_is_not_left(rng):
+    x, dy, w = (rng.standard_normal((9, 9)) for _ in range(3))
+    place = np.empty((9, 9))
+    with places.gradients_into(places.gradient_places([w], [place]), False, places.Later([9, 9])):
+        dw = linear_backward(dy, linear_forward(x, w)[1])[1]["w"]
+        assert dw is not place

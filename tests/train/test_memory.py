@@ -31,6 +31,7 @@ from minigpt.train.memory import (
     smaller_step,
 )
 from minigpt.train.presets import NANOGPT, PRESETS
+from minigpt.train.threads import STACK
 from tests.tools.training import FLAGS, TEXT, begin, refusal
 
 SIZES = {"vocab_size": 65, "source_vocab_size": 65}
@@ -160,6 +161,30 @@ def test_frozen_weights_have_no_gradients_and_no_moments_and_keep_less():
         assert parts["gradients"] == 4 * of_adapter * (3 if backend == "numpy" else 1)
         assert parts["optimizer"] == 8 * of_adapter
         assert parts["activations"] < full["activations"]
+
+
+def test_few_tokens_keep_factors_in_place_of_gradients():
+    C, V, layers, tokens = 384, 12000, 4, 16
+    values = NANOGPT | FEW | {"threads": 1}
+    config, _ = resolve(values, SIZES)
+    n = count_parameters(config)
+    others = n - layers * 12 * C * C - V * C  # positions and gains
+    widths = {8 * tokens * width for width in (C, 3 * C, 4 * C)}  # of x and dy, of all shards
+
+    def made(**options):
+        """Numbers of gradients beside those of the step."""
+        return memory(*resolve(values | options, SIZES))["gradients"] // 4 - n
+
+    assert made() == others
+    assert made(gradient_accumulation_steps=2) == others + V * C + 4 * C * C
+    dy = tokens * (9 * C * layers + V)
+    stacks = sum(widths) + STACK
+    assert made(threads=2) == 2 * (others + 4 * dy + stacks)
+    assert made(threads=3) == 3 * (others + stacks) + 8 * dy
+    x = tokens * (7 * C * layers + C)
+    assert made(threads=2, recompute=True) == 2 * (others + 4 * (dy + x) + stacks)
+    long = memory(*resolve(values | {"threads": 2, "block_size": 512}, SIZES))["gradients"]
+    assert long == 4 * 3 * (n + (512 - tokens) * C)
 
 
 def arrays_of(cache):

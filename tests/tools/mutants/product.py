@@ -1,4 +1,4 @@
-"""Bugs in matrix products on CuPy, and in where gradients are left by them."""
+"""Bugs in matrix products on CuPy."""
 
 PRODUCT = "backend/test_product_cupy.py::"
 VALUES = f"{PRODUCT}test_values"
@@ -167,40 +167,6 @@ MUTANTS = {
             "times(scale, u)",
             "u",
             "backend/test_kernels_cupy.py::test_values",
-        ),
-    ],
-    "minigpt/backend/places.py::place_of": [
-        ("further batches replace the first", "return place, add", "return place, False", GATHERED),
-        (
-            "a part of a weight has the place of the whole",
-            "or place.shape != w.shape",
-            "",
-            f"{PLACES}test_a_place_is_one_thread_s_while_the_context_lasts",
-        ),
-    ],
-    "minigpt/backend/places.py::gradients_into": [
-        (
-            "places are open for ever",
-            "finally: _now.open = None",
-            "finally: pass",
-            f"{PLACES}test_a_place_is_one_thread_s_while_the_context_lasts",
-        ),
-    ],
-    "minigpt/backend/places.py::_now": [
-        (
-            "places are open in all threads",
-            "threading.local()",
-            "type(threading)('now')",
-            f"{PLACES}test_a_place_is_one_thread_s_while_the_context_lasts",
-        ),
-    ],
-    "minigpt/train/threads.py::sum_gradients": [
-        ("what is in its place is added once more", "if done: continue", "", GATHERED),
-        (
-            "a gradient may be replaced after it was left in its place",
-            "sum(there) != len(filled) or",
-            "",
-            f"{PLACES}test_a_gradient_that_was_replaced_is_an_error",
         ),
     ],
 }
