@@ -15,6 +15,7 @@ from minigpt.model.encoder_decoder import decoder_forward, encoder_forward
 from minigpt.model.gpt import logits
 from minigpt.sample.generate import check_finite
 from minigpt.sample.kv_cache import KVCache
+from minigpt.sample.step import is_step, step
 
 READ_TOKENS = 4096  # of sources that the encoder reads at a time
 SHORT = 1024  # scores of a line that are sorted at once; of more, only the largest
@@ -71,8 +72,12 @@ class DecoderCache(KVCache):
 def next_logits(ids, seen, p, config, kv):
     """Run one token of each row, ids (B, 1), after those in `kv`; return logits (B, V)."""
     with np.errstate(over="ignore", invalid="ignore"):  # check_finite reports it, as an error
-        x, _ = decoder_forward(to_device(ids, array_module(seen)), None, seen, p, config, kv=kv)
-        return check_finite(to_host(logits(x[:, -1], p)))
+        ids = to_device(ids, array_module(seen))
+        if is_step(ids):
+            x = step(ids, p, config, kv, seen)
+        else:
+            x = decoder_forward(ids, None, seen, p, config, kv=kv)[0][:, -1]
+        return check_finite(to_host(logits(x, p)))
 
 
 def log_softmax(z):

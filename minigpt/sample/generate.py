@@ -12,6 +12,7 @@ from minigpt.errors import UserError
 from minigpt.model.gpt import gpt_forward, logits
 from minigpt.sample.kv_cache import KVCache
 from minigpt.sample.sampling import draw, next_probabilities
+from minigpt.sample.step import is_step, step
 
 PREFILL_TOKENS = 1024  # in one pass, over all rows: bounds the memory of activations
 
@@ -86,11 +87,17 @@ def generate(
 def next_logits(ids, p, config, kv):
     """Run the tokens `ids` (B, T) that follow those in `kv`; return the last logits (B, V)."""
     ids = to_device(ids, array_module(p["wte"]))
-    size = max(1, PREFILL_TOKENS // len(ids))
     with np.errstate(over="ignore", invalid="ignore"):  # check_finite reports it, as an error
-        for start in range(0, ids.shape[1], size):
-            x, _ = gpt_forward(ids[:, start : start + size], p, config, kv=kv)
-        return check_finite(to_host(logits(x[:, -1], p)))
+        x = step(ids, p, config, kv) if is_step(ids) else read(ids, p, config, kv)
+        return check_finite(to_host(logits(x, p)))
+
+
+def read(ids, p, config, kv):
+    """Run the tokens `ids` (B, T) after those in `kv`, some at a time; return the last (B, C)."""
+    size = max(1, PREFILL_TOKENS // len(ids))
+    for start in range(0, ids.shape[1], size):
+        x, _ = gpt_forward(ids[:, start : start + size], p, config, kv=kv)
+    return x[:, -1]
 
 
 def check_finite(z):

@@ -2,8 +2,6 @@
 
 import numpy as np
 
-from minigpt.ops.softmax import softmax_forward
-
 
 def next_probabilities(logits, temperature=1.0, top_k=0, top_p=1.0):
     """Probabilities of the next token, in three steps:
@@ -39,7 +37,8 @@ def next_probabilities(logits, temperature=1.0, top_k=0, top_p=1.0):
         z = (z - z.max(axis=-1, keepdims=True)) / temperature
     if 0 < top_k < V:
         z[z < np.partition(z, V - top_k, axis=-1)[:, V - top_k, None]] = -np.inf
-    probabilities, _ = softmax_forward(z)
+    probabilities = np.exp(z, out=z)  # a softmax: its maximum is off already
+    probabilities /= probabilities.sum(axis=-1, keepdims=True)
     if top_p < 1:
         order = np.argsort(-probabilities, axis=-1, kind="stable")
         mass = np.take_along_axis(probabilities, order, axis=-1).cumsum(axis=-1)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from minigpt.backend.cpu.blocking import block_rows, column_sums, row_blocks, rows_of
+from minigpt.backend.cpu.blocking import BLOCK, block_rows, column_sums, row_blocks, rows_of
 from minigpt.backend.cpu.pool import empty
 
 # Hastings' erf: Abramowitz & Stegun 1964, formula 7.1.26. Its absolute error is 1.5e-7, that of Phi
@@ -19,8 +19,8 @@ HASTINGS = tuple(
 SIGN = np.uint32(1 << 31)
 
 
-def gelu(x, y, slope, t, e):
-    """Write ops.activation.gelu of a block x of float32 into y and slope; t and e are scratch."""
+def upper_tail(x, y, t, e):
+    """Write 1 - Phi(|x|) of a block x of float32 into y, exp(-x^2 / 2) into e; t is scratch."""
     np.abs(x, out=t)
     t += 1 / T_SCALE
     np.reciprocal(t, out=t)
@@ -31,7 +31,12 @@ def gelu(x, y, slope, t, e):
     for c in HASTINGS[-2::-1]:
         y += c
         y *= t
-    y *= e  # 1 - Phi(|x|)
+    y *= e
+
+
+def gelu(x, y, slope, t, e):
+    """Write ops.activation.gelu of a block x of float32 into y and slope; t and e are scratch."""
+    upper_tail(x, y, t, e)
     np.subtract(0.5, y, out=y)
     # copysign(y, x), several times faster on the bits
     bits = y.view(np.uint32)
@@ -81,10 +86,6 @@ def takes(kind, dtype):
 def activate(x, kind, b=None):
     """Return y and slope of act(x + b); those of a block are computed while it is in the cache."""
     into = INTO[kind]
-    if x.size == x.shape[-1]:  # single-token decode: call overhead dominates
-        y, slope, *buffers = np.empty((4, *x.shape), x.dtype)
-        into(x if b is None else x + b, y, slope, *buffers)
-        return y, slope
     y, slope = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
     x2, y2, slope2 = (rows_of(a, x.shape[-1]) for a in (x, y, slope))
     scratch = empty((3, block_rows(*x2.shape), x.shape[-1]), x.dtype)
@@ -106,6 +107,46 @@ def multiply_by_slope(dy, slope, db=None):
         if db is not None:
             db += column_sums(dxr)
     return dx
+
+
+def gelu_alone(x):
+    """Return x Phi(x) of a block x of float32: max(x, 0) - |x| (1 - Phi(|x|))."""
+    y, t, e = np.empty((3, *x.shape), x.dtype)
+    upper_tail(x, y, t, e)
+    y *= np.abs(x, out=t)
+    return np.subtract(np.maximum(x, 0, out=t), y, out=y)
+
+
+def gelu_tanh_alone(x):
+    """Return ops.activation.gelu_tanh of a block x without the slope."""
+    a = math.sqrt(2 / math.pi)
+    y = x * x
+    y *= 0.044715 * a
+    y += a
+    y *= x
+    np.tanh(y, out=y)
+    y += 1
+    y *= x
+    y *= 0.5
+    return y
+
+
+def relu_alone(x):
+    """Return ops.activation.relu of a block x without the slope."""
+    return x * (x > 0)
+
+
+ALONE = {"gelu": gelu_alone, "gelu_tanh": gelu_tanh_alone, "relu": relu_alone}
+
+
+def values(x, kind):
+    """Return act(x) of x (N, C) without the slope, for a pass that nothing follows backward."""
+    if x.size <= BLOCK:
+        return ALONE[kind](x)
+    y = empty(x.shape, x.dtype)
+    for _, xr, yr in row_blocks(x, y):
+        yr[...] = ALONE[kind](xr)
+    return y
 
 
 def activation_forward(x, kind):

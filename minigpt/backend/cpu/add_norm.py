@@ -25,21 +25,6 @@ def normalize(x, w, b, eps, y, mu, rstd):
         y += b
 
 
-def normalize_row(x, w, b, eps):
-    """Return y, mu and rstd of ops.layernorm for one row (C,).
-
-    For single-token decode, where call overhead dominates.
-    """
-    mu = x.dot(constant(x.size, 1 / x.size, x.dtype))
-    y = x - mu
-    rstd = 1 / np.sqrt(y.dot(y) / x.size + eps)
-    y *= rstd
-    y *= w
-    if b is not None:
-        y += b
-    return y, mu, rstd
-
-
 def normalize_backward(dy, x, w, mu, rstd, dx, xhat):
     """Write the gradient of a block's x into dx; return that of w. xhat is scratch."""
     wn = w * (1 / max(w.size, 1))
@@ -63,27 +48,21 @@ def add_norm_forward(x, h, w, b=None, h_b=None, dropout=0.0, rng=None, eps=EPS):
     check_pending(h, h_b)
     rng = rng if dropout else None
     C = h.shape[-1]
-    if rng is None and h.size == C:
-        stream = h if h_b is None else h + h_b
-        stream = stream if x is None else x + stream
-        y, mu, rstd = normalize_row(stream.reshape(C), w, b, eps)
-        y = y.reshape(h.shape)
-    else:
-        place, y = first_place(h, rng), empty(h.shape, h.dtype)
-        same = x is None and h_b is None and rng is None
-        stream = h if same else empty(h.shape, h.dtype)
-        h2, s2, y2 = (rows_of(a, C) for a in (h, stream, y))
-        x2 = None if x is None else rows_of(x, C)
-        mu, rstd = np.empty((2, len(h2), 1), h.dtype)
-        for start, added, xr, s, yr, mu_r, rstd_r in row_blocks(h2, x2, s2, y2, mu, rstd):
-            if h_b is not None:
-                added = np.add(added, h_b, out=s)
-            if rng is not None:
-                drop(added, place + start * C, dropout, rng, out=s)
-                added = s
-            if x is not None:
-                np.add(xr, added, out=s)
-            normalize(s, w, b, eps, yr, mu_r, rstd_r)
+    place, y = first_place(h, rng), empty(h.shape, h.dtype)
+    same = x is None and h_b is None and rng is None
+    stream = h if same else empty(h.shape, h.dtype)
+    h2, s2, y2 = (rows_of(a, C) for a in (h, stream, y))
+    x2 = None if x is None else rows_of(x, C)
+    mu, rstd = np.empty((2, len(h2), 1), h.dtype)
+    for start, added, xr, s, yr, mu_r, rstd_r in row_blocks(h2, x2, s2, y2, mu, rstd):
+        if h_b is not None:
+            added = np.add(added, h_b, out=s)
+        if rng is not None:
+            drop(added, place + start * C, dropout, rng, out=s)
+            added = s
+        if x is not None:
+            np.add(xr, added, out=s)
+        normalize(s, w, b, eps, yr, mu_r, rstd_r)
     kept = (*h.shape[:-1], 1)
     mu, rstd = mu.reshape(kept), rstd.reshape(kept)
     return (stream, y), AddNormCache(stream, w, b, h_b, mu, rstd, dropout, rng, x is None)

@@ -33,6 +33,7 @@ from minigpt.backend.cpu.blocking import constant
 from minigpt.backend.cpu.pool import empty
 from minigpt.ops.attention import AttentionCache, scores
 
+LEAST = -3e38  # finite in float32
 SAFE = 64.0  # exp(64) summed over any sequence that fits in memory stays finite in float32
 
 
@@ -100,15 +101,18 @@ def forward(q, k, v, causal, key_mask, dropout, rng):
     return y, LseCache(q, k, v, y, lse, causal, key_mask, dropout, rng)
 
 
-def one_query(q, k, v, causal):
-    """attention_forward for Tq = 1, as in decoding: it sees all keys; call overhead dominates."""
+def one_query(q, k, v, causal, key_mask=None):
+    """attention_forward for Tq = 1, as in decoding: under the tril mask it sees all keys."""
     w = np.matmul(q, k.swapaxes(2, 3))
     w *= 1 / math.sqrt(q.shape[-1])
-    w -= np.maximum.reduce(w, axis=-1, keepdims=True)
+    if key_mask is not None:
+        np.copyto(w, -math.inf, where=~key_mask[:, None, None])
+    w -= np.maximum.reduce(w, axis=-1, keepdims=True, initial=LEAST)
     np.exp(w, out=w)
-    w /= np.add.reduce(w, axis=-1, keepdims=True)
+    total = np.add.reduce(w, axis=-1, keepdims=True)
+    w /= np.maximum(total, 1, out=total)  # it is 0 where nothing may be seen, else 1 or more
     y = np.matmul(w, v)
-    return y, AttentionCache(q, k, v, y, w, causal, None, 0.0, None)
+    return y, AttentionCache(q, k, v, y, w, causal, key_mask, 0.0, None)
 
 
 def put(a, b, to, first, scratch):
@@ -204,8 +208,8 @@ def attention_forward(q, k, v, causal=False, key_mask=None, dropout=0.0, rng=Non
     """As the op; a single query, short sequences and long ones go three ways."""
     if q.size == 0 or k.size == 0:
         return NotImplemented
-    if q.shape[2] == 1 and key_mask is None and (rng is None or dropout == 0):
-        return one_query(q, k, v, causal)
+    if q.shape[2] == 1 and (rng is None or dropout == 0):
+        return one_query(q, k, v, causal, key_mask)
     return forward(q, k, v, causal, key_mask, dropout, rng)
 
 

@@ -22,8 +22,13 @@ def rotate(x, n_head, cos, sin):
     """Multiply the first two thirds of the channels by exp(i angle); copy the rest."""
     C = x.shape[-1] // 3
     x, y = np.ascontiguousarray(x), empty(x.shape, x.dtype)
-    factor = np.tile(cos + 1j * sin, 2 * n_head)  # (T, C)
+    factor = factors(cos, sin, n_head)
     pairs, out = (a[..., : 2 * C].view(factor.dtype) for a in (x, y))
     np.multiply(pairs, factor, out=out)
     y[..., 2 * C :] = x[..., 2 * C :]
     return y
+
+
+def factors(cos, sin, n_head):
+    """Return exp(i angle) for the pairs of the queries' and keys' channels: (T, C) complex."""
+    return np.tile(cos + 1j * sin, 2 * n_head)

@@ -1,5 +1,6 @@
 """Bugs in sampling, the KV cache and beam search."""
 
+STEP = "sample/test_step.py::test_a_step_is_the_forward_pass_of_one_token"
 CACHED = "sample/test_generate.py::test_cached_decoding_is_the_full_forward"
 
 MUTANTS = {
@@ -67,6 +68,39 @@ MUTANTS = {
             "context[:, :n] = context[:, config.block_size - n :]",
             "context[:, :n] = context[:, :n].copy()",
             CACHED,
+        ),
+    ],
+    "minigpt/sample::is_step": [
+        (
+            "plain mode steps, too",
+            " and not is_plain()",
+            "",
+            "sample/test_step.py::test_decoding_takes_steps_but_not_in_plain_mode",
+        ),
+    ],
+    "minigpt/sample::step": [
+        (
+            "a step rotates as the token before",
+            "angles(x, kv.length, 1,",
+            "angles(x, max(kv.length - 1, 0), 1,",
+            STEP,
+        ),
+        ("a step is not counted", "kv.advance(ids)", "pass", STEP),
+    ],
+    "minigpt/sample::norm": [
+        ("a step's layernorms have no eps", "std += EPS", "pass", STEP),
+        ("a step's layernorms have no bias", "y += b", "pass", STEP),
+    ],
+    "minigpt/sample::linear": [
+        ("a step's linear layers have no bias", "y += b", "pass", STEP),
+        ("a step's adapters have no scale", "scale * ", "", STEP),
+    ],
+    "minigpt/sample::cross_attention": [
+        (
+            "a step sees the padding of its memory",
+            "key_mask=seen",
+            "key_mask=None",
+            "sample/test_step.py::test_a_step_of_a_decoder_reads_what_it_may_of_the_memory",
         ),
     ],
     "minigpt/sample::next_probabilities": [
