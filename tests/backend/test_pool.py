@@ -5,6 +5,7 @@ import itertools
 import queue
 import subprocess
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -146,6 +147,22 @@ def test_memory_can_be_given_back():
     assert held() == [] and (kept == 7).all()
     use((SMALL,))
     assert held() == [CHUNK] and (kept == 7).all()
+
+
+def test_memory_lives_as_long_as_the_arrays_on_it(monkeypatch):
+    chunks = []
+
+    def watched(size, dtype):
+        array = aligned(size, dtype)
+        chunks.append(weakref.ref(array))
+        return array
+
+    monkeypatch.setattr(pool, "aligned", watched)
+    view = empty((SMALL,), "float32")[5:]
+    pool.give_back()
+    assert chunks[0]() is not None
+    del view
+    assert chunks[0]() is None
 
 
 def test_a_used_up_chunk_is_followed_by_another():

@@ -22,32 +22,35 @@ CHUNK = 2**23  # bytes; NumPy asks for huge pages from 4 MB on
 MAX_SIZES = 32  # distinct sizes that one thread keeps before it cuts them all anew
 
 
+def nobody():
+    """Stand for a weak reference to the user of memory that has had none."""
+
+
 class Block:
     """Memory for one array at a time.
 
-    Between the two stands an object that is new each time. Whatever uses the memory refers to it,
-    through however many views and in whatever thread: an array must not outlive what it lies on.
-    So the memory is free when a weak reference finds that object gone.
+    Between the two stands an object that is new each time, the user. Whatever uses the memory
+    refers to it, through however many views and in whatever thread: an array must not outlive what
+    it lies on. So the memory is free when a weak reference finds the user gone.
 
     Parameters
     ----------
     memory : (bytes,) memoryview
     """
 
-    __slots__ = ("memory", "kind", "user")
+    __slots__ = ("memory", "address", "kind", "user")
 
     def __init__(self, memory):
-        self.memory, self.kind, self.user = memory, ctypes.c_char * len(memory), None
+        self.memory, self.kind, self.user = memory, ctypes.c_char * len(memory), nobody
+        self.address = ctypes.addressof(self.kind.from_buffer(memory))
 
     def __len__(self):
         return len(self.memory)
 
-    def is_free(self):
-        return self.user is None or self.user() is None
-
     def array(self, shape, dtype):
         """Return a new array on the memory, which must be free."""
-        user = self.kind.from_buffer(self.memory)
+        user = self.kind.from_address(self.address)
+        user.memory = self.memory  # keeps it
         self.user = weakref.ref(user)
         return numpy.ndarray(shape, dtype, user)
 
@@ -110,7 +113,7 @@ def empty(shape, dtype):
     try:
         cache.busy = True
         for buffer in cache.buffers.get(size, ()):
-            if buffer.is_free():
+            if buffer.user() is None:
                 break
         else:
             buffer = new_buffer(size)
@@ -153,7 +156,7 @@ def chunk_of(size):
     If there is none, others make room for a new one.
     """
     chunks = _cache.chunks
-    free = sorted(filter(Block.is_free, chunks), key=len)
+    free = sorted((chunk for chunk in chunks if chunk.user() is None), key=len)
     chunk = next((chunk for chunk in free if len(chunk) >= size), None)
     if chunk is None:
         size = size if size > CHUNK // 4 else CHUNK

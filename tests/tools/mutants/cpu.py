@@ -43,16 +43,20 @@ MUTANTS = {
             "return numpy.ndarray(shape, dtype, self.memory)",
             "backend/test_pool.py::test_a_view_keeps_the_memory",
         ),
-    ],
-    "minigpt/backend/cpu/pool.py::Block.is_free": [
         (
-            "memory that has been used is never free again",
-            "self.user is None or self.user() is None",
-            "self.user is None",
-            "backend/test_pool.py::test_a_buffer_without_references_is_reused",
+            "memory is released under the arrays on it",
+            "user.memory = self.memory",
+            "pass",
+            "backend/test_pool.py::test_memory_lives_as_long_as_the_arrays_on_it",
         ),
     ],
     "minigpt/backend/cpu/pool.py::empty": [
+        (
+            "memory that has been used is never free again",
+            "buffer.user() is None",
+            "buffer.user is nobody",
+            "backend/test_pool.py::test_a_buffer_without_references_is_reused",
+        ),
         (
             "two calls, one in the middle of the other, find the same buffer free",
             "size < SMALL or cache.busy",
@@ -91,8 +95,8 @@ MUTANTS = {
         ),
         (
             "chunks in use are cut anew",
-            "sorted(filter(Block.is_free, chunks), key=len)",
-            "sorted(chunks, key=len)",
+            "if chunk.user() is None",
+            "",
             "backend/test_pool.py::test_an_array_in_use_keeps_its_memory_when_buffers_are_cut_anew",
         ),
     ],
