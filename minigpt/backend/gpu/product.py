@@ -76,16 +76,10 @@ def layout(x):
     rows, columns = x.shape[-2:]
     down, right = x.strides[-2:]
     item = x.itemsize
-    if right == item:
-        if down >= columns * item:
-            return 0, down // item
-        if rows == 1:  # then `down` may be anything
-            return 0, columns
-    if down == item:
-        if right >= rows * item:
-            return 1, right // item
-        if columns == 1:
-            return 1, rows
+    if right == item and down >= columns * item:
+        return 0, down // item
+    if down == item and right >= rows * item:
+        return 1, right // item
     return None
 
 

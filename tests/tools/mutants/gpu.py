@@ -68,7 +68,7 @@ MUTANTS = {
         ),
     ],
     "minigpt/backend/gpu/add_norm.cu::add_norm": [
-        ("the pending bias is not added", "v[k + i] += bias[i];", "", VALUES),
+        ("the pending bias is not added", "v[k + i] += bias[i];", ";", VALUES),
         (
             "the mean is kept in 16 bits",
             "mu[row] = mean,",
