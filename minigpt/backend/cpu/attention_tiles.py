@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 
+from minigpt.backend.cpu.dropout import mix, random_words
 from minigpt.backend.cpu.pool import empty
 from minigpt.ops.dropout import GAMMA, LANES, threshold
 
@@ -101,28 +102,13 @@ class Tiles:
         width = j.stop - j.start
         limit, scale = threshold(self.dropout)
         if self.Tk % LANES == 0 and j.start % LANES == 0:  # words begin where rows do
-            words = -(-width // LANES)
-            word = place // LANES + np.arange(1, words + 1, dtype=np.uint64)
-            bits = words_of(self.rng.key, word).view(np.uint16)[..., :width]
+            words = random_words(self.rng.key, place // LANES, -(-width // LANES))
+            bits = words.view(np.uint16)[..., :width]
         else:
             place = place + np.arange(width, dtype=np.uint64)
-            word = words_of(self.rng.key, place // LANES + 1)
+            word = mix((place // LANES + 1) * GAMMA + self.rng.key)
             bits = (word >> (place % LANES * 16)).astype(np.uint16)
         return np.multiply(bits >= limit, scale, dtype=self.dtype)
-
-
-def words_of(key, counter):
-    """Return ops.dropout's words of these counters (uint64, from 1), written over them."""
-    z = counter
-    z *= GAMMA
-    z += key
-    shifted = np.right_shift(z, 30, out=empty(z.shape, z.dtype))
-    z ^= shifted
-    z *= 0xBF58476D1CE4E5B9
-    z ^= np.right_shift(z, 27, out=shifted)
-    z *= 0x94D049BB133111EB
-    z ^= np.right_shift(z, 31, out=shifted)
-    return z
 
 
 def transpose(x, scale=1.0):

@@ -1,13 +1,47 @@
 """Dropout on the CPU: the random bits of one block of elements at a time."""
 
+import functools
 import math
 
 import numpy as np
 
-from minigpt.backend.cpu.attention_tiles import words_of
 from minigpt.backend.cpu.blocking import row_blocks
 from minigpt.backend.cpu.pool import empty
-from minigpt.ops.dropout import LANES, threshold
+from minigpt.ops.dropout import GAMMA, LANES, threshold
+
+
+def random_words(key, first, n):
+    """Return words first .. first + n - 1 of the stream of `key`, as ops.dropout: (..., n) uint64.
+
+    Word w is mix(key + (w + 1) GAMMA). The product is a sum of two that are small or kept.
+
+    Parameters
+    ----------
+    key : int
+    first : (..., 1) uint64
+    n : int
+    """
+    z = empty((*first.shape[:-1], n), np.uint64)
+    return mix(np.add(first * GAMMA + key, multiples(1 << (n - 1).bit_length())[:n], out=z))
+
+
+@functools.lru_cache(32)
+def multiples(n):
+    """Return (1 .. n) GAMMA modulo 2^64: cached, hence read-only."""
+    x = np.arange(1, n + 1, dtype=np.uint64) * GAMMA
+    x.flags.writeable = False
+    return x
+
+
+def mix(z):
+    """Return ops.dropout's mix of an array of uint64, written over it."""
+    shifted = np.right_shift(z, 30, out=empty(z.shape, z.dtype))
+    z ^= shifted
+    z *= 0xBF58476D1CE4E5B9
+    z ^= np.right_shift(z, 27, out=shifted)
+    z *= 0x94D049BB133111EB
+    z ^= np.right_shift(z, 31, out=shifted)
+    return z
 
 
 def drop(x, place, p, rng, out):
@@ -26,7 +60,7 @@ def drop(x, place, p, rng, out):
     """
     limit, scale = threshold(p)
     first, stop = place // LANES, -(-(place + x.size) // LANES)
-    words = words_of(rng.key, np.arange(first + 1, stop + 1, dtype=np.uint64))
+    words = random_words(rng.key, np.array([first], np.uint64), stop - first)
     bits = words.view(np.uint16)[place - first * LANES :][: x.size]
     np.multiply(x, (bits >= limit).reshape(x.shape), out=out)
     out *= scale

@@ -122,6 +122,17 @@ MUTANTS = {
             PAIRINGS,
         ),
     ],
+    "minigpt/backend/cpu::random_words": [
+        (
+            "words of the stream's beginning",
+            "first * GAMMA + key",
+            "0 * first + key",
+            "ops/test_dropout.py::test_shards_get_their_part_of_the_whole_mask",
+        ),
+    ],
+    "minigpt/backend/cpu::multiples": [
+        ("counters from 0", "np.arange(1, n + 1, ", "np.arange(0, n, ", PAIRINGS),
+    ],
     "minigpt/backend/cpu::Tiles.keys": [
         (
             "the tile on the diagonal is left out",
