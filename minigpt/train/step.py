@@ -95,7 +95,6 @@ class Trainer:
         loss : float, or () on a GPU
         """
         count, scale = count or self.task.count_targets(targets), self.optimizer.loss_scale
-
         shards = shard_slices(len(ids), self.workers.n)
         later = Later([rows.stop - rows.start for rows in shards]) if len(shards) > 1 else None
 

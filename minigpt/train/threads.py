@@ -1,9 +1,9 @@
 """Threads over shards of the batch: each takes its rows through the forward and backward pass.
 
 NumPy releases the GIL in every large call, so that Python's threads are enough. BLAS uses one
-thread in each of them: several would wait for each other in every product of a small model. The
-results are combined in a fixed order, so that a run depends on the number of threads, but never on
-their timing.
+thread in each of them: several would wait for each other in every product of a small model. What
+the shards have left is brought together in a fixed order, so that a run depends on the number of
+threads, but never on their timing. minigpt/README.md, "Who computes what", has a picture.
 """
 
 import contextlib
