@@ -63,10 +63,18 @@ class DecoderCache(KVCache):
         return super().__getitem__(layer), self.cross[layer]
 
     def take(self, rows):
-        """Let row i continue from what row rows[i] has seen; both must have the same memory."""
-        n = self.length
-        self.store[..., :n, :] = self.store[:, :, rows, :, :n]
-        self.previous = self.previous[rows]
+        """Let row i continue from what row rows[i] has seen; both must have the same memory.
+
+        Parameters
+        ----------
+        rows : (B,) int, NumPy
+        """
+        n, xp = self.length, array_module(self.store)
+        moved = np.flatnonzero(rows != np.arange(len(rows)))  # often few, if any
+        if len(moved):
+            here, there = to_device(moved, xp), to_device(rows[moved], xp)
+            self.store[:, :, here, :, :n] = self.store[:, :, there, :, :n]
+            self.previous = self.previous[to_device(rows, xp)]
 
 
 def next_logits(ids, seen, p, config, kv):
@@ -167,7 +175,7 @@ def search(source, p, config, beam=1, show=None):
         if (done | (log_prob == -np.inf)).all():
             break
         if beam > 1:
-            kv.take(to_device((first * beam + parent).ravel(), xp))
+            kv.take((first * beam + parent).ravel())
     best = zip(ids, log_prob, length, done, strict=True)
     return [[make_hypothesis(*h) for h in zip(*row, strict=True) if h[1] > -np.inf] for row in best]
 

@@ -7,14 +7,14 @@ MUTANTS = {
     "minigpt/sample::DecoderCache.take": [
         (
             "rows that change places leave their last token behind",
-            "self.previous = self.previous[rows]",
+            "self.previous = self.previous[to_device(rows, xp)]",
             "pass",
             "sample/test_beam.py::test_a_row_that_is_taken_goes_on_as_the_other_did",
         ),
         (
             "the cache stays with its row when hypotheses move",
-            "self.store[:, :, rows, :, :n]",
-            "self.store[..., :n, :]",
+            "self.store[:, :, there, :, :n]",
+            "self.store[:, :, here, :, :n]",
             "sample/test_beam.py::test_cached_decoding_is_the_full_forward",
         ),
     ],
