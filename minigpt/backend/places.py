@@ -100,11 +100,10 @@ def gradients_into(places, add, later=None, shard=0):
         _now.open = None
 
 
-def _find(w):
-    """Return (what is open in this thread, the place of w's gradient); (None, None) is nothing."""
-    now = getattr(_now, "open", None)
-    place = now and now.places.get(address(w))
-    return (None, None) if place is None or place.shape != w.shape else (now, place)
+def _find(now, w):
+    """Return the place of w's gradient by what is open in this thread, or None."""
+    place = now.places.get(address(w))
+    return None if place is None or place.shape != w.shape else place
 
 
 def place_of(w, adds=True):
@@ -112,8 +111,11 @@ def place_of(w, adds=True):
 
     Who asks leaves it there. Who `adds` nothing has no place for a further batch.
     """
-    now, place = _find(w)
+    now = getattr(_now, "open", None)
     if now is None or now.later is not None or now.add > adds:
+        return None, False
+    place = _find(now, w)
+    if place is None:
         return None, False
     now.filled.append(place)
     return place, now.add
@@ -125,16 +127,18 @@ def is_later(w, numbers):
     That is where they take less memory than the product. For all shards it is decided by the
     largest of them.
     """
-    now, _ = _find(w)
+    now = getattr(_now, "open", None)
     if now is None or now.later is None:
         return False
     rows = now.later.rows
-    return numbers * max(rows) <= w.size * rows[now.shard]
+    smaller = numbers * max(rows) <= w.size * rows[now.shard]
+    return smaller and _find(now, w) is not None
 
 
 def leave(w, x, dy):
     """Leave x (N, C_in) and dy (N, C_out) where `is_later`; return the place of w's gradient."""
-    now, place = _find(w)
+    now = _now.open
+    place = _find(now, w)
     now.filled.append(place)
     now.later.factors[now.shard][id(place)] = x, dy
     return place
