@@ -57,13 +57,22 @@ def host(args):
             row += [report.milliseconds(r[which]), f"{1e3 * r[which]['min_s']:.3g}"]
         row += [f"{r['counts'][name]:,}" if r["counts"] else "" for name in host_time.COUNTS]
         rows.append(row)
-    headings = ["preset", "dtype", "ms", "CPU ms", "least", "without", "least", *host_time.COUNTS]
+    headings = [
+        "preset",
+        "dtype",
+        "ms",
+        "CPU ms",
+        "least",
+        "without",
+        "least of it",
+        *host_time.COUNTS,
+    ]
     report.print_table(headings, rows)
     print(
         "\nTime in which Python starts the work of a step, which is not waited for: by the clock,\n"
-        "which other programs lengthen, and of the processor; `without`: where our functions that\n"
-        "start kernels and products return at once. Median, +- half the distance of\n"
-        "the quartiles. Counts are of one step."
+        "which other programs lengthen, and of the processor; `without`: the same where our\n"
+        "functions that start kernels, and products but for Muon's, return at once. Median, +-\n"
+        "half the distance of the quartiles. Counts are of one step."
     )
     return records
 
@@ -137,8 +146,8 @@ def registers(args):
     headings = ["kernel", "dtype", "registers", "shared", "local", "threads"]
     report.print_table(headings, [[str(r[h]) for h in headings] for r in records])
     print(
-        "\nPer thread: registers, local (bytes of spills and stack). Per block: shared (bytes),\n"
-        "threads (at most)."
+        "\nPer thread: registers, local (bytes of spills and stack). Per block: shared (bytes,\n"
+        "without what a launch asks for), threads (at most)."
     )
     arch = 0 if cupy.cuda.runtime.is_hip else int(cupy.cuda.Device().compute_capability)
     spilled = [r for r in records if r["local"] > ptxas.allowed_spill(r["kernel"], arch)]
@@ -167,7 +176,8 @@ def ptxas_table(args):
     report.print_table(["kernel", "threads", "shared", *targets], rows)
     print(
         f"\nRegisters of a thread in {', '.join(names[char] for char in chars)}, + bytes that it\n"
-        "spills; threads and shared memory (bytes) of a block, at most."
+        "spills; of a block, at most: threads, and shared memory (bytes) beside what a launch\n"
+        "asks for."
     )
     return [{"kernel": name} | kernel for name, kernel in sorted(kernels.items())]
 

@@ -8,7 +8,8 @@ which is a prediction from their data sheets: nothing here has run on a GPU.
 Presets are too big to be counted whole. A step of 1 and 2 layers, on batches of 1 and 2, gives what
 a layer, a sequence, and a layer and sequence together add; every count is linear in these, and is
 taken to the preset's own size. So it is with the number of parts that sums over rows are taken in,
-which does not grow with the batch. `--whole` counts at the preset's size at once.
+which does not grow with the batch; where biases are summed, 16 of them are one, so that block sizes
+are multiples of 128 there. `--whole` counts at the preset's size at once.
 """
 
 import sys
@@ -78,10 +79,20 @@ def by_kind(counts):
     return sums
 
 
+def check_parts(config, args):
+    """Raise a UserError where sums of biases would not be counted as `--whole` counts them."""
+    if config.bias and config.block_size % 128 and not args.whole:
+        raise UserError(
+            f"--block-size {config.block_size}: sums of biases are counted by 128 tokens; take "
+            "a multiple of 128, or --whole"
+        )
+
+
 def bench(preset, args):
     """Count one preset before and after; return its records."""
     config, train_config = traffic.problem(preset, **sizes(args), dtype=args.dtype)
     own = config.n_layer, train_config.batch_size
+    check_parts(config, args)
     # Of one sequence's rows, so that sums over those of two have no more; twice, to see their part.
     parts = max(1, config.block_size // (2 * traffic.ROWS))
     corners = [(*own, None)] if args.whole else [(*s, p) for p in (parts, 2 * parts) for s in SMALL]

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = sorted(ROOT.glob("minigpt/**/*.py"))
 FILES = [*PACKAGE, *sorted(ROOT.glob("tests/**/*.py")), *sorted(ROOT.glob("bench/**/*.py"))]
+KERNELS = sorted(ROOT.glob("minigpt/**/*.cu"))
 UNFINISHED = re.compile(r"\b(TO[D]O|FIX[M]E|XX[X])\b")
 MANY_LINES = 400
 
@@ -52,6 +53,11 @@ def test_functions_are_short():
         if isinstance(node, ast.FunctionDef) and code_lines(node) > 40
     ]
     assert long == []
+
+
+def test_lines_of_kernels_are_as_long_as_those_of_python():
+    lines = [(path, line) for path in KERNELS for line in path.read_text("utf-8").splitlines()]
+    assert [where(path, line) for path, line in lines if len(line) > 100] == []
 
 
 @pytest.mark.filterwarnings("default")

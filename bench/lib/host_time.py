@@ -126,6 +126,8 @@ def samples(cupy, step, seconds):
 def started_nothing():
     """Let the overrides start neither kernels nor products while this context lasts.
 
+    But for Muon's products, and what CuPy itself launches.
+
     A product without a place for its result still makes one, uninitialized.
     """
     package = importlib.import_module("minigpt.backend.gpu")

@@ -34,7 +34,7 @@ MACRO = re.compile(r"^#define (\w+)\(([^)]*)\)(.*__global__.*)$", re.MULTILINE)
 
 
 class Usage(NamedTuple):
-    """What a kernel takes: per thread, but for shared memory (bytes of a block)."""
+    """What a kernel takes: per thread, but for static shared memory (bytes of a block)."""
 
     registers: int
     shared: int

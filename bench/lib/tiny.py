@@ -19,7 +19,7 @@ from minigpt.model.encoder_decoder import Seq2SeqConfig
 from minigpt.model.gpt import GPTConfig
 from minigpt.model.init import init_params
 from minigpt.model.lora import init_adapter
-from minigpt.ops import layernorm, softmax
+from minigpt.ops import add_norm, layernorm, softmax
 from minigpt.sample import beam
 from minigpt.sample.generate import generate
 from minigpt.train.config import TrainConfig
@@ -108,7 +108,7 @@ def run(xp, dtype, most=None):
 
 
 def kernels_of_ops(xp, dtype):
-    """Launch what no training step of a small model does: a softmax by itself, wide layernorms."""
+    """Launch what no step of a small model does: a softmax by itself, wide rows of add_norm."""
     rng, dtype = np.random.default_rng(1), dtype_of(dtype)
     x = to_device(rng.standard_normal((5, 333)).astype(dtype), xp)
     y, cache = softmax.softmax_forward(x)
@@ -117,3 +117,5 @@ def kernels_of_ops(xp, dtype):
         x = to_device(rng.standard_normal((5, C)).astype(dtype), xp)
         y, cache = layernorm.layernorm_forward(x, x[0], x[1])
         layernorm.layernorm_backward(y, cache)
+        (_, y), cache = add_norm.add_norm_forward(None, x, x[0], x[1], h_b=x[2])
+        add_norm.add_norm_backward(None, y, cache)

@@ -22,13 +22,13 @@ _plain = int(os.environ.get("MINIGPT_PLAIN", "0") not in ("", "0"))  # contexts 
 _lock = threading.Lock()
 
 
-class _Module(threading.local):
+class _Granted(threading.local):
     """What `all_arrays_on` says in this thread; None: every call of an op finds out."""
 
     xp = None
 
 
-_module = _Module()
+_granted = _Granted()
 
 
 def loaded_cupy():
@@ -118,7 +118,7 @@ def overridable(op):
 
     @functools.wraps(op)
     def dispatch(*args, **kwargs):
-        xp = _module.xp
+        xp = _granted.xp
         if xp is None and "cupy" not in sys.modules:
             xp = numpy
         elif xp is None:
@@ -144,11 +144,12 @@ def all_arrays_on(xp):
     Looking at every argument of every op takes as long as starting a kernel. The passes of a
     training step are on one device, where its caller has put weights and batch.
     """
-    before, _module.xp = _module.xp, xp
+    before = _granted.xp
     try:
+        _granted.xp = xp
         yield
     finally:
-        _module.xp = before
+        _granted.xp = before
 
 
 @contextlib.contextmanager
@@ -157,7 +158,8 @@ def plain(on=True):
 
     Otherwise their overrides run, and a `print` or a breakpoint in an op is never reached. The
     environment variable MINIGPT_PLAIN=1 does the same for a whole program. Contexts nest, and may
-    overlap in several threads: overrides are back when the last one has ended.
+    overlap in several threads: overrides are back when the last one has ended. A training step of
+    another thread in whose middle it begins or ends fails.
 
     Parameters
     ----------

@@ -23,7 +23,7 @@ class Later:
     Parameters
     ----------
     rows : list of int
-        Of the batch, in each shard.
+        The number of rows of the batch in each shard.
 
     Attributes
     ----------
@@ -90,7 +90,7 @@ def gradients_into(places, add, later=None, shard=0):
     Yields
     ------
     filled : list of arrays
-        The places that something has been left in, or for, so far.
+        The places whose gradients have been left there so far, or the factors for them.
     """
     filled = []
     _now.open = Open(places, add, filled, later, shard)
@@ -109,7 +109,8 @@ def _find(now, w):
 def place_of(w, adds=True):
     """Return (where the gradient of w belongs, whether to add it); (None, False) is nowhere.
 
-    Who asks leaves it there. Who `adds` nothing has no place for a further batch.
+    Who asks leaves it there. `adds` is whether it can add to what is there: if not, it has no place
+    for a further batch.
     """
     now = getattr(_now, "open", None)
     if now is None or now.later is not None or now.add > adds:

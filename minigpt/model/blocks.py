@@ -72,7 +72,7 @@ def project_backward(dy, cache):
 def without_last_bias(p):
     """Return the parameters of a sublayer without the bias that it ends with, and that bias.
 
-    None where there is no such bias, or where it is frozen, with its layer.
+    It is None where there is no such bias, or where it is frozen with its layer: then p is whole.
     """
     last = p["c_proj"]
     if "b" not in last or "scale" in last:
@@ -326,9 +326,21 @@ def block_forward(
 
 
 def block_backward(dx, dh, db, cache):
-    """Return dx (B, T, C), None if x was None, dh (B, T, C), db (C,), None if b was, and grads.
+    """The four lines of the forward pass in reverse: dx goes past a sublayer, dh through it.
 
-    The four lines of the forward pass in reverse: dx goes past a sublayer, dh through it.
+    Parameters
+    ----------
+    dx, dh : (B, T, C)
+    db : (C,) or None
+        The gradients of the three that block_forward returned.
+    cache : BlockCache
+
+    Returns
+    -------
+    dx : (B, T, C), None if x was None
+    dh : (B, T, C)
+    db : (C,), None if b was None
+    grads : tree, as p
     """
     grads, cache = {}, whole_cache(cache)
     dy, grads["mlp"] = mlp_backward(dh, cache.mlp)
@@ -400,7 +412,7 @@ def cross_block_forward(
 
 
 def cross_block_backward(dx, dh, db, cache):
-    """Return dx, dh, db and grads as block_backward, before grads dmemory (B, Tk, C)."""
+    """Return dx, dh, db, dmemory (B, Tk, C) and grads; otherwise as block_backward."""
     grads, cache = {}, whole_cache(cache)
     dy, grads["mlp"] = mlp_backward(dh, cache.mlp)
     put_last_bias(grads["mlp"], db)

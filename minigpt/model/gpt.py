@@ -223,7 +223,8 @@ def gpt_forward(
     causal, key_mask : optional
         As in block_forward: the GPT as an encoder.
     on_layer : callable, optional
-        Called with the name of each layer and the arrays that it has computed.
+        Called with the name of each layer and the arrays that it has computed, of a block without
+        the bias that the next add_norm adds.
     recompute : bool
         Keep the inputs of the blocks in place of their caches; see model/recompute.py.
 

@@ -82,7 +82,8 @@ def linear(x, w, b=None, lora_a=None, lora_b=None, scale=1.0, dropout=0.0):
 
 def act(x, kind):
     """ops.activation of x (B, C)."""
-    return activation.values(x, kind) if activation.takes(kind, x.dtype) else KINDS[kind](x)[0]
+    fast = kind in activation.ALONE and activation.takes(kind, x.dtype)
+    return activation.values(x, kind) if fast else KINDS[kind](x)[0]
 
 
 def self_attention(x, p, n_head, kv, turn):

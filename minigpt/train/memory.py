@@ -12,6 +12,7 @@ import math
 import re
 import sys
 
+from minigpt.backend import is_plain
 from minigpt.backend.cpu import attention_tiles as tiles
 from minigpt.backend.cpu import blocking, cross_entropy
 from minigpt.backend.devices import PRECISIONS
@@ -196,7 +197,7 @@ def shard_gradients(config, train_config, B, T, Ts):
     """
     rows, further = shard_rows(train_config), train_config.gradient_accumulation_steps > 1
     numbers = count_weights(config, train_config.lora)[1]
-    if train_config.lora is not None:
+    if train_config.lora is not None or is_plain():
         return numbers
     largest, stacks, all_rows = 0, set(), sum(rows)
     for shape, tokens, is_head in products(config, T, Ts):

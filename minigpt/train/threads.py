@@ -69,10 +69,12 @@ class Workers:
         while (task := tasks.get()) is not None:
             fn, i, item = task
             try:
-                self._done.put((i, fn(item), None))
+                done = i, fn(item), None
             except BaseException as error:  # carried to the caller's thread
-                self._done.put((i, None, error))
-            del task, fn, item
+                done = i, None, error
+            del task, fn, item  # before the caller goes on: its memory is free then
+            self._done.put(done)
+            del done
 
     def map(self, fn, items):
         """Return [fn(item) for item in items], item i on thread i mod n, at the same time.
@@ -107,14 +109,18 @@ class Workers:
             i, results[i], error = self._done.get()
             if error is not None:
                 errors.append(error)
-        if errors:
-            raise errors[0]
+        try:
+            if errors:
+                raise errors[0]
+        finally:
+            del errors  # or its traceback, which refers to it, keeps the memory of the pieces
         return results
 
     def ranges(self, fn, n):
         """Return fn(start, stop) of each thread, for n elements or units of work.
 
-        They are cut at multiples of 16, so that no two threads write to one cache line.
+        They are cut at multiples of 16, so that no two threads write to one cache line of an array
+        that begins at one.
         """
         line, lines = LINE_ELEMENTS, -(-n // LINE_ELEMENTS)
         return self._map(
@@ -161,7 +167,7 @@ def sum_gradients(workers, trees, grads, add=False, filled=(), later=None):
     add : bool
         Whether to add to what `grads` holds, as for a further batch of the same step.
     filled : list of arrays
-        Of `grads`, those that nothing is to be copied to, from each of the shards: see
+        Of `grads`, those that nothing is to be copied to, once for each of the shards: see
         backend/places.py. A shard alone has left its gradients there; of several, all have left
         factors.
     later : Later, optional
@@ -170,7 +176,10 @@ def sum_gradients(workers, trees, grads, add=False, filled=(), later=None):
     shards = [grads.ordered(tree) for tree in trees]
     there = [[x is place for x, place in zip(x, grads.arrays, strict=True)] for x in shards]
     if any(x != there[0] for x in there) or sum(map(sum, there)) != len(filled):
-        raise RuntimeError("a gradient that was left in its place is not the one that is returned")
+        raise RuntimeError(
+            "a gradient that was left in its place is not the one that is returned: did "
+            "minigpt.plain() begin or end amid the step?"
+        )
     edges = [*grads.starts, grads.size]
     for done, run in itertools.groupby(range(len(grads.arrays)), there[0].__getitem__):
         if done:

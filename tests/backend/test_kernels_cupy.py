@@ -206,7 +206,7 @@ def check_pending_bias(cupy, rng, C):
     assert_same((found, add_norm_backward(*dy, cache)), expected, 1e-5)
 
 
-@pytest.mark.parametrize("C", [70, 1100])
+@pytest.mark.parametrize("C", [70, 1024, 1100])
 def test_a_warp_normalizes_one_row_after_the_other(cupy, rng, monkeypatch, C):
     module = importlib.import_module("minigpt.backend.gpu.linear")
     monkeypatch.setattr(module, "PARTS", 2)

@@ -12,14 +12,10 @@ from minigpt.sample import beam, generate
 from minigpt.sample.beam import DecoderCache
 from minigpt.sample.kv_cache import KVCache
 from minigpt.sample.step import step
-from tests.tools.options import gpt_config
+from tests.tools.options import gpt_config, rows
 
 SIZES = {"vocab_size": 11, "block_size": 7, "n_layer": 2, "n_head": 2, "n_embd": 8}
-CONFIGS = [
-    gpt_config(**SIZES, bias=True, activation="gelu"),
-    gpt_config(**SIZES, bias=True, activation="gelu_tanh", tie_head=False, head_bias=True),
-    gpt_config(**SIZES, activation="relu", rotary=True, bigram=True, qkv_bias=True),
-]
+CONFIGS = {k: gpt_config(**SIZES, **options) for k, options in rows("share_embedding").items()}
 TOLERANCE = {"float32": 1e-5, "float64": 1e-13}
 
 
@@ -43,7 +39,7 @@ def in_turns(ids, kvs, one, other):
         np.testing.assert_allclose(stored, right, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.activation)
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("adapted", [False, True])
 def test_a_step_is_the_forward_pass_of_one_token(rng, config, dtype, adapted):
@@ -98,7 +94,7 @@ def test_many_rows_go_through_the_activation_in_blocks(rng, kind):
 
 
 def test_decoding_takes_steps_but_not_in_plain_mode(rng, monkeypatch):
-    config, calls = CONFIGS[0], []
+    config, calls = gpt_config(**SIZES), []
     p = draw(rng, config.shapes()).tree
     for module in (generate, beam):
         monkeypatch.setattr(module, "step", lambda *args: calls.append(args) or step(*args))

@@ -58,7 +58,7 @@ def compute(x, targets, w, b, count, dloss=None, frozen=False):
         if gradients is not None:
             add_gradients(gradients, x2, w, t, factor, total, rows, terms)
     if later:
-        gradients[1]["w"] = leave(w, p, x2)
+        gradients[1]["w"] = leave(w, p, x2)  # w is (V, C), p dlogits: dw = dlogits^T x
     right = np.vecdot(x2, w[t])  # a target of -1 picks some logit: unused
     if b is not None:
         right += b[t]
@@ -69,8 +69,9 @@ def compute(x, targets, w, b, count, dloss=None, frozen=False):
 def room(w, b, later):
     """Return {"w": dw, "b": db} to fill, without dw where it is made `later`.
 
-    dw is in its place, or for a further batch, to which the embedding's would be added in another
-    order, and where there is none, in memory that is reused.
+    dw is made in its place. Not for a further batch, where the embedding's rows would be added to
+    the sum in place of dw, which is another order: then, and without a place, it is in memory of
+    the pool.
     """
     grads = {} if b is None else {"b": np.zeros_like(b)}
     if not later:

@@ -29,9 +29,10 @@ def nobody():
 class Block:
     """Memory for one array at a time.
 
-    Between the two stands an object that is new each time, the user. Whatever uses the memory
-    refers to it, through however many views and in whatever thread: an array must not outlive what
-    it lies on. So the memory is free when a weak reference finds the user gone.
+    Between memory and array stands an object that is new each time, the user. Whatever uses the
+    memory refers to it, through however many views and in whatever thread: an array must not
+    outlive what it lies on. So the memory is free when a weak reference finds the user gone. It is
+    an array of ctypes: NumPy refers to what is behind a memoryview, and not to that itself.
 
     Parameters
     ----------

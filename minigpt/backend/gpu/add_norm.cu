@@ -19,13 +19,17 @@ struct Team {
   }
 
   __device__ static float sum(float v) {
-    return BLOCK ? block_reduce<Sum>(v) : warp_reduce<Sum>(v);
+    if constexpr (BLOCK) {
+      return block_reduce<Sum>(v);
+    } else {
+      return warp_reduce<Sum>(v);  // without the shared memory of the other
+    }
   }
 };
 
 // stream = x + dropout(h + h_b), y = w * (stream - mu) * rstd + b. A null x, b or h_b is 0; a null
-// stream is not written. A thread keeps VALUES of a row in registers. mu and rstd are float: rounded to 16 bits
-// they would move the whole row.
+// stream is not written. A thread keeps VALUES of a row in registers. mu and rstd are float:
+// rounded to 16 bits they would move the whole row.
 template <int VALUES, bool BLOCK>
 __device__ inline void add_norm(const T* x, const T* h, const T* w, const T* b, const T* h_b,
                                 T* __restrict__ stream, T* __restrict__ y, float* __restrict__ mu,
@@ -86,9 +90,9 @@ __device__ inline void add_norm_back(const T* dx, const T* dy, const T* x, const
                                      T* __restrict__ dh, float* __restrict__ part, long long N,
                                      long long C, long long width, long long start,
                                      Dropout dropout) {
-  // (sums, teams, room): of each of these sums, those of a team, a thread for its own channels.
-  // Channel c is at c % EACH * chunks + c / EACH: what the threads of a warp touch at a time lies
-  // side by side.
+  // sums[number][teams][room]: dw, db and dh_b of each team, whose threads add to their own
+  // channels only. room is C rounded up to EACH; channel c is at c % EACH * chunks + c / EACH, so
+  // that what the threads of a warp touch at a time lies side by side.
   extern __shared__ float sums[];
   const Team<BLOCK> team;
   const int chunks = ((int)C + EACH - 1) / EACH, room = chunks * EACH, step = team.size * EACH;

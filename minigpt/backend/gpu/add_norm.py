@@ -8,8 +8,10 @@ from minigpt.backend.gpu.linear import bias_gradient, column_sums, parts_of
 from minigpt.ops.add_norm import AddNormCache
 from minigpt.ops.layernorm import EPS
 
-WIDTHS = {1024: (128, 4), 4096: (256, 1)}  # channels of a row: threads and rows of a block
-WIDEST = 4080  # channels of a row of which a block has shared memory for three sums
+# Channels of a row: threads of a block, and its rows with warps of 32; those of 64 have fewer.
+WIDTHS = {1024: (128, 4), 4096: (256, 1)}
+# Channels of a row of which three sums fit into 48 KB, beside the 128 bytes of block_reduce.
+WIDEST = 4080
 
 
 def fits(x, ws, *others):
@@ -38,7 +40,10 @@ def shape_of(C):
 
 
 def normalize(x, h, w, b, h_b, eps, mask, stream):
-    """Launch add_norm_forward, which fills `stream` unless it is None. Return y, mu, rstd."""
+    """Launch add_norm_forward, which fills `stream` unless it is None. Return y, mu, rstd.
+
+    x, b and h_b may be None, which is 0.
+    """
     C = h.shape[-1]
     N = h.size // C
     y = empty(h.shape, h.dtype)

@@ -1,4 +1,4 @@
-"""Attention on a GPU by tiles, and heads that merge without a copy: see attention.cu.
+"""Attention on a GPU by tiles, and heads that are split and merged: see attention.cu.
 
 In 16 bits it runs on tensor cores where it can: see attention_mma.cu.
 """
@@ -36,7 +36,7 @@ PROBLEM = np.dtype(  # the struct Problem of attention.cu
 FIRST_SEQUENCE, KEY = (PROBLEM.fields[name][1] // 8 for name in ("first_sequence", "key"))
 
 
-def lie(*xs):
+def locate(*xs):
     """Return where the elements of arrays (B, H, T, D) lie, which may be views of others.
 
     That is (shape, strides) of each; or None, if the kernels do not take them.
@@ -67,7 +67,7 @@ def has_tensor_cores(device):
 
 
 def kernels(*xs):
-    """Return the prefix of the names of the kernels for these arrays, which are `supported`.
+    """Return the prefix of the names of the kernels for these arrays, which `locate` has found.
 
     Those on tensor cores take 16 bits, in vectors that are whole pieces of memory.
     """
@@ -89,7 +89,7 @@ def layout(causal, drop, size, where, joined):
     ----------
     size : int
         Bytes of an element.
-    where : as from `lie`
+    where : as from `locate`
         Of q, k and v, and in the backward pass of y and dy.
     joined : bool
         Whether q, k and v were split from one array.
@@ -112,7 +112,7 @@ def problem(causal, dropout, rng, size, where, joined=False):
     drop = 0 if rng is None else threshold(dropout)[0]
     words = layout(causal, drop, size, where, joined)
     if drop:
-        words = words.copy()  # numbers, not fields by their names: that takes a tenth of the time
+        words = words.copy()  # by number: fields by their names take ten times as long
         words[KEY], words[FIRST_SEQUENCE] = rng
     return words.view(PROBLEM)
 
@@ -126,7 +126,7 @@ def run(kernel, q, T, args):
 
 def attention_forward(q, k, v, causal=False, key_mask=None, dropout=0.0, rng=None):
     """As the op; keeps lse, in float32, and no weights."""
-    where = lie(q, k, v)
+    where = locate(q, k, v)
     if where is None:
         return NotImplemented
     B, H, T, _ = q.shape
@@ -144,7 +144,7 @@ def attention_backward(dy, cache):
     if not isinstance(cache, LseCache):
         return NotImplemented
     q, k, v, y, lse, causal, key_mask, dropout, rng = cache
-    where = lie(q, k, v, y, dy)
+    where = locate(q, k, v, y, dy)
     if where is None:
         return NotImplemented
     seen = None if key_mask is None else cupy.ascontiguousarray(key_mask, bool)

@@ -114,10 +114,11 @@ __device__ inline void store_chunk(T* p, long long n, const float* v) {
   }
 }
 
-// ---- Columns of rows (N, C): a thread has EACH adjacent ones, of a row and its block's next ----
+// ---- Columns of rows (N, C): a thread does EACH adjacent ones of some rows ----
 
+// Of row number `row`, and of every `rows`-th row from there on.
 struct Columns {
-  long long c, n, row, rows;  // the first column, how many there are from it on; rows at a time
+  long long c, n, row, rows;  // c is the first column, n how many there are from it on
 
   __device__ Columns(long long C)
       : c(EACH * ((long long)blockIdx.x * blockDim.x + threadIdx.x)),
@@ -127,9 +128,9 @@ struct Columns {
 };
 
 // Add up what the threads of a block have for the same columns; write the sums of columns that
-// exist to part.
+// exist to part. All threads of a block call it, once in a kernel.
 __device__ inline void store_sums(const float* sum, long long n, float* part) {
-  __shared__ float sums[2048];  // of 512 threads, or of 256 in 16 bits
+  __shared__ float sums[2048];  // COLUMNS * DOWN of linear.py
   for (int i = 0; i < EACH; ++i)
     sums[(threadIdx.y * EACH + i) * blockDim.x + threadIdx.x] = sum[i];
   __syncthreads();

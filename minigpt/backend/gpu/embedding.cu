@@ -21,7 +21,7 @@ embedding_forward(const int* ids, const T* wte, const T* wpe, T* __restrict__ x,
 // A block of EMBEDDING_THREADS computes EMBEDDING_CHANNELS of one row of a gradient. Each warp sums
 // up its share of the rows of dy; then one thread per channel sums up the results of the warps.
 constexpr int EMBEDDING_THREADS = 512, EMBEDDING_CHANNELS = 512;
-constexpr int EMBEDDING_PARTS = EMBEDDING_CHANNELS / (EACH * 32);  // chunks per lane, for warps of 32
+constexpr int EMBEDDING_PARTS = EMBEDDING_CHANNELS / (EACH * 32);  // chunks per lane of 32
 
 struct RowSum {
   float sum[EMBEDDING_PARTS][EACH];

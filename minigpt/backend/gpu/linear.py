@@ -6,7 +6,8 @@ from minigpt.backend.places import place_of
 from minigpt.ops.linear import check_bias
 
 PARTS, ROWS = 512, 4  # parts of a sum over rows, at most; rows of a part, at least
-COLUMNS, DOWN = 128, 16  # channels of a block of Columns in common.cu; its rows, each a part's
+# Of a block of Columns in common.cu: channels; rows at a time, whose sums are one part.
+COLUMNS, DOWN = 128, 16  # their product is the size of `sums` in store_sums
 
 
 def parts_of(x):

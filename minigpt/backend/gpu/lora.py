@@ -1,4 +1,4 @@
-"""Frozen linear layers and their adapters on a GPU: products of two dimensions, without copies."""
+"""Frozen linear layers and their adapters on a GPU: products without copies."""
 
 import cupy
 

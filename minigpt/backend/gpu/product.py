@@ -100,7 +100,7 @@ def product(a, b, out=None, add=False, dtype=None, flip_a=False, flip_b=False):
     """Return a @ b; sums are in float32, rounded once.
 
     Factors in float32 are rounded to TF32 where that is switched on: devices.tf32_products. No
-    array is made beside the result: views take Python as long as the rest of a product.
+    view is made on the way: a few take Python as long as the rest of the call.
 
     Parameters
     ----------
@@ -108,7 +108,8 @@ def product(a, b, out=None, add=False, dtype=None, flip_a=False, flip_b=False):
         All axes of a but the last count its rows. Nothing is copied if they are contiguous, or, in
         two dimensions, transposed views of what is, or have gaps between their rows.
     out : (..., m, n), optional
-        Receives the result, and is returned. Its dtype is that of a, or float32.
+        Receives the result, and is returned. Its dtype is that of a, or float32. With more than two
+        axes it is contiguous.
     add : bool
         Whether the result is added to what is in `out`.
     dtype : dtype, optional
@@ -134,7 +135,7 @@ def product(a, b, out=None, add=False, dtype=None, flip_a=False, flip_b=False):
         shape = (m, n) if flip_a else (*a.shape[:-1], n)
         out, add = empty(shape, dtype or a.dtype), False
     rows, columns, turned, ld = matrix(out)
-    if k != also_k or rows != m or columns != n:
+    if k != also_k or rows != m or columns != n or out.ndim > 2 and not out._c_contiguous:
         raise ValueError(f"product: {(m, k)} @ {(also_k, n)} does not go into {out.shape}")
     functions, char = cublas(), a.dtype.char
     types = TYPES.get((char, out.dtype.char))

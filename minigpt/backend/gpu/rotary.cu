@@ -1,7 +1,8 @@
 // Rotary positions: minigpt/ops/rotary.py.
 
 // A thread rotates the pairs among EACH channels of a row (3 C); a block covers one row, or as many
-// of its channels as its threads hold. sign is 1, or -1 to rotate back. Values stay. cos and sin are (length, D / 2).
+// of its channels as its threads hold. sign is 1, or -1 to rotate back. Values stay. cos and sin
+// are (length, D / 2).
 extern "C" __global__ void __launch_bounds__(1024)
 rotary(const T* x, const T* cos, const T* sin, T* __restrict__ y, long long length, long long C,
        long long D, double sign) {

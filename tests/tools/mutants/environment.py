@@ -19,12 +19,12 @@ MUTANTS = {
     "minigpt/backend::all_arrays_on": [
         (
             "a module is taken for granted for ever",
-            "finally: _module.xp = before",
+            "finally: _granted.xp = before",
             "finally: pass",
             GRANTED,
         ),
     ],
-    "minigpt/backend::_Module": [
+    "minigpt/backend::_Granted": [
         (
             "a module is taken for granted in all threads",
             "threading.local",

@@ -55,8 +55,8 @@ MUTANTS = {
         ),
         (
             "shapes are not looked at",
-            "if k != also_k or rows != m or columns != n:",
-            "if False:",
+            "if k != also_k or rows != m or columns != n or out.ndim > 2 and not out._c_contiguous",
+            "if False",
             f"{PRODUCT}test_shapes_that_do_not_fit_are_refused",
         ),
     ],
