@@ -1,4 +1,4 @@
-from functools import partial
+from functools import partial, wraps
 
 import numpy as np
 import pytest
@@ -104,6 +104,7 @@ def completed(forward, backward, begins=False):
         x, h, b, cache = forward(x, h, b, *others, **p)
         return x, h if b is None else h + b, (cache, b is None)
 
+    @wraps(backward)
     def backward_completed(dx, dh, cache):
         cache, alone = cache
         db = None if alone else dh.sum(axis=(0, 1))

@@ -30,8 +30,8 @@ def spoilt(bad):
         loss = gradients(self, *args, **kwargs)
         return bad[now[0]][0] if now[0] in bad else loss
 
-    def spoil_norm(g, edges=()):
-        return sum_of_squares(g, edges) * (bad[now[0]][1] if now[0] in bad else 1.0)
+    def spoil_norm(g):
+        return sum_of_squares(g) * (bad[now[0]][1] if now[0] in bad else 1.0)
 
     with (
         mock.patch.multiple(Trainer, gradients=spoil_loss, batches=note),
