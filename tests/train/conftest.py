@@ -2,6 +2,7 @@ import sys
 
 import pytest
 
+from minigpt.train import threads
 from tests.tools.training import EXACT, begin
 
 
@@ -13,3 +14,13 @@ def whole(tmp_path_factory):
         patch.setitem(sys.modules, "matplotlib.figure", None)
         assert begin(folder, *EXACT) == 0
     return folder
+
+
+@pytest.fixture
+def gathered(monkeypatch):
+    """How many elements are gathered, in each call."""
+    sizes, gather = [], threads.gather
+    monkeypatch.setattr(
+        threads, "gather", lambda flat, *a: sizes.append(flat.size) or gather(flat, *a)
+    )
+    return sizes

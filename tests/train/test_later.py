@@ -79,16 +79,6 @@ def made(monkeypatch):
     return shapes
 
 
-@pytest.fixture
-def gathered(monkeypatch):
-    """How many elements are gathered, in each call."""
-    sizes, gather = [], threads.gather
-    monkeypatch.setattr(
-        threads, "gather", lambda flat, *a: sizes.append(flat.size) or gather(flat, *a)
-    )
-    return sizes
-
-
 @pytest.mark.parametrize("n", [2, 3, 8])
 @pytest.mark.parametrize("name", RECIPES)
 def test_gradients_made_of_what_shards_leave_are_their_sums(made, name, n):

@@ -10,7 +10,6 @@ from minigpt.model.init import init_params
 from minigpt.model.lora import Lora, init_adapter
 from minigpt.ops.dropout import Rng
 from minigpt.ops.linear import linear_backward, linear_forward
-from minigpt.train import threads
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers, sum_gradients
 from tests.tools.dtypes import DTYPES, UNIT
@@ -47,16 +46,6 @@ def gradients(model, xp, dtype, use_places):
         for i, batch in enumerate(this.batches(split, 0)):
             this.gradients(*batch, Rng.of(1, 0, i), 100, add=i > 0)
         return {name: to_host(g) for name, g in this.grads.leaves()}
-
-
-@pytest.fixture
-def gathered(monkeypatch):
-    """How many elements are gathered, in each call."""
-    sizes, gather = [], threads.gather
-    monkeypatch.setattr(
-        threads, "gather", lambda flat, *a: sizes.append(flat.size) or gather(flat, *a)
-    )
-    return sizes
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
