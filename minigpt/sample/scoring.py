@@ -286,8 +286,7 @@ def thread_map(params):
 
 def work_on(fn, item):
     """Return fn(item), a piece of work of this thread; numbers that overflow show in the loss."""
-    pool.begin_work()
-    with numpy.errstate(over="ignore", invalid="ignore"):
+    with pool.work(), numpy.errstate(over="ignore", invalid="ignore"):
         return fn(item)
 
 

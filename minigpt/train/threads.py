@@ -85,8 +85,8 @@ class Workers:
         kind = getattr(fn, "__code__", None)  # a nested function is another object every time
 
         def work(item):
-            pool.begin_work(kind)
-            return fn(item)
+            with pool.work(kind):
+                return fn(item)
 
         return self._map(work, items)
 

@@ -108,15 +108,15 @@ def test_work_of_many_shapes_takes_no_more_memory_than_the_largest():
     use(*shapes[0])
     most = held()
     for of_one in shapes[1:] * 5:
-        pool.begin_work()
-        use(*of_one)
+        with pool.work():
+            use(*of_one)
         assert held() == most
 
 
 def test_memory_follows_shapes_that_grow():
     for T in range(9000, 18000, 700):
-        pool.begin_work()
-        use((T, 3, 64), (T, 64), (T, 64))
+        with pool.work():
+            use((T, 3, 64), (T, 64), (T, 64))
         needed = T * 5 * 64 * 4
         assert needed <= sum(held()) <= 1.2 * needed + 2 * CHUNK
 
@@ -126,16 +126,28 @@ def test_equal_work_cuts_no_buffers(monkeypatch):
     use(*shapes)
     monkeypatch.setattr(pool, "cut", None)
     for _ in range(3):
-        pool.begin_work()
-        use(*shapes)
+        with pool.work():
+            use(*shapes)
+
+
+def test_what_comes_between_pieces_of_work_leaves_their_buffers(monkeypatch):
+    def twice():
+        for between in ((5 * SMALL,), (7 * SMALL,)):  # as with one batch, and one to add to it
+            with pool.work():
+                use((3 * SMALL,), (CHUNK,))
+            use(between)
+
+    twice()
+    monkeypatch.setattr(pool, "cut", None)
+    twice()
 
 
 def test_an_array_in_use_keeps_its_memory_when_buffers_are_cut_anew():
     small, large = (empty((n,), "uint8") for n in (SMALL, CHUNK))
     small[...], large[...] = 7, 8
     for n in (2, 3):
-        pool.begin_work()
-        use((n * SMALL,), (n * CHUNK // 8,), (CHUNK // 4,))
+        with pool.work():
+            use((n * SMALL,), (n * CHUNK // 8,), (CHUNK // 4,))
     assert (small == 7).all() and (large == 8).all()
 
 

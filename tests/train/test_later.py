@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from minigpt.backend import places, plain
 from minigpt.backend.blas import blas_threads
-from minigpt.backend.cpu import cross_entropy
+from minigpt.backend.cpu import cross_entropy, pool
 from minigpt.model.init import init_params
 from minigpt.model.lora import init_adapter
 from minigpt.ops.dropout import Rng
@@ -238,3 +238,12 @@ def test_what_is_larger_as_factors_is_not_left(rng):
     with places.gradients_into(places.gradient_places([w], [place]), False, places.Later([9, 9])):
         dw = linear_backward(dy, linear_forward(x, w)[1])[1]["w"]
         assert dw is not place
+
+
+def test_batches_of_a_step_cut_no_buffers_anew(monkeypatch):
+    config = dataclasses.replace(CONFIG, block_size=64, n_embd=128)
+    with Workers(2) as workers:
+        this = Trainer(init_params(config, 1337, np), config, TRAIN, np, workers)
+        this.step(IDS, 0)
+        monkeypatch.setattr(pool, "recycle", None)
+        this.step(IDS, 1)

@@ -8,6 +8,7 @@ Buffers are cut from chunks that are large enough for NumPy to ask for huge page
 address cache (TLB) then covers 512 ordinary pages.
 """
 
+import contextlib
 import ctypes
 import math
 import threading
@@ -68,9 +69,9 @@ class ThreadCache(threading.local):
     rests : list of (bytes,) memoryviews
         What has not been cut off the chunks in use.
     begun : bool
-        Whether no buffer has been cut since a piece of work began.
+        Whether a piece of work has begun, and has cut no buffer.
     kind : object
-        Of the work that has begun.
+        Of the last piece of work.
     busy : bool
         Whether an array is being made: a garbage collection may ask for another meanwhile.
     """
@@ -83,17 +84,23 @@ class ThreadCache(threading.local):
 _cache = ThreadCache()
 
 
-def begin_work(kind=None):
-    """Say that a piece of work begins in this thread, such as the passes of a batch.
+@contextlib.contextmanager
+def work(kind=None):
+    """Do a piece of work in this thread, such as the passes of a batch.
 
     If it needs a buffer of which there is none, all are cut anew: work on arrays of many shapes
     takes no more memory than on the largest of them. So they are if it is work of another `kind`.
+    What comes between two pieces of work adds its buffers to theirs.
     """
     if kind != _cache.kind:
         recycle()
         _cache.kind = kind
     else:
         _cache.begun = True
+    try:
+        yield
+    finally:
+        _cache.begun = False
 
 
 def give_back():

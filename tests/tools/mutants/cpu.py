@@ -70,6 +70,14 @@ MUTANTS = {
             "backend/test_pool.py::test_a_buffer_without_references_is_reused",
         ),
     ],
+    "minigpt/backend/cpu/pool.py::work": [
+        (
+            "what comes after a piece of work drops its buffers",
+            "finally:\n        _cache.begun = False",
+            "finally:\n        pass",
+            "backend/test_pool.py::test_what_comes_between_pieces_of_work_leaves_their_buffers",
+        ),
+    ],
     "minigpt/backend/cpu/pool.py::new_buffer": [
         (
             "each shape of a batch keeps memory of its own",
