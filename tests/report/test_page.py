@@ -1,0 +1,57 @@
+"""The shell of a page: one file that holds all it needs, and whatever text is in it stays text."""
+
+import json
+import re
+import sys
+
+import pytest
+
+from minigpt.errors import UserError
+from minigpt.report import page
+from minigpt.report.page import NoLibrary, Section
+
+EVIL = '</script><script>alert("1")</script> & \ud800'
+
+
+def test_a_page_without_charts_needs_no_library(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    page.library.cache_clear()
+    section = Section("a", "First", page.matrix([[1.0, -0.5]], "weights of a"))
+    size = page.write_page(tmp_path / "page.html", "A page", [section], refresh=3)
+    text = (tmp_path / "page.html").read_text("utf-8")
+    assert size == len(text.encode()) < 100_000
+    assert '<html lang="en" data-refresh="3">' in text
+    assert '<a href="#a">First</a>' in text and 'id="a-title"' in text
+    with pytest.raises(NoLibrary, match=r"need vl-convert-python: pip install 'minigpt\[report\]'"):
+        page.page("A page", [Section("c", "Chart", page.chart({}, "of nothing"))])
+
+
+def test_text_stays_text():
+    parts = [page.paragraph(EVIL), page.table([EVIL], [[EVIL, EVIL]], EVIL), page.note(EVIL)]
+    parts += [page.matrix([[0.0]], EVIL, [EVIL], [EVIL]), page.facts({EVIL: EVIL})]
+    text = page.page(EVIL, [Section("a", EVIL, "".join(parts), data={"text": EVIL})])
+    text.encode("utf-8")
+    assert text.count("alert(") == text.count("alert(&quot;1&quot;)") + text.count('alert(\\"1\\")')
+    held = re.search(r'<script type="application/json">(.*?)</script>', text, re.S)[1]
+    assert json.loads(held)["text"].startswith(EVIL[:-1])
+
+
+def test_a_page_names_nothing_outside_of_it():
+    text = page.page("A page", [Section("a", "First", page.paragraph("text"), data=[1])])
+    assert "default-src 'none'" in text
+    assert not re.search(r"https?://|src=|@import|url\(", text)
+
+
+def test_cells_of_a_matrix_show_their_values_and_how_large_they_are():
+    text = page.matrix([[2.0, -1.0, float("-inf")]], "scores", ["q"], ["a", " ", "\n"])
+    assert '<td class="deep" style="--w:1.000">2.00</td>' in text
+    assert '<td class="less" style="--w:0.500">−1.00</td>' in text
+    assert '<td class="masked">−∞</td>' in text
+    assert '<th scope="col">&#x27; &#x27;</th><th scope="col">\\n</th>' in text
+    assert 'style="--w:0.250">0.25</td>' in page.matrix([[0.25]], "weights", kind="weights")
+
+
+def test_a_page_that_cannot_be_written_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="cannot be written: Is a directory"):
+        (tmp_path / "page.html").mkdir()
+        page.write_page(tmp_path / "page.html", "A page", [])
