@@ -63,6 +63,7 @@ OLD_DEFAULTS = {
     "eval_interval": 250,
     "eval_tokens": 0,
     "log_interval": 10,
+    "sample_tokens": 0,
 }
 
 

@@ -13,10 +13,12 @@ from minigpt.data.pairs import padded
 from minigpt.model.blocks import block_weights
 from minigpt.model.encoder_decoder import seq2seq_forward
 from minigpt.sample.beam import search
+from minigpt.sample.evaluation import some_of
 from minigpt.sample.memory import lines_that_fit
 from minigpt.sample.progress import Progress
 from minigpt.sample.prompt import LINES, encode_line, in_parts, prompt_lines, read_line
 
+SAMPLED = 3  # validation sources that are answered during training, to show how it gets better
 BATCH = 64  # validation pairs that are answered side by side
 MAP_KINDS = ("cross", "encoder", "decoder")
 START, END = "start", "end"  # of what an encoder-decoder writes, in attention maps
@@ -115,6 +117,36 @@ def answer_ids(params, config, tokenizer, rows, beam, show=None):
         [Answer(tokenizer.target.decode(h.ids), h.log_prob, h.score, h.ended) for h in hypotheses]
         for hypotheses in found
     ]
+
+
+def short_answers(data, tree, config, tokens, enough):
+    """Return what a model in training answers to a few validation sources, one after the other.
+
+    Parameters
+    ----------
+    data : PairData
+    tree : tree of parameters
+    config : Seq2SeqConfig
+    tokens : int
+        That the answers have at most, all together.
+    enough : callable
+        enough() is asked after each token; where it is True, nothing more is written.
+
+    Returns
+    -------
+    answers : list of {"source", "expected", "answer"}
+        At most SAMPLED; "..." ends an answer that was cut off.
+    """
+    pairs, left, answers = some_of(data.val_pairs, SAMPLED), tokens, []
+    for source, target in pairs:
+        if left <= 0:
+            break
+        ids = data.tokenizer.source.encode(source)[None]
+        ((best,),) = search(ids, tree, config, show=lambda t, left=left: t >= left or enough())
+        left = 0 if enough() else left - len(best.ids) - best.ended
+        text = data.tokenizer.target.decode(best.ids) + " ..." * (not best.ended)
+        answers.append({"source": source, "expected": target, "answer": text})
+    return answers
 
 
 def print_answers(checkpoint, prompt, options):

@@ -33,7 +33,7 @@ class Hypothesis(NamedTuple):
     score : float
         log_prob per token: what hypotheses are ranked by.
     ended : bool
-        False if block_size was reached before END.
+        False if block_size was reached, or the search was left, before END.
     """
 
     ids: list
@@ -143,7 +143,7 @@ def search(source, p, config, beam=1, show=None):
     config : Seq2SeqConfig
     beam : int
     show : callable, optional
-        show(t) is called when the hypotheses have t tokens.
+        show(t) is called when the hypotheses have t tokens; where it returns True, none gets more.
 
     Returns
     -------
@@ -170,9 +170,8 @@ def search(source, p, config, beam=1, show=None):
         ids, length, done = ids[first, parent], length[first, parent], done[first, parent]
         token = ids[:, :, t] = token.astype(np.int32)
         done |= token == end
-        if show:
-            show(t + 1)
-        if (done | (log_prob == -np.inf)).all():
+        enough = show is not None and show(t + 1) is True
+        if enough or (done | (log_prob == -np.inf)).all():
             break
         if beam > 1:
             kv.take((first * beam + parent).ravel())

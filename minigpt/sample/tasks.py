@@ -81,6 +81,9 @@ class Task:
         Options of `minigpt score` that are the task's.
     kind : str
         Of its models, in words.
+    sample : callable
+        (data, tree, config, tokens, enough) -> a short sample for the metrics, of so many tokens at
+        most: a text, or answers; enough() ends it where it is True.
     show : callable
         data -> options of `minigpt sample` for what is shown at the end of a run, None for nothing.
     maps : callable
@@ -113,6 +116,7 @@ class Task:
     score: Callable
     score_options: type
     kind: str
+    sample: Callable
     show: Callable
     maps: Callable
     map_kinds: tuple
@@ -251,6 +255,7 @@ TASKS = {
         score=scoring.score_text,
         score_options=scoring.TextScoreOptions,
         kind="a GPT",
+        sample=text.short_text,
         show=text_sample,
         maps=text.attention_maps,
         map_kinds=(),
@@ -279,6 +284,7 @@ TASKS = {
         score=scoring.score_pairs,
         score_options=scoring.PairScoreOptions,
         kind="an encoder-decoder",
+        sample=answers.short_answers,
         show=pair_sample,
         maps=answers.attention_maps,
         map_kinds=answers.MAP_KINDS,

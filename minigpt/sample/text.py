@@ -147,6 +147,34 @@ def _pieces(texts):
             shown = len(text)
 
 
+def short_text(data, tree, config, tokens, enough):
+    """Return a short text of a model in training, from the default prompt, which is no part of it.
+
+    Its random numbers are its own, and always the same: only the weights make it another text.
+
+    Parameters
+    ----------
+    data : TextData
+    tree : tree of parameters
+    config : GPTConfig
+    tokens : int
+        That it has at most.
+    enough : callable
+        enough() is asked after each token; where it is True, the text ends there.
+    """
+    tokenizer, usual = data.tokenizer, TextOptions()
+    settings = {name: getattr(usual, name) for name in ("temperature", "top_k", "top_p", "seed")}
+    settings |= {"vocab_size": tokenizer.vocab_size}
+    decoder, text = tokenizer.decoder(), ""
+    for (new,) in generate(tree, config, tokenizer.default_prompt()[None], tokens, **settings):
+        if new == tokenizer.end_of_text:
+            break
+        text += decoder.push([new])
+        if enough():
+            break
+    return text
+
+
 def print_samples(checkpoint, options, prompt, ids):
     """Print the samples, each with the prompt in front.
 

@@ -230,6 +230,13 @@ class TrainConfig(cli.Config):
     log_interval: int = option(
         10, "steps between lines of metrics.jsonl", **COUNT, group="Evaluation"
     )
+    sample_tokens: int = option(
+        100,
+        "tokens of a sample in metrics.jsonl at each evaluation, fewer where they would take more "
+        "than 1% of the run's time; 0: none",
+        **NUMBER,
+        group="Evaluation",
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -64,6 +64,7 @@ def record(run, numbers, rate, shown, stop):
         shown.evaluating(0, 1)
         run.evaluate(stop, shown.evaluating)
         measures = {"val_loss": state.val_loss, "val_bpb": run.val_bpb, **state.measures}
+        measures |= {} if run.sample is None else {"sample": run.sample}
     line = {"step": state.step, "tokens": state.tokens, "seconds": round(state.seconds, 3)}
     line |= {"train_loss": run.losses.mean, **measures, **numbers}
     run.files.log({**line, "tokens_per_second": round(rate)})

@@ -28,6 +28,7 @@ from minigpt.train.means import LossMean
 from minigpt.train.memory import smaller_step
 from minigpt.train.nonfinite import Diverged, Skips, first_in_evaluation, first_in_step
 from minigpt.train.run_dir import RunFiles, check_folder
+from minigpt.train.samples import Samples
 from minigpt.train.state import RunState, optimizer_numbers, taken_ahead
 from minigpt.train.step import Trainer
 from minigpt.train.validation import Validation
@@ -77,6 +78,8 @@ class Run:
     val_bpb : float or None
         Bits per byte of the last evaluation, in the end of the whole split; None before the first,
         or where the targets have no bytes.
+    sample : str or list, or None
+        Of the last evaluation, as from Samples.take.
     notes : list of str
         Lines for the user, which whoever prints them takes out.
     """
@@ -108,7 +111,8 @@ class Run:
         if self.task.measure:
             self.validation.measure_s = self.validation.share_s or 0.0
         self.reserve_s, self.save_s, self.unread = 0.0, 0.0, 0
-        self.whole_loss = self.val_bpb = None
+        self.whole_loss = self.val_bpb = self.sample = None
+        self.samples = Samples(train_config.sample_tokens)
         self.notes = [*data.notes, *note_on_threads(train_config.shards())]
         cut = None if checkpoint is None else state.step - bool(state.due)
         self.files = RunFiles(self.folder, cut, self.notes)
@@ -300,7 +304,9 @@ class Run:
             model = self.data, self.trainer.params, self.config
             state.measures = self.task.measure(*model, map, validation.share_s)
             self.count_seconds(self.clock.lap(validation.share_s))
-            validation.measure_s = self.clock.seconds - start
+        self.sample = self.samples.take(self, stop)
+        self.count_seconds(self.clock.lap())
+        validation.measure_s = self.clock.seconds - start
         before = state.best_loss, state.best_step
         if state.best_loss is None or state.val_loss < state.best_loss:
             state.best_loss, state.best_step = state.val_loss, state.step

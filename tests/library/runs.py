@@ -7,7 +7,7 @@ OPTIONS = {
     "preset": "nanogpt-cpu",
     **{"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 8, "batch_size": 3},
     **{"threads": 2, "max_iters": 12, "eval_interval": 4, "log_interval": 2},
-    **{"warmup_iters": 2, "learning_rate": 0.01},
+    **{"warmup_iters": 2, "learning_rate": 0.01, "sample_tokens": 0},
 }
 PAIRS = [(str(i), str(i)[::-1]) for i in range(100)]
 SMALL = {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 8, "batch_size": 8, "threads": 1}

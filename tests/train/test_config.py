@@ -105,7 +105,9 @@ BOUNDS = {
         ("max_iters", "max_seconds", "eval_interval", "log_interval"),
         (1, 48),
     ),
-    **dict.fromkeys(("seed", "warmup_iters", "lr_decay_iters", "eval_tokens"), (0, 63)),
+    **dict.fromkeys(
+        ("seed", "warmup_iters", "lr_decay_iters", "eval_tokens", "sample_tokens"), (0, 63)
+    ),
     **dict.fromkeys(
         ("learning_rate", "min_lr", "weight_decay", "grad_clip"),
         (0, 63),

@@ -26,7 +26,7 @@ FLAGS = (
     *("--batch-size=3", "--threads=1", "--dropout=0.2", "--gradient-accumulation-steps=2"),
     *(f"--max-iters={STEPS}", "--eval-interval=1", "--log-interval=1", "--warmup-iters=2"),
 )
-TIMES = ("seconds", "tokens_per_second")
+TIMES = ("seconds", "tokens_per_second", "sample")  # samples end by the clock
 LIMIT_S = 120  # for a process
 # `python -m minigpt.train`, with shorter pauses between tries to write: it saves at every step.
 PROGRAM = """

@@ -541,6 +541,20 @@ MUTANTS = {
             "train/test_cost.py::test_frozen_weights_have_no_products_of_their_gradients",
         ),
     ],
+    "minigpt/train::Samples.take": [
+        (
+            "what samples have taken is forgotten",
+            "self.spent_s += ",
+            "self.spent_s = ",
+            "train/test_samples.py::test_all_samples_together_take_a_hundredth_of_a_run",
+        ),
+        (
+            "a sample's time has no end",
+            "> left_s",
+            "< 0",
+            "train/test_samples.py::test_all_samples_together_take_a_hundredth_of_a_run",
+        ),
+    ],
     "minigpt/train::saved_by_token": [
         (
             "an adapter of what attention returns keeps it once more",
