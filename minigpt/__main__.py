@@ -9,7 +9,7 @@ COMMANDS = {  # where the main of each is, and what it does
     "train": ("train.__main__", "train a model on a text, or on pairs of texts"),
     "sample": ("sample.__main__", "write text with a trained model, or answer lines"),
     "score": ("sample.score", "score a trained model on a file: its loss, its wrong answers"),
-    "data": ("data.__main__", "walk from a text to the examples that a GPT learns from"),
+    "data": ("report.step.command", "walk from a text to its examples, or through one step"),
     "attention": ("report.attention", "show what a trained model looks at"),
     "export": ("interchange.__main__", "write a trained model in the format of transformers"),
     "doctor": ("backend.__main__", "check what this machine has, and how to get what is missing"),

@@ -91,6 +91,17 @@ def escape(text):
     return CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def has_colours(stream):
+    """Tell whether a stream is a terminal that shows colours; NO_COLOR says that none are wanted.
+
+    See https://no-color.org. A terminal says what it is in TERM; where there is none, as on
+    Windows, it may not know the codes.
+    """
+    if stream is None or os.environ.get("NO_COLOR") or not stream.isatty():
+        return False
+    return os.environ.get("TERM", "dumb") not in ("", "dumb")
+
+
 def use_utf8(*streams):
     r"""Let streams write UTF-8 whatever the locale, unless PYTHONIOENCODING says otherwise.
 

@@ -28,6 +28,7 @@ ALL_TOKENS, SOME_TOKENS = 240, 120  # of a vocabulary: all are shown, or so many
 EXAMPLES, CONTEXT = 16, 28  # of the first block; columns for the ids of one
 CUT = 50  # columns of a text or of ids
 MERGES = 12  # merges that are shown, of the first and of the last
+ANSWERS = {"--step": "`minigpt data --step` walks through a training step"}
 PRIOR = 10.0  # tokens of a simpler model's that a count is mixed with
 
 
@@ -59,16 +60,24 @@ class WalkConfig(cli.Config):
         None, 'ids to turn into text, such as "14 43 43 9" (default: those of --encode)'
     )
 
+    def read(self):
+        """Return the text, a TextData."""
+        if self.vocab_size is not None and self.tokenizer != "bpe":
+            raise UserError("--vocab-size is for --tokenizer bpe")
+        return TextData(self.data, kind=self.tokenizer, vocab_size=self.vocab_size)
 
-@memory_for("while the text was read", SMALLER_DATA)
+
 def main(argv=None, prog="python -m minigpt.data"):
     """Walk from a text to the examples that a GPT learns from, and print each step."""
-    parser = cli.parser(prog, main.__doc__)
+    parser = cli.parser(prog, main.__doc__, ANSWERS)
     cli.add_flags(parser, WalkConfig)
-    config = cli.build(WalkConfig, vars(parser.parse_args(argv)))
-    if config.vocab_size is not None and config.tokenizer != "bpe":
-        raise UserError("--vocab-size is for --tokenizer bpe")
-    data = TextData(config.data, kind=config.tokenizer, vocab_size=config.vocab_size)
+    walk_text(cli.build(WalkConfig, vars(parser.parse_args(argv))))
+
+
+@memory_for("while the text was read", SMALLER_DATA)
+def walk_text(config):
+    """Print the walk that a WalkConfig asks for."""
+    data = config.read()
     data.check(config.block_size)
     text = head(data.sources)
     chars = data.tokenizer.kind == "char"

@@ -76,7 +76,8 @@ def cross_entropy_forward(x, targets, w, b=None, count=None):
         top = logits.max(axis=-1, keepdims=True)  # without it exp could overflow
         lse[rows] = top + xp.log(xp.exp(logits - top).sum(axis=-1, keepdims=True))
         right = logits[xp.arange(len(logits)), t[rows]]  # a target of -1 picks some logit: unused
-        loss = loss + xp.where(t[rows] >= 0, lse[rows, 0] - right, 0.0).sum()
+        losses = xp.where(t[rows] >= 0, lse[rows, 0] - right, 0.0)  # (n,)
+        loss = loss + losses.sum()
     return loss / count, CrossEntropyCache(x, targets, w, b, lse, count)
 
 

@@ -46,6 +46,7 @@ from tests.tools.mutants import (
     places,
     product,
     sample,
+    step,
     top,
     train,
 )
@@ -53,7 +54,7 @@ from tests.tools.mutants import (
 GPU = (gpu, attention_mma, product)  # their tests run on CuPy
 MODULES = (
     *(cli, ops, cpu, places, data, optim, model, interchange, sample, train, library),
-    *(environment, top),
+    *(step, environment, top),
     *GPU,
 )
 ROOT = Path(__file__).parents[2]
