@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from bench.lib import memory_rate, op_profile, rates, report, timing
+from bench.lib import memory_rate, rates, report, timing
 from minigpt import cli
 from minigpt.backend import to_device, to_host
 from minigpt.backend.devices import PRECISIONS, check_precision, load_backend, tf32_products
@@ -31,7 +31,10 @@ from minigpt.errors import UserError
 from minigpt.model.gpt import GPTConfig
 from minigpt.model.init import init_params
 from minigpt.ops.dropout import Rng
+from minigpt.optim import adamw
 from minigpt.params import Params, leaves
+from minigpt.report.op_times import by_op
+from minigpt.train import step as train_step
 from minigpt.train.config import TrainConfig, resolve
 from minigpt.train.cost import flops_per_step
 from minigpt.train.presets import PRESETS
@@ -44,6 +47,11 @@ CHARACTERS = 65  # vocabulary of the presets for tiny Shakespeare
 TOLERANCE = 1e-4  # relative difference of the loss, and of each gradient by norm, in float32
 # Of the loss, and of all gradients together by norm: 16 times the unit round-off.
 COARSER = {"tf32": 16 * 2**-11, "float16": 16 * 2**-11, "bfloat16": 16 * 2**-8}
+OF_A_STEP = (  # what is timed beside the ops of the passes
+    (train_step, "sum_gradients"),
+    (adamw, "sum_of_squares"),
+    (adamw, "adamw_step"),
+)
 NOTE = """
 ms: median, +- half the distance of the quartiles. x: median over minigpt's, above 1 minigpt is
 faster; in brackets the quartiles of the ratio within a round. peak: % of the rate of float32 matrix
@@ -355,13 +363,22 @@ def profile(args, records):
     for name in args.preset:
         this, record = problem(name, args), next(r for r in records if r["preset"] == name)
         with Workers(1) as workers:
-            record["ops"] = op_profile.by_op(minigpt_step(this, workers, np), seconds)
+            record["ops"] = by_op(minigpt_step(this, workers, np), seconds, OF_A_STEP)
         print(f"\n{name}: {this.train_config.batch_size} x {this.config.block_size}, one thread")
-        op_profile.table(record["ops"])
+        table_of_ops(record["ops"])
         n, threads = weights(dataclasses.replace(this.config, dropout=0.0)).size, {1, args.threads}
         record["passes"] = memory_rate.by_way(n, sorted(threads), seconds)
         print(f"\n{name}: {n:,} parameters through memory")
         memory_rate.table(record["passes"])
+
+
+def table_of_ops(records):
+    """Print a row per op."""
+    rows = [
+        [r["op"], f"{1e3 * r['seconds']:.3g}", f"{100 * r['share']:.1f}%", f"{r['calls']:.0f}"]
+        for r in records
+    ]
+    report.print_table(["op", "ms per step", "share", "calls"], rows)
 
 
 def draw(path, records, env):

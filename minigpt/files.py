@@ -58,8 +58,15 @@ def read_text(path, where, what="text file", empty=True):
     return text
 
 
-def read_metrics(folder):
+def read_metrics(folder, damaged=None):
     """Yield the metrics of a run, a dict per line, without what a killed run left half-written.
+
+    Parameters
+    ----------
+    folder : Path
+    damaged : list, optional
+        Receives the numbers, from 1, of the lines that are not a line of metrics. One at the end
+        that is torn is of a run at work or of one that was killed, and no damage.
 
     Raises
     ------
@@ -67,9 +74,15 @@ def read_metrics(folder):
         If the folder has none.
     """
     with open(folder / METRICS, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            with contextlib.suppress(ValueError):
-                yield json.loads(line)
+        for number, text in enumerate(file, 1):
+            try:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
+                line = None
+            if isinstance(line, dict) and type(line.get("step")) is int:
+                yield line
+            elif damaged is not None and text.endswith("\n") and text.strip():
+                damaged.append(number)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 from importlib import metadata
@@ -16,7 +15,7 @@ import threadpoolctl
 
 from bench.lib import timing
 from minigpt import __version__, cli
-from minigpt.backend.cores import usable_cores
+from minigpt.backend.cores import processor, usable_cores
 from minigpt.errors import UserError
 
 OPENBLAS_SETTINGS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
@@ -93,7 +92,7 @@ def environment(threads, xp=np):
         if pool["user_api"] == "blas"
     ]
     record = {
-        "cpu": cpu_model(),
+        "cpu": processor(),
         "cores_usable": usable_cores(),
         "threads": threads,
         "system": f"{platform.system()} {platform.machine()}",
@@ -112,15 +111,6 @@ def environment(threads, xp=np):
         record["driver"] = xp.cuda.runtime.driverGetVersion()
         record["packages"]["cupy"] = xp.__version__
     return record
-
-
-def cpu_model():
-    """Return the name of the processor."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as info:
-        found = re.search(r"model name\s*: (.+)", info.read())
-        if found:
-            return found[1]
-    return platform.processor() or "unknown"
 
 
 def commit():

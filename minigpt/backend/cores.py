@@ -3,6 +3,8 @@
 import contextlib
 import math
 import os
+import platform
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,3 +112,12 @@ def note_on_threads(threads):
         return []
     cores = cli.plural(limit.cores, "core")
     return [f"{threads} threads on {cores}{limit.by}: more threads than cores are slower"]
+
+
+def processor():
+    """Return the name of the processor."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as info:
+        found = re.search(r"model name\s*: (.+)", info.read())
+        if found:
+            return found[1]
+    return platform.processor() or "an unknown processor"

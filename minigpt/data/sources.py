@@ -1,6 +1,7 @@
 """What --data names: files, folders, globs, standard input; and their text, a part at a time."""
 
 import codecs
+import contextlib
 import glob
 import io
 import os
@@ -229,3 +230,38 @@ def describe(sources):
     if len(names) == 1:
         return names[0]
     return f"{len(names)} files: {first_of(names, SHOWN)}"
+
+
+def locate(data, folder, out_dir):
+    """Return option data of a run that there is, perhaps in another folder than before.
+
+    Each name is looked for in the folder where it was given, in the current one and, since there
+    is what was kept, in the run's.
+
+    Parameters
+    ----------
+    data : str or None
+    folder : str
+        Where it was given, if it has a relative name; else "".
+    out_dir : str
+
+    Raises
+    ------
+    UserError
+        If a name is nowhere.
+    """
+    if data is None:
+        return None
+    return "\n".join(find_again(name, folder, out_dir) for name in data.split("\n"))
+
+
+def find_again(name, folder, out_dir):
+    """Return where the file, folder or glob is that one name stands for, as `locate`."""
+    if folder and os.path.realpath(folder) == os.path.realpath(os.curdir):
+        folder = ""  # the name as it was given
+    for path in (os.path.join(folder, name), name, os.path.join(out_dir, os.path.basename(name))):
+        with contextlib.suppress(UserError):
+            if os.path.exists(find_sources([path])[0].path):
+                return path
+    place = "" if os.path.isabs(name) else f", given in {folder or os.getcwd()},"
+    raise UserError(f"{name}{place} is not to be found; give it by --data")

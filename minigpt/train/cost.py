@@ -4,34 +4,21 @@ import math
 
 from minigpt.cli import plural
 from minigpt.model import count_parameters
+from minigpt.model.flops import count_flops
 from minigpt.model.lora import count_adapter
 from minigpt.params import leaves
 from minigpt.sample.tasks import task_of
-from minigpt.train.memory import count_layers, memory, run_peak
+from minigpt.train.memory import memory, run_peak
 
 
 def flops_per_step(config, train_config):
-    """Return floating-point operations of one step, forward and backward.
+    """Return floating-point operations of one step, forward and backward: see count_flops.
 
-    Two per multiply-add, three products per weight (y, dx, dw) and token: 6 per weight of a linear
-    layer, the head included, which Kaplan et al. 2020, arXiv:2001.08361, table 1, leave out.
-    Attention is counted as in that table: nanoGPT's estimate (PaLM, arXiv:2204.02311, appendix B),
-    halved by the mask. Elementwise work is not counted. Of an encoder-decoder it is what a step can
-    take at most: sources and targets of block_size tokens. With --recompute the blocks have four
-    products in place of three. With LoRA no weight has the product dw, but for those of adapters.
+    Of an encoder-decoder it is what a step can take at most: sources and targets of block_size
+    tokens.
     """
-    T, C = config.block_size, config.n_embd
-    tokens = train_config.batch_size * train_config.gradient_accumulation_steps * T
-    blocks, encoder, cross = count_layers(config)
-    of_blocks = (12 * blocks + 4 * cross) * C * C
-    # Two products a token and layer: with (T + 1) / 2 keys under the mask, with T without it.
-    seen = ((blocks - encoder) * (T + 1) + (encoder + cross) * 2 * T) * C
-    head = config.vocab_size * C
-    products = 4 if train_config.recompute else 3
-    if train_config.lora is None:
-        return 2 * (products * (of_blocks + seen) + 3 * head) * tokens
-    trained = seen + count_adapter(config, train_config.lora)
-    return 2 * (products * trained + (products - 1) * of_blocks + 2 * head) * tokens
+    rows, T = train_config.batch_size * train_config.gradient_accumulation_steps, config.block_size
+    return count_flops(config, rows, T, T, train_config.recompute, train_config.lora)
 
 
 def step_seconds(config, flops, rate):

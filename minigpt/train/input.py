@@ -1,10 +1,10 @@
-"""Where a run's data are: what came by a pipe is kept in its folder; relative names, elsewhere."""
+"""What a run does about its data: what came by a pipe is kept in its folder."""
 
 import contextlib
 import os
 from pathlib import Path
 
-from minigpt.data.sources import Source, find_sources, is_pipe
+from minigpt.data.sources import Source, is_pipe
 from minigpt.errors import UserError
 from minigpt.sample.tasks import TASKS
 from minigpt.train.run_dir import keep
@@ -44,38 +44,3 @@ def folder_given(data):
     """Return the current folder, if --data names anything relative to it; else ""."""
     names = [] if data is None else data.split("\n")
     return "" if all(map(os.path.isabs, names)) else os.getcwd()
-
-
-def locate(data, folder, out_dir):
-    """Return option data of a run that is resumed, perhaps in another folder than before.
-
-    Each name is looked for in the folder where it was given, in the current one and, since there
-    is what was kept, in the run's.
-
-    Parameters
-    ----------
-    data : str or None
-    folder : str
-        As from `folder_given`.
-    out_dir : str
-
-    Raises
-    ------
-    UserError
-        If a name is nowhere.
-    """
-    if data is None:
-        return None
-    return "\n".join(find_again(name, folder, out_dir) for name in data.split("\n"))
-
-
-def find_again(name, folder, out_dir):
-    """Return where the file, folder or glob is that one name stands for, as `locate`."""
-    if folder and os.path.realpath(folder) == os.path.realpath(os.curdir):
-        folder = ""  # the name as it was given
-    for path in (os.path.join(folder, name), name, os.path.join(out_dir, os.path.basename(name))):
-        with contextlib.suppress(UserError):
-            if os.path.exists(find_sources([path])[0].path):
-                return path
-    place = "" if os.path.isabs(name) else f", given in {folder or os.getcwd()},"
-    raise UserError(f"{name}{place} is not to be found; give it by --data")

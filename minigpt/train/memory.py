@@ -17,6 +17,7 @@ from minigpt.backend.cpu import attention_tiles as tiles
 from minigpt.backend.cpu import blocking, cross_entropy
 from minigpt.backend.devices import PRECISIONS
 from minigpt.model import count_parameters
+from minigpt.model.flops import count_layers
 from minigpt.model.lora import adapter_shapes, count_adapter
 from minigpt.params import leaves
 from minigpt.sample import answers
@@ -42,14 +43,6 @@ def resident():
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak *= 1 if sys.platform == "darwin" else 1024
     return peak, peak
-
-
-def count_layers(config):
-    """Return the numbers of (blocks, encoder blocks, cross attentions) of a model."""
-    names = [name for name, _ in leaves(config.shapes())]
-    blocks = [name for name in names if name.endswith(".attn.c_attn.w")]
-    encoder = [name for name in blocks if name.startswith("encoder.")]
-    return len(blocks), len(encoder), sum(name.endswith(".c_kv.w") for name in names)
 
 
 def attention_weights(config, B, Tq, Tk):

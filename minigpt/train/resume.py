@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from minigpt.cli import fields_of, one_line
+from minigpt.data.sources import locate
 from minigpt.errors import UserError
 from minigpt.files import BEST, LAST, METRICS
 from minigpt.model.checkpoint import ELSE, data_of, load, read_state
@@ -13,7 +14,7 @@ from minigpt.optim.schedule import learning_rate
 from minigpt.sample.tasks import TASKS
 from minigpt.train.base import check_same_model, model_options, same_base
 from minigpt.train.config import SCHEDULE, SIZES, TrainConfig, check_together, resolve
-from minigpt.train.input import folder_given, keep_pipe, locate
+from minigpt.train.input import folder_given, keep_pipe
 from minigpt.train.presets import put_together
 from minigpt.train.run import Run, backend_of
 from minigpt.train.state import RunState

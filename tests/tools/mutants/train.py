@@ -481,7 +481,7 @@ MUTANTS = {
             "train/test_input.py::test_standard_input_is_kept_in_the_run_and_resumed",
         ),
     ],
-    "minigpt/train/input.py::find_again": [
+    "minigpt/data/sources.py::find_again": [
         (
             "a relative name is looked for in the current folder first",
             "(os.path.join(folder, name), name,",
@@ -533,7 +533,7 @@ MUTANTS = {
             "train/test_init_from.py::test_an_adapter_has_a_rate_of_its_own_and_no_weight_decay",
         ),
     ],
-    "minigpt/train::flops_per_step": [
+    "minigpt/model::count_flops": [
         (
             "frozen weights have the product of their gradient",
             "(products - 1) * of_blocks",

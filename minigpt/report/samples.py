@@ -1,0 +1,53 @@
+"""The samples that a run has kept at its evaluations: how its text got better."""
+
+from minigpt.report.page import Section, escape, note, table
+from minigpt.sample.evaluation import some_of
+
+MOST, LONGEST = 12, 600  # samples on a page, and characters of one
+
+
+def samples_of(lines):
+    """Return [(step, validation loss or None, sample)] of the metrics, at most MOST, evenly.
+
+    Parameters
+    ----------
+    lines : list of dict
+        Of the metrics; those of older runs, and of a run with `--sample-tokens 0`, have none.
+    """
+    found = [
+        (line["step"], line.get("val_loss"), line["sample"])
+        for line in lines
+        if isinstance(line.get("sample"), str | list)
+    ]
+    if len(found) <= MOST:
+        return found
+    return [*some_of(found[:-1], MOST - 1), found[-1]]
+
+
+def samples_section(lines):
+    """Return the Section of samples by step, from the lines of the metrics.
+
+    Without a sample it says how a run keeps some.
+    """
+    found = samples_of(lines)
+    if not found:
+        html = note(
+            "This run has kept no samples: runs of earlier versions have none, nor have those with "
+            "--sample-tokens 0."
+        )
+        return Section("samples", "Samples by step", html)
+    parts = []
+    for step, loss, sample in found:
+        title = f"step {step:,}" + (f", validation loss {loss:.4f}" if loss is not None else "")
+        parts.append(f"<h3>{escape(title)}</h3>\n{sample_html(sample, title)}")
+    return Section("samples", "Samples by step", "".join(parts))
+
+
+def sample_html(sample, title):
+    """Return a sample, a text or answers, as HTML."""
+    if isinstance(sample, str):
+        return f'<pre class="sample">{escape(sample[:LONGEST])}</pre>\n'
+    keys = "source", "expected", "answer"
+    answers = [one for one in sample if isinstance(one, dict)]
+    rows = [[str(one.get(key, ""))[:LONGEST] for key in keys] for one in answers]
+    return table([*keys], rows, f"Answers at {title}")
