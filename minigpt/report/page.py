@@ -230,7 +230,7 @@ def shown(x):
     return f"{x:.4g}" if isinstance(x, float) else x
 
 
-def matrix(values, caption, rows=None, columns=None, kind="signed", digits=2):
+def matrix(values, caption, rows=None, columns=None, kind="signed", digits=2, texts=None):
     """Return a table of coloured numbers: each cell shows its value.
 
     Parameters
@@ -245,9 +245,13 @@ def matrix(values, caption, rows=None, columns=None, kind="signed", digits=2):
         0 to 1.
     digits : int
         Behind the point.
+    texts : lists of str, optional
+        What the cells show in place of their values.
     """
     values = [[float(x) for x in row] for row in values]
     finite = [abs(x) for row in values for x in row if math.isfinite(x)]
+    if texts is None:
+        texts = [[number_text(x, digits) for x in row] for row in values]
     most = 1.0 if kind == "weights" else max(finite, default=0.0) or 1.0
     rows = [visible(str(x)) for x in (range(len(values)) if rows is None else rows)]
     width = len(values[0]) if values else 0
@@ -255,9 +259,9 @@ def matrix(values, caption, rows=None, columns=None, kind="signed", digits=2):
     top = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
     lines = [
         f'<tr><th scope="row">{escape(name)}</th>'
-        + "".join(matrix_cell(x, x / most, digits) for x in row)
+        + "".join(matrix_cell(x, x / most, text) for x, text in zip(row, shown, strict=True))
         + "</tr>"
-        for name, row in zip(rows, values, strict=True)
+        for name, row, shown in zip(rows, values, texts, strict=True)
     ]
     inner = (
         f"<table><caption>{escape(caption)}</caption><thead><tr><td></td>{top}</tr></thead>\n"
@@ -266,14 +270,20 @@ def matrix(values, caption, rows=None, columns=None, kind="signed", digits=2):
     return scrolled(inner, caption, f"matrix {kind}")
 
 
-def matrix_cell(x, share, digits):
+def number_text(x, digits):
+    """Return a number with so many digits behind the point."""
+    if not math.isfinite(x):
+        return "−∞" if x < 0 else f"{x}"
+    return f"{x:.{digits}f}".replace("-", "−")
+
+
+def matrix_cell(x, share, text):
     """Return a cell of a matrix; `share` is the value as a part of the largest, -1 to 1."""
     if not math.isfinite(x):
-        return f'<td class="masked">{"−∞" if x < 0 else x}</td>'
+        return f'<td class="masked">{escape(text)}</td>'
     weight = min(abs(share), 1.0)
     classes = " ".join(["less"] * (share < 0) + ["deep"] * (weight > DEEP))
-    text = f"{x:.{digits}f}".replace("-", "−")
-    return f'<td class="{classes}" style="--w:{weight:.3f}">{text}</td>'
+    return f'<td class="{classes}" style="--w:{weight:.3f}">{escape(text)}</td>'
 
 
 def chart(spec, caption):

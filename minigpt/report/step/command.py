@@ -8,8 +8,9 @@ from minigpt import cli
 from minigpt.cli.terminal import has_colours
 from minigpt.data.__main__ import WalkConfig, head, walk_text
 from minigpt.errors import SMALLER_DATA, UserError, memory_for
+from minigpt.report.step.page import check_page, write_walk
 from minigpt.report.step.record import TINY, record_step
-from minigpt.report.step.terminal import walk_lines
+from minigpt.report.step.terminal import intro_lines, walk_lines
 from minigpt.report.step.walk import walk_of
 
 TEXT_ONLY = "encode", "decode"  # options of the walk from a text to its examples
@@ -25,6 +26,13 @@ class StepConfig(cli.Config):
     prompt: str | None = cli.option(
         None, "sentence that the step is on, of 2 tokens or more (default: the first word)"
     )
+    page: str | None = cli.option(
+        None,
+        "write the walk as a page for a browser, in place of the text",
+        metavar="FILE",
+        path=True,
+    )
+    force: bool = cli.option(False, "replace the file that --page names")
     head: int = cli.option(0, "attention head that is shown", min=0, below=TINY.n_head)
 
 
@@ -51,12 +59,20 @@ def main(argv=None, prog="minigpt data"):
 @memory_for("while the text was read", SMALLER_DATA)
 def walk_step(config, step):
     """Walk through a training step, with the vocabulary of the text that a WalkConfig names."""
+    if step.page is not None:
+        check_page(step.page, step.force)
+    elif step.force:
+        raise UserError("--force is for --page FILE")
     data = config.read()
     prompt = first_word(head(data.sources)) if step.prompt is None else step.prompt
     record = record_step(prompt, data.tokenizer, config.block_size)
     walk = walk_of(record, data.name, step.head)
-    for line in walk_lines(walk, has_colours(sys.stdout)):
-        print(line)
+    if step.page is None:
+        print("\n".join(walk_lines(walk, has_colours(sys.stdout))))
+    else:
+        write_walk(step.page, walk)
+        print("\n".join(intro_lines(walk)))
+        print(f"page: {cli.printable(step.page)}")
     return 0
 
 

@@ -1,5 +1,6 @@
 """The walk through a step as text: 80 columns, numbers that can be checked, shades or colours."""
 
+from minigpt.cli import plural
 from minigpt.cli.characters import display_width, pad, wrap
 from minigpt.report.attention import SHADES
 from minigpt.report.step.numbers import aligned, digits, scale_of, share
@@ -7,8 +8,8 @@ from minigpt.report.step.numbers import aligned, digits, scale_of, share
 WIDTH = 80
 ROOM = 8  # rows and columns of a matrix that are shown
 GAP = 1  # columns between matrices side by side, which are indented
-# Of xterm's 256: by size, of negative and of positive numbers; black on them.
-COLOURS = {-1: (195, 153, 111, 75), 1: (224, 217, 210, 203)}
+# Of xterm's 256: by size, of negative and of positive numbers; black on them. As in the page.
+COLOURS = {-1: (223, 216, 215, 209), 1: (195, 153, 111, 75)}
 
 
 def lines_of(stage, way, number, colours):
@@ -101,7 +102,7 @@ def matrix_lines(picture, colours):
         line = "".join([pad("  " + picture.rows[i], margin), *(f" {text}" for text in cells)])
         lines.append(line + shades * ("  " + "".join(map(shade, parts))))
     left = {"rows": len(picture.rows) - len(rows), "columns": len(picture.columns) - len(columns)}
-    more = [f"{n:,} more {what}" for what, n in left.items() if n]
+    more = [plural(n, f"more {what}") for what, n in left.items() if n]
     lines += [f"    ... {' and '.join(more)}"] * bool(more)
     return above, lines
 

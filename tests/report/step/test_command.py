@@ -49,6 +49,19 @@ def test_without_a_prompt_it_is_the_first_word(capsys, text):
     assert out.startswith("One training step on 'To', with ")
 
 
+def test_a_page_is_written_in_place_of_the_text(capsys, text, tmp_path):
+    path = tmp_path / "walk.html"
+    flags = "--step", "--data", text, "--prompt", "to be", "--page", str(path)
+    status, out, _ = says(capsys, *flags)
+    assert status == 0 and out.endswith(f"page: {path}\n") and len(out.splitlines()) < 30
+    assert "minigpt/ops/attention.py" in path.read_text("utf-8")
+    path.write_text("mine")
+    with pytest.raises(UserError, match="is there already"):
+        main(["data", *flags])
+    assert path.read_text() == "mine" and says(capsys, *flags, "--force")[0] == 0
+    assert path.read_text("utf-8").startswith("<!DOCTYPE html>")
+
+
 def test_without_step_it_is_the_walk_from_a_text_to_its_examples(capsys, text):
     _, out, _ = says(capsys, "--data", text, "--no-step")
     data.main(["--data", text])
@@ -60,6 +73,9 @@ def test_without_step_it_is_the_walk_from_a_text_to_its_examples(capsys, text):
     [
         (["--prompt=be"], "--prompt is for a training step; add --step"),
         (["--step", "--encode=be"], "--encode is for the walk without --step"),
+        (["--page=walk.html"], "--page is for a training step; add --step"),
+        (["--step", "--force"], "--force is for --page FILE"),
+        (["--step", "--page=none/walk.html"], "--page none/walk.html: there is no folder none"),
         (["--step", "--prompt=b"], "--prompt 'b' has 1 character, but a step needs at least 2"),
         (["--step", "--prompt=bx"], "--prompt: 'x' at position 1"),
         (["--step", "--vocab-size=9"], "--vocab-size is for --tokenizer bpe"),

@@ -81,8 +81,9 @@ def test_every_example_is_right(passes):
 
 
 def test_every_origin_is_a_matrix_with_these_rows_and_columns(passes):
-    shown = {f"{key}.{p.name}": p for (key, _), x in passes.items() for p in x.pictures}
-    links = 0
+    pictures = [(f"{key}.{p.name}", p) for (key, _), x in passes.items() for p in x.pictures]
+    shown, links = dict(pictures), 0
+    assert len(shown) == len(pictures)
     for picture in shown.values():
         for key, spec in picture.origins.items():
             source, links = shown[key], links + 1

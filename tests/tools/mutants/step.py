@@ -3,6 +3,7 @@
 RECORDER = "report/step/test_recorder.py::"
 STAGES = "report/step/test_stages.py::"
 MATRICES = STAGES + "test_every_matrix_is_what_plain_numpy_makes_of_the_weights"
+PAGE = "report/step/test_page.py::"
 TERMINAL = "report/step/test_terminal.py::"
 
 MUTANTS = {
@@ -122,6 +123,22 @@ MUTANTS = {
             "sorted(order)[:room]",
             TERMINAL
             + "test_the_columns_of_the_vocabulary_that_are_shown_are_those_of_the_sentence",
+        ),
+    ],
+    "minigpt/report/step::check_page": [
+        (
+            "a file is replaced without being asked",
+            "and not force",
+            "and force",
+            PAGE + "test_a_file_that_is_there_is_replaced_only_by_force",
+        ),
+    ],
+    "minigpt/report/step::picture_html": [
+        (
+            "the columns stand in another order than their numbers",
+            "[picture.columns[j] for j in columns]",
+            "[picture.columns[j] for j in sorted(columns)]",
+            PAGE + "test_labels_stand_above_their_numbers",
         ),
     ],
     "minigpt/cli::has_colours": [
