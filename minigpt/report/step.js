@@ -1,7 +1,8 @@
-// A training step: which numbers a number is made of. The data are, by matrix, its name, the
-// columns that are shown, and where cell (i, j) is from: {matrix: [rows, columns]}, each "i", "j",
-// "all", or for every i (in the second place j stands for it where rows are "all") a list.
+// A training step: which numbers a number is made of. The data are, by matrix, its name, its power
+// of ten, the columns that are shown, and where cell (i, j) is from: {matrix: [rows, columns]}, each
+// "i", "j", "all", or a list that has for every i the list of them.
 page.section("sentence", (element, pictures) => {
+  const MANY = 8; // numbers that are not repeated in words
   const tables = new Map();
   for (const box of document.querySelectorAll("[data-picture]")) {
     tables.set(box.dataset.picture, box.querySelector("table"));
@@ -48,22 +49,26 @@ page.section("sentence", (element, pictures) => {
       const where = tables.get(source);
       const chosen = indices(rows, i, j);
       const across = indices(columns, i, j);
+      const numbers = [];
       for (const row of where.tBodies[0].rows) {
         const r = row.rowIndex - 1;
         if (chosen && !chosen.includes(r)) continue;
         other.columns.forEach((c, at) => {
-          if (!across || across.includes(c)) mark(cellOf(where, r, at), "source");
+          if (across && !across.includes(c)) return;
+          mark(cellOf(where, r, at), "source");
+          numbers.push(cellOf(where, r, at).textContent.trim());
         });
       }
       const of = chosen ? `row ${chosen.map((r) => label(where, r)).join(", ")}` : "";
       const down = across
         ? `column ${across.map((c) => where.tHead.rows[0].cells[other.columns.indexOf(c) + 1]?.textContent).join(", ")}`
         : "";
-      from.push(`${other.name}, ${[of, down].filter(Boolean).join(", ")}`);
+      const named = `${other.name}, ${[of, down].filter(Boolean).join(", ")}`;
+      from.push(numbers.length > MANY ? named : `${named}: ${numbers.join(" ")}${other.factor}`);
     }
     const at = [label(table, i), head].filter(Boolean).join(", ");
-    const made = from.length ? `, made of ${from.join("; and of ")}` : "";
-    const text = `${own.name}[${at}] = ${cell.textContent.trim()}${made}`;
+    const made = from.length ? `, made of ${from.join("; of ")}` : "";
+    const text = `${own.name}[${at}] = ${cell.textContent.trim()}${own.factor}${made}`;
     bar.textContent = text;
     bar.hidden = false;
     return text;

@@ -54,8 +54,10 @@ def sentence_section(walk):
     for stage in (*walk.stages, *walk.closing):
         for shown in filter(None, (stage.forward, stage.backward)):
             for picture in shown.pictures:
+                factor = scale_of(picture.values).factor
                 data[f"{stage.key}.{picture.name}"] = {
                     "name": picture.name,
+                    "factor": f" {factor}" * bool(factor),
                     "columns": columns_of(picture),
                     "from": {key: [*spec] for key, spec in picture.origins.items()},
                 }

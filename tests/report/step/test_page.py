@@ -91,7 +91,7 @@ def test_a_large_vocabulary_is_cut_and_text_stays_text(tmp_path):
     assert write_walk(tmp_path / "walk.html", walk) < 2_000_000
     text = (tmp_path / "walk.html").read_text("utf-8")
     assert "<b>" not in text and "<i>" not in text and "&lt;b&gt;" in text
-    assert f"{3006 - 72:,} more columns" in text
+    assert f"{3006 - 72} more columns" in text
 
 
 def test_a_file_that_is_there_is_replaced_only_by_force(tmp_path):
