@@ -29,7 +29,7 @@ LEAST = 1e-7  # what a picture shows of losses that are the same in float32
 
 def ours(config, train_config, split):
     """Yield the loss of each step of minigpt."""
-    with Workers(train_config.shards()) as workers:
+    with Workers(train_config.workers()) as workers:
         params = init_params(config, train_config.seed, np)
         trainer = Trainer(params, config, train_config, np, workers)
         for step in range(train_config.max_iters):

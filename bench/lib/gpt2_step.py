@@ -45,7 +45,7 @@ def minigpt_step(args, lora, recompute):
         own = {"lora_rank": RANK, "lora_alpha": ALPHA, "init_from": "memory"}
         train_config = dataclasses.replace(train_config, **own)
     ids = np.random.default_rng(0).integers(0, config.vocab_size, 40 * T).astype(np.uint16)
-    with blas_threads(args.threads), Workers(train_config.shards()) as workers:
+    with blas_threads(args.threads), Workers(train_config.workers()) as workers:
         trainer = Trainer(params, config, train_config, np, workers, frozen)
         times = timed(lambda step: trainer.step(ids, step), args.steps)
     return times | {"trained": trainer.params.size, "parameters": count_parameters(config)}

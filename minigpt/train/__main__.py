@@ -52,7 +52,7 @@ def dry_run(own, options):
     if train_config.backend == "numpy":
         rate = product_rate(min(train_config.threads, usable_cores()))
     print("\n".join(describe(config, train_config, *resident(), longest(data), rate)))
-    for note in note_on_threads(train_config.shards()):
+    for note in note_on_threads(train_config.workers()):
         cli.note(note)
 
 
@@ -88,7 +88,7 @@ def finish(run):
 def introduce(run):
     """Print what is about to be trained."""
     config, train_config, state = run.config, run.train_config, run.state
-    threads, seconds = train_config.shards(), train_config.max_seconds
+    threads, seconds = train_config.workers(), train_config.max_seconds
     hardware = cli.plural(threads, "thread")
     if train_config.backend == "cupy":
         hardware = f"cupy in {train_config.dtype}"

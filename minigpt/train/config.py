@@ -262,9 +262,13 @@ class TrainConfig(cli.Config):
         targets = tuple(re.split(r"[\s,]+", self.lora_targets.strip(" \n,")))
         return Lora(self.lora_rank, self.lora_alpha, self.lora_dropout, targets, self.lora_rslora)
 
+    def workers(self):
+        """Return the number of Python threads that work: a GPU needs one."""
+        return self.threads if self.backend == "numpy" else 1
+
     def shards(self):
         """Return the number of parts that a batch is cut into, each for a thread of its own."""
-        return min(self.threads, self.batch_size) if self.backend == "numpy" else 1
+        return min(self.workers(), self.batch_size)
 
 
 def check_lora(train_config):

@@ -78,7 +78,10 @@ def describe_memory(parts, train_config, loaded, load_peak):
     if train_config.backend != "numpy":
         rows = {"memory of the GPU": f"about {human(sum(parts.values()), 'B')}"}
     else:
-        total, threads = run_peak(parts, loaded, load_peak), plural(train_config.shards(), "thread")
+        total, threads = (
+            run_peak(parts, loaded, load_peak),
+            plural(train_config.workers(), "thread"),
+        )
         rows = {"memory": f"about {human(total, 'B')} in all, on {threads}"}
         rows["  libraries and data"] = human(loaded, "B")
     return rows | {f"  {part}": human(value, "B") for part, value in parts.items()}

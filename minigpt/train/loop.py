@@ -91,12 +91,8 @@ def started(run):
     nothing is as before.
     """
     train_config = run.train_config
-    # One shard needs no thread of its own: BLAS then has all cores.
     try:
-        with (
-            blas_threads(train_config.threads),
-            Workers(train_config.shards()) as workers,
-        ):
+        with blas_threads(train_config.threads), Workers(train_config.workers()) as workers:
             run.start(workers)
             with tf32_products(PRECISIONS[train_config.dtype].tf32):
                 yield

@@ -155,13 +155,14 @@ def activations(config, train_config, T, Ts):
     """Return the numbers that all threads make in the passes, beside gradients of weights.
 
     Of a step or, if that takes more, an evaluation, whose arrays also take the place of a thread's
-    gradients.
+    gradients. A thread without rows of a batch evaluates, too.
     """
-    total, rows, lora = 0, max(1, EVAL_TOKENS // config.block_size), train_config.lora
-    for B in shard_rows(train_config):
-        recompute = train_config.recompute
-        step = passes(config, lora, B, T, Ts, training=True, recompute=recompute)
-        evaluation = passes(config, lora, rows, T, Ts, training=False, recompute=True)
+    rows, lora = max(1, EVAL_TOKENS // config.block_size), train_config.lora
+    evaluation = passes(config, lora, rows, T, Ts, training=False, recompute=True)
+    shards = shard_rows(train_config)
+    total = (train_config.workers() - len(shards)) * evaluation
+    for B in shards:
+        step = passes(config, lora, B, T, Ts, training=True, recompute=train_config.recompute)
         total += max(step, evaluation - shard_gradients(config, train_config, B, T, Ts))
     return total
 
@@ -248,7 +249,7 @@ def memory(config, train_config, lengths=None):
     """
     if train_config.backend != "numpy":
         return device_memory(config, train_config)
-    (n, trained), threads = count_weights(config, train_config.lora), train_config.shards()
+    (n, trained), threads = count_weights(config, train_config.lora), train_config.workers()
     rows, T = shard_rows(train_config), config.block_size
     T, Ts = lengths or (T, T if train_config.task == "seq2seq" else 0)
     numbers = {

@@ -113,7 +113,7 @@ class Run:
         self.reserve_s, self.save_s, self.unread = 0.0, 0.0, 0
         self.whole_loss = self.val_bpb = self.sample = None
         self.samples = Samples(train_config.sample_tokens)
-        self.notes = [*data.notes, *note_on_threads(train_config.shards())]
+        self.notes = [*data.notes, *note_on_threads(train_config.workers())]
         cut = None if checkpoint is None else state.step - bool(state.due)
         self.files = RunFiles(self.folder, cut, self.notes)
 

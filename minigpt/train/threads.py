@@ -14,7 +14,7 @@ import threading
 import numpy as np
 
 from minigpt.backend.blas import blas_threads
-from minigpt.backend.cpu import pool
+from minigpt.backend.cpu import crew, pool
 from minigpt.backend.cpu.pool import empty
 from minigpt.errors import UserError
 from minigpt.optim.gradients import gather
@@ -36,8 +36,9 @@ class Workers:
     Parameters
     ----------
     n : int
-        With 1, everything runs in the caller's thread and BLAS keeps its own threads. All of them
-        handle overflows as the caller's does at the start (numpy.errstate).
+        With 1, everything runs in the caller's thread and BLAS keeps its own threads. With more,
+        BLAS has one thread in each of them, and all n for a piece of work that is alone. All of
+        them handle overflows as the caller's does at the start (numpy.errstate).
 
     Raises
     ------
@@ -48,8 +49,7 @@ class Workers:
     def __init__(self, n):
         self.n = n
         self._blas, self._errors = contextlib.ExitStack(), np.geterr()
-        if n > 1:
-            self._blas.enter_context(blas_threads(1))
+        self._share_blas(1)
         self._queues = [queue.SimpleQueue() for _ in range(n - 1)]
         self._done = queue.SimpleQueue()
         try:
@@ -63,6 +63,12 @@ class Workers:
                 f"{n} threads cannot be started: {error or 'out of memory'}; take fewer by "
                 "--threads"
             ) from None
+
+    def _share_blas(self, threads):
+        """Let BLAS have that many threads in each product, where several threads work."""
+        self._blas.close()
+        if self.n > 1:
+            self._blas.enter_context(blas_threads(threads))
 
     def _work(self, tasks):
         np.seterr(**self._errors)  # of this thread alone
@@ -80,19 +86,27 @@ class Workers:
         """Return [fn(item) for item in items], item i on thread i mod n, at the same time.
 
         Each item is a piece of work, of a kind with those that the same function does: see
-        backend.cpu.pool.
+        backend.cpu.pool. A single one, such as a batch of one row, has BLAS on all n threads, and
+        lends them to the ops: see backend.cpu.crew.
         """
+        items = list(items)
         kind = getattr(fn, "__code__", None)  # a nested function is another object every time
 
         def work(item):
             with pool.work(kind):
                 return fn(item)
 
-        return self._map(work, items)
+        if len(items) != 1:
+            return self._map(work, items)
+        self._share_blas(self.n)
+        try:
+            with crew.lend(self._spread if self.n > 1 else None):
+                return self._map(work, items)
+        finally:
+            self._share_blas(1)
 
     def _map(self, fn, items):
-        """Do as `map`, for a part of a piece of work."""
-        items = list(items)
+        """Do as `map`, for a list of parts of a piece of work."""
         results = [None] * len(items)
         sent = 0
         for i, item in enumerate(items):
@@ -115,6 +129,10 @@ class Workers:
         finally:
             del errors  # or its traceback, which refers to it, keeps the memory of the pieces
         return results
+
+    def _spread(self, fn, items):
+        """Run fn on a part of the list `items` in each thread."""
+        self._map(fn, [items[part] for part in shard_slices(len(items), self.n)])
 
     def ranges(self, fn, n):
         """Return fn(start, stop) of each thread, for n elements or units of work.

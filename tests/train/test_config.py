@@ -164,7 +164,9 @@ def test_a_batch_has_no_more_shards_than_rows():
     assert TrainConfig(threads=3, batch_size=2).shards() == 2
     assert TrainConfig(threads=3, batch_size=2).threads == 3
     assert 1 <= TrainConfig().shards() <= 12
-    assert TrainConfig(threads=3, backend="cupy").shards() == 1
+    assert TrainConfig(threads=3, batch_size=2).workers() == 3
+    gpu = TrainConfig(threads=3, backend="cupy")
+    assert gpu.shards() == gpu.workers() == 1
 
 
 def test_configs_share_no_option():

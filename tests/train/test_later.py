@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from minigpt.backend import places, plain
 from minigpt.backend.blas import blas_threads
-from minigpt.backend.cpu import cross_entropy, pool
+from minigpt.backend.cpu import attention, attention_tiles, cross_entropy, pool
 from minigpt.model.init import init_params
 from minigpt.model.lora import init_adapter
 from minigpt.ops.dropout import Rng
@@ -247,3 +247,25 @@ def test_batches_of_a_step_cut_no_buffers_anew(monkeypatch):
         this.step(IDS, 0)
         monkeypatch.setattr(pool, "recycle", None)
         this.step(IDS, 1)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_a_row_alone_has_the_same_gradients_on_any_number_of_threads(n, monkeypatch):
+    config = dataclasses.replace(CONFIG, block_size=128, n_head=4)  # attention by tiles
+    monkeypatch.setattr(attention_tiles, "TILE", 64 * 128)  # a head at a time
+    shared, share = [], attention.share
+
+    def seen(fn, items):
+        shared.append(len(items))
+        share(fn, items)
+
+    monkeypatch.setattr(attention, "share", seen)
+
+    def gradients(n):
+        with blas_threads(1), Workers(n) as workers:
+            this = Trainer(init_params(config, 1337, np), config, TRAIN, np, workers)
+            this.gradients(IDS[None, :128], IDS[None, 1:129], Rng.of(1, 0, 0))
+            return this.grads.flat
+
+    np.testing.assert_array_equal(gradients(n), gradients(1))  # each head is one thread's
+    assert shared == [4] * 8

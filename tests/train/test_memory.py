@@ -63,7 +63,7 @@ else:
     config, train = resolve(values, {k: v for k, v in data.sizes.items() if v})
     split = data.train
 before = resident()[0]
-with Workers(train.shards()) as workers:
+with Workers(train.workers()) as workers:
     trained, frozen = init_params(config, 0, np), None
     if train.lora is not None:
         trained, frozen = init_adapter(config, train.lora, 0), trained
@@ -109,6 +109,7 @@ MODELS = {
     "few tokens, recomputed, untied, two batches, two threads": NANOGPT
     | FEW
     | {"gradient_accumulation_steps": 2, "tie_head": False, "recompute": True, "threads": 2},
+    "a row, two threads": NANOGPT | WIDE | {"batch_size": 1, "block_size": 512, "threads": 2},
     "pairs, muon, dropout": PAIRS | {"optimizer": "muon", "dropout": 0.1, "batch_size": 24},
 }
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
 from minigpt.backend.cores import usable_cores
+from minigpt.backend.cpu.crew import share
 from minigpt.errors import UserError
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.clipping import GRAD_NORM, GRAD_SCALE
@@ -112,6 +113,44 @@ def test_blas_has_one_thread_while_several_work_and_its_own_afterwards():
     with pytest.raises(ZeroDivisionError), Workers(2) as workers:
         workers.map(lambda i: 1 / i, [1, 0])
     assert blas_threads() == before
+
+
+def test_blas_has_all_threads_for_a_piece_of_work_that_is_alone():
+    before = blas_threads()
+    with Workers(2) as workers:
+        assert workers.map(lambda _: blas_threads(), [0]) == [[2] * len(before)]
+        assert set(blas_threads()) <= {1}
+        with pytest.raises(ZeroDivisionError):
+            workers.map(lambda i: 1 / i, [0])
+        assert set(blas_threads()) <= {1}
+        assert set(sum(workers.map(lambda _: blas_threads(), [0, 1]), [])) <= {1}
+    assert blas_threads() == before
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_ops_share_their_parts_where_a_piece_of_work_is_alone(n):
+    def op(alone):
+        names, parts = set(), []
+
+        def part(items):
+            nested = []
+            share(nested.append, [1, 2])  # what shares already lends nothing
+            names.add(threading.current_thread().name)
+            parts.append((items, nested, set(blas_threads())))
+
+        share(part, [*range(5)])
+        return len(names), sorted(parts)
+
+    with Workers(n) as workers:
+        [(threads, parts)] = workers.map(op, [0])
+        assert threads == n and sum((items for items, *_ in parts), []) == [*range(5)]
+        assert all(nested == [[1, 2]] for _, nested, _ in parts)
+        assert n == 1 or all(blas <= {1} for *_, blas in parts)
+        assert [threads for threads, _ in workers.map(op, [0, 1])] == [1, 1]
+        with pytest.raises(ZeroDivisionError):
+            workers.map(lambda _: share(lambda items: [1 / i for i in items], [1, 1, 0]), [0])
+        assert workers.map(op, [0])[0][0] == n
+    assert op(0)[0] == 1
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])

@@ -30,6 +30,7 @@ from minigpt.backend.cpu.attention_tiles import (
     transpose,
 )
 from minigpt.backend.cpu.blocking import constant
+from minigpt.backend.cpu.crew import share
 from minigpt.backend.cpu.pool import empty
 from minigpt.ops.attention import AttentionCache, scores
 
@@ -79,24 +80,28 @@ def forward(q, k, v, causal, key_mask, dropout, rng):
         y, w = short_forward(q, kt, v, tiles, shift)
         return y, AttentionCache(q, k, v, y, w, causal, key_mask, dropout, rng)
     y, total = heads_last(q), np.zeros((*q.shape[:3], 1), q.dtype)
-    scratch, y_scratch = tile_buffer(tiles), tile_buffer(tiles)
     ones = constant(tiles.columns, 1, q.dtype)
-    for g in tiles.heads():
-        for i in tiles.queries():
-            yi, ti = y[g][:, i], total[g][:, i]
-            for j in tiles.keys(i):
-                s = tiles.scores(q, kt, g, i, j, scratch)
-                if shift is not None:
-                    s -= shift[g][:, i]
-                np.exp(s, out=s)
-                ti[..., 0] += s @ ones[: s.shape[2]]
-                if tiles.rng is not None:
-                    s *= tiles.drop(slice(g[0], g[0] + 1), g[1], i, j)[0]
-                put(s, v[g][:, j], yi, j.start == 0, y_scratch)
-            if not ti.all():  # queries that see nothing: y = 0 / 1
-                yi[np.broadcast_to(ti == 0, yi.shape)] = 0
-                ti[ti == 0] = 1
-            yi /= ti
+
+    def attend(heads):
+        scratch, y_scratch = tile_buffer(tiles), tile_buffer(tiles)
+        for g in heads:
+            for i in tiles.queries():
+                yi, ti = y[g][:, i], total[g][:, i]
+                for j in tiles.keys(i):
+                    s = tiles.scores(q, kt, g, i, j, scratch)
+                    if shift is not None:
+                        s -= shift[g][:, i]
+                    np.exp(s, out=s)
+                    ti[..., 0] += s @ ones[: s.shape[2]]
+                    if tiles.rng is not None:
+                        s *= tiles.drop(slice(g[0], g[0] + 1), g[1], i, j)[0]
+                    put(s, v[g][:, j], yi, j.start == 0, y_scratch)
+                if not ti.all():  # queries that see nothing: y = 0 / 1
+                    yi[np.broadcast_to(ti == 0, yi.shape)] = 0
+                    ti[ti == 0] = 1
+                yi /= ti
+
+    share(attend, list(tiles.heads()))
     lse = np.log(total) if shift is None else np.log(total) + shift
     return y, LseCache(q, k, v, y, lse, causal, key_mask, dropout, rng)
 
@@ -158,25 +163,29 @@ def backward(dy, cache):
     kt = transpose(k, tiles.scale)
     if tiles.causal and tiles.past < 0:  # queries that see nothing
         dq[...] = 0
-    p_scratch, ds_scratch, d_scratch = (tile_buffer(tiles) for _ in range(3))
-    for g in tiles.heads():
-        for i in tiles.queries():
-            for j in tiles.keys(i):
-                p = tiles.scores(q, kt, g, i, j, p_scratch)
-                p -= lse[g][:, i]
-                np.exp(p, out=p)
-                ds = np.matmul(dy[g][:, i], vt[g][..., j], out=ds_scratch(*p.shape))
-                if tiles.rng is not None:
-                    mask = tiles.drop(slice(g[0], g[0] + 1), g[1], i, j)[0]
-                    ds *= mask
-                ds -= delta[g][:, i]
-                ds *= p
-                if tiles.rng is not None:
-                    p *= mask
-                last = i.stop == tiles.Tq  # these queries come first, and see all keys
-                put(p.swapaxes(1, 2), dy[g][:, i], dv[g][:, j], last, d_scratch)
-                put(ds.swapaxes(1, 2), q[g][:, i], dk[g][:, j], last, d_scratch)
-                put(ds, k[g][:, j], dq[g][:, i], j.start == 0, d_scratch)
+
+    def differentiate(heads):
+        p_scratch, ds_scratch, d_scratch = (tile_buffer(tiles) for _ in range(3))
+        for g in heads:
+            for i in tiles.queries():
+                for j in tiles.keys(i):
+                    p = tiles.scores(q, kt, g, i, j, p_scratch)
+                    p -= lse[g][:, i]
+                    np.exp(p, out=p)
+                    ds = np.matmul(dy[g][:, i], vt[g][..., j], out=ds_scratch(*p.shape))
+                    if tiles.rng is not None:
+                        mask = tiles.drop(slice(g[0], g[0] + 1), g[1], i, j)[0]
+                        ds *= mask
+                    ds -= delta[g][:, i]
+                    ds *= p
+                    if tiles.rng is not None:
+                        p *= mask
+                    last = i.stop == tiles.Tq  # these queries come first, and see all keys
+                    put(p.swapaxes(1, 2), dy[g][:, i], dv[g][:, j], last, d_scratch)
+                    put(ds.swapaxes(1, 2), q[g][:, i], dk[g][:, j], last, d_scratch)
+                    put(ds, k[g][:, j], dq[g][:, i], j.start == 0, d_scratch)
+
+    share(differentiate, list(tiles.heads()))
     return dq, dk, dv
 
 

@@ -1,5 +1,6 @@
 """Bugs in where gradients are left, and in what is made of the factors that shards leave."""
 
+THREADS = "train/test_threads.py::"
 LATER = "train/test_later.py::"
 SUMS = f"{LATER}test_gradients_made_of_what_shards_leave_are_their_sums"
 BITS = f"{LATER}test_one_thread_has_the_bits_of_gradients_that_are_gathered"
@@ -56,6 +57,40 @@ MUTANTS = {
             "threading.local()",
             "type(threading)('now')",
             f"{LATER}test_a_place_is_one_thread_s_while_the_context_lasts",
+        ),
+    ],
+    "minigpt/train/threads.py::Workers.map": [
+        (
+            "a piece of work that is alone has one thread of BLAS",
+            "self._share_blas(self.n)",
+            "",
+            f"{THREADS}test_blas_has_all_threads_for_a_piece_of_work_that_is_alone",
+        ),
+        (
+            "BLAS keeps all threads when other pieces come",
+            "finally:\n            self._share_blas(1)",
+            "finally:\n            pass",
+            f"{THREADS}test_blas_has_all_threads_for_a_piece_of_work_that_is_alone",
+        ),
+        (
+            "a piece of work that is alone lends no threads",
+            "self._spread if self.n > 1 else None",
+            "None",
+            f"{THREADS}test_ops_share_their_parts_where_a_piece_of_work_is_alone",
+        ),
+    ],
+    "minigpt/backend/cpu/crew.py::share": [
+        (
+            "an op that shares its parts lends threads to the ops within",
+            "lend(None), blas_threads(1)",
+            "blas_threads(1)",
+            f"{THREADS}test_ops_share_their_parts_where_a_piece_of_work_is_alone",
+        ),
+        (
+            "threads that share the parts of an op have BLAS on all threads",
+            "lend(None), blas_threads(1)",
+            "lend(None)",
+            f"{THREADS}test_ops_share_their_parts_where_a_piece_of_work_is_alone",
         ),
     ],
     "minigpt/train/threads.py::sum_gradients": [
