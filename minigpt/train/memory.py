@@ -295,7 +295,8 @@ def run_peak(parts, loaded, load_peak):
     loaded, load_peak : int
         Bytes of libraries and data, and the most while they were loaded.
     """
-    end = parts["weights"] * 2 + parts["optimizer"]  # of the sample, beside those of the run
+    # At the end the sample has weights of its own, beside the file that they are read from.
+    end = parts["weights"] * 3 + parts["optimizer"]
     if importlib.util.find_spec("matplotlib"):
         end += PICTURE
     return max(load_peak, loaded + max(sum(parts.values()), end))
