@@ -253,8 +253,8 @@ def remove_leftovers(path, age_s):
                 left.unlink()
 
 
-def append(path, text):
-    """Add whole lines to a file, all or nothing; what fails is tried again.
+def append(path, added):
+    """Add whole lines or records, str or bytes, to a file, all or nothing; a failure is retried.
 
     Raises
     ------
@@ -262,9 +262,11 @@ def append(path, text):
         The file is as before then.
     """
 
+    added = added.encode("utf-8") if isinstance(added, str) else added
+
     def act():
         with open(path, "ab", buffering=0) as file:
-            raw, size = memoryview(text.encode("utf-8")), os.fstat(file.fileno()).st_size
+            raw, size = memoryview(added), os.fstat(file.fileno()).st_size
             try:
                 while raw:
                     raw = raw[file.write(raw) :]

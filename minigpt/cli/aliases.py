@@ -64,6 +64,8 @@ OLD_DEFAULTS = {
     "eval_tokens": 0,
     "log_interval": 10,
     "sample_tokens": 0,
+    "tensorboard": False,
+    "wandb": None,
 }
 
 
@@ -109,7 +111,7 @@ def renamed_flags():
 
 PRECISION = "use --backend cupy with --dtype bfloat16, --dtype float16 or --dtype tf32"
 DEVICE = "use --backend cupy for the GPU, --backend numpy for the CPU"
-METRICS = "metrics are written to metrics.jsonl in --out-dir, and to no other service"
+WANDB, TENSORBOARD = "use --wandb PROJECT", "use --tensorboard"
 PRETRAINED = "use --init-from MODEL to fine-tune one; --preset NAME sets the size of a new model"
 PROCESSES = "one process trains on one GPU or one CPU; --threads N shards a batch over CPU cores"
 LORA = "use --lora-rank N"
@@ -146,10 +148,10 @@ TRAIN = {  # nanoGPT, transformers, Lightning, torchrun
     "--use-rslora": "use --lora-rslora",
     "--target-modules": "use --lora-targets LAYER",
     **dict.fromkeys(("--lora", "--lora-r", "--use-lora"), LORA),
-    **dict.fromkeys(
-        ("--wandb", "--wandb-log", "--wandb-project", "--wandb-run-name"), METRICS
-    ),
-    **dict.fromkeys(("--tensorboard", "--report-to", "--logging-dir"), METRICS),
+    **dict.fromkeys(("--wandb-log", "--wandb-project"), WANDB),
+    "--wandb-run-name": "a run has the name of its folder, --out-dir",
+    "--logging-dir": TENSORBOARD,
+    "--report-to": f"{TENSORBOARD}, or --wandb PROJECT",
     **dict.fromkeys(
         ("--ddp", "--fsdp", "--deepspeed", "--gpus", "--num-gpus", "--devices"), PROCESSES
     ),

@@ -237,6 +237,18 @@ class TrainConfig(cli.Config):
         **NUMBER,
         group="Evaluation",
     )
+    tensorboard: bool = option(
+        False,
+        "write the metrics for TensorBoard as well, to --out-dir/tensorboard",
+        group="Evaluation",
+    )
+    wandb: str | None = option(
+        None,
+        "log the metrics to this project of Weights & Biases as well; WANDB_MODE=offline sends "
+        "nothing",
+        metavar="PROJECT",
+        group="Evaluation",
+    )
 
     def __post_init__(self):
         super().__post_init__()

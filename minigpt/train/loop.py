@@ -16,6 +16,7 @@ from minigpt.train.means import Throughput
 from minigpt.train.nonfinite import Diverged
 from minigpt.train.progress import format_bits, format_loss, format_measures, progress_of
 from minigpt.train.threads import Workers
+from minigpt.train.trackers import tracked
 
 SAVE_S = 300.0  # seconds of training that no checkpoint has, at most, where evaluations are rare
 
@@ -92,7 +93,11 @@ def started(run):
     """
     train_config = run.train_config
     try:
-        with blas_threads(train_config.threads), Workers(train_config.workers()) as workers:
+        with (
+            blas_threads(train_config.threads),
+            Workers(train_config.workers()) as workers,
+            tracked(run),
+        ):
             run.start(workers)
             with tf32_products(PRECISIONS[train_config.dtype].tf32):
                 yield

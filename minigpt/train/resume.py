@@ -18,6 +18,7 @@ from minigpt.train.input import folder_given, keep_pipe
 from minigpt.train.presets import put_together
 from minigpt.train.run import Run, backend_of
 from minigpt.train.state import RunState
+from minigpt.train.trackers import check_trackers
 
 ADAPTER = "lora_rank", "lora_alpha", "lora_targets", "lora_rslora"  # options that make one
 
@@ -116,6 +117,7 @@ def resume_run(given):
     checkpoint, state, config, train_config = stored_run(given)
     check_incomplete(state, train_config)
     backend_of(train_config)
+    check_trackers(train_config)
     base = same_base(checkpoint, given, Path(train_config.out_dir) / LAST)
     trained_on, sha256 = state.data_name, state.data_sha256
     try:

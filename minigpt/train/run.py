@@ -31,6 +31,7 @@ from minigpt.train.run_dir import RunFiles, check_folder
 from minigpt.train.samples import Samples
 from minigpt.train.state import RunState, optimizer_numbers, taken_ahead
 from minigpt.train.step import Trainer
+from minigpt.train.trackers import check_trackers
 from minigpt.train.validation import Validation
 
 FEW = 10  # steps, which are too few for a warm-up and a decay
@@ -425,6 +426,7 @@ def new_run(options, overwrite):
     base, options = open_base(options)
     train_config = train_config_of(options)  # reports what is wrong with them before any work
     backend_of(train_config)
+    check_trackers(train_config)
     check_folder(Path(train_config.out_dir), overwrite)
     with keep_pipe(train_config) as (name, file):
         options = {**options, "data": name}

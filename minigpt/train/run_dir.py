@@ -189,22 +189,33 @@ class RunFiles:
         Whether something has been written.
     unwritten : list of str
         Lines of the metrics that could not be written yet.
+    trackers : Trackers or None
+        Get each line, once the folder is this run's.
     """
 
     def __init__(self, folder, cut, notes):
         self.folder, self.cut, self.notes, self.kept = folder, cut, notes, None
         self.old = cut is None and any((folder / name).exists() for name in RUN_FILES)
         self.begun, self.unwritten, self.failed = False, [], False
+        self.trackers, self.untracked = None, []
 
     def log(self, line):
         """Add a line to the metrics; where that is not possible, it is kept for the next time."""
         self.unwritten.append(json.dumps(line, allow_nan=False) + "\n")
+        self.untracked.append(line)
         self.write_lines()
+
+    def track(self):
+        """Give the trackers the lines that they lack."""
+        lines, self.untracked = self.untracked, []
+        for line in lines if self.trackers is not None else []:
+            self.trackers.log(line)
 
     def write_lines(self):
         """Bring the metrics up to date; the first failure of several is noted."""
         if self.old:
             return  # they are those of the old run
+        self.track()
         failed, self.failed = self.failed, False
         try:
             self.begin()

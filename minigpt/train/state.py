@@ -60,6 +60,8 @@ class RunState:
     eval_targets : int or None
         How many targets of the validation split evaluations take, which is all where they take it
         whole; None before the first, and in older checkpoints, whose evaluations took it whole.
+    wandb_id : str or None
+        Under which Weights & Biases knows the run; None where it does not.
     """
 
     step: int
@@ -82,6 +84,7 @@ class RunState:
     split: str = "position"
     ahead: list = dataclasses.field(default_factory=lambda: [0, 0])
     eval_targets: int | None = None
+    wandb_id: str | None = None
 
     def __post_init__(self):
         checks = {

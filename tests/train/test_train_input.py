@@ -139,7 +139,7 @@ FOREIGN = [
     "--lr=1e-3",
     "--amp",
     "--wandb_log=True",
-    "--tensorboard",
+    "--logging_dir=logs",
     "--ema=0.99",
     "--ddp",
     "--eval_iters=200",

@@ -302,6 +302,12 @@ MUTANTS = {
     ],
     "minigpt/train::RunFiles.write_lines": [
         (
+            "trackers get nothing",
+            "self.track()",
+            "pass",
+            "train/test_trackers.py::test_a_tracker_gets_every_line_of_the_metrics_and_changes_no_bit",
+        ),
+        (
             "a line that could not be written is lost",
             'append(path, "".join(self.unwritten))',
             "append(path, self.unwritten[-1])",
@@ -553,6 +559,20 @@ MUTANTS = {
             "> left_s",
             "< 0",
             "train/test_samples.py::test_all_samples_together_take_a_hundredth_of_a_run",
+        ),
+    ],
+    "minigpt/train::Trackers.attempt": [
+        (
+            "a tracker that has failed is tried again",
+            "self.trackers.remove(tracker)",
+            "pass",
+            "train/test_trackers.py::test_a_tracker_that_fails_costs_one_note_and_not_the_run",
+        ),
+        (
+            "a tracker's error ends the run",
+            "except Exception as error:",
+            "except UserError as error:",
+            "train/test_trackers.py::test_trackers_fail_one_by_one",
         ),
     ],
     "minigpt/train::saved_by_token": [
