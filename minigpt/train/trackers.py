@@ -70,7 +70,7 @@ def check_trackers(train_config):
         load_library(name)
 
 
-def options_of(run):
+def settings_of(run):
     """Return all options of a run as a dict, and the size of its model."""
     options = {**dataclasses.asdict(run.config), **dataclasses.asdict(run.train_config)}
     known = {name: value for name, value in options.items() if value is not None}
@@ -115,7 +115,7 @@ class TensorBoard:
         self.records = io.BytesIO()  # of a line: the file has whole lines
         self.writer = records.RecordWriter(self.records)
         self.folder, self.cut = run.folder / FOLDER, run.files.cut
-        self.options, self.path = options_of(run), None
+        self.options, self.path = settings_of(run), None
 
     def begin(self):
         """Begin a file of this process; a new run removes those of the one before."""
@@ -183,7 +183,7 @@ class WandB:
                 id=run.state.wandb_id,
                 resume="allow" if known else None,
                 dir=run.folder,
-                config=options_of(run),
+                config=settings_of(run),
                 settings=self.wandb.Settings(console="off"),
             )
         except Exception as error:
