@@ -58,7 +58,7 @@ def sentence_section(walk):
                 data[f"{stage.key}.{picture.name}"] = {
                     "name": picture.name,
                     "factor": f" {factor}" * bool(factor),
-                    "columns": columns_of(picture),
+                    "columns": picture.first_columns(COLUMNS),
                     "from": {key: [*spec] for key, spec in picture.origins.items()},
                 }
     html = "".join(parts) + paragraph(HOW)
@@ -95,17 +95,9 @@ def pass_html(stage, shown, heading):
     )
 
 
-def columns_of(picture):
-    """Return the columns that are shown: those to keep first, where some are to be."""
-    if not picture.keep:
-        return [*range(len(picture.columns))][:COLUMNS]
-    rest = (j for j in range(len(picture.columns)) if j not in {*picture.keep})
-    return [*picture.keep, *rest][:COLUMNS]
-
-
 def picture_html(key, picture):
     """Return a matrix whose digits are those of the terminal."""
-    scale, columns = scale_of(picture.values), columns_of(picture)
+    scale, columns = scale_of(picture.values), picture.first_columns(COLUMNS)
     values = picture.values[:ROWS, columns]
     texts = [[as_html(aligned(digits(x, scale), scale)) for x in row] for row in values]
     shape = " x ".join(map(str, picture.values.shape))

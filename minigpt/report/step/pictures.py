@@ -37,10 +37,14 @@ class Picture:
     origins: dict = field(default_factory=dict)
     keep: tuple = ()
 
+    def first_columns(self, room):
+        """Return the indices of at most `room` columns, those to keep first."""
+        kept = dict.fromkeys(self.keep[:room])
+        return [*kept, *(j for j in range(len(self.columns)) if j not in kept)][:room]
+
     def columns_within(self, room):
         """Return the indices of at most `room` columns, in their order."""
-        order = [*self.keep, *(j for j in range(len(self.columns)) if j not in {*self.keep})]
-        return sorted(order[:room])
+        return sorted(self.first_columns(room))
 
 
 @dataclass(frozen=True, eq=False)

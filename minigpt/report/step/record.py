@@ -28,6 +28,7 @@ TINY = GPTConfig(
 LEARNING_RATE = 0.01
 SEED = 1337
 PLACES = 2  # decimals of the first weights
+LONGEST = 64  # tokens that are read, whatever the block size
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def record_step(prompt, tokenizer, block_size=8, config=TINY, lr=LEARNING_RATE, 
         Two tokens or more; those after the first block_size + 1 are left out.
     tokenizer : Tokenizer
     block_size : int
-        How many of its tokens are read at most.
+        How many of its tokens are read at most; LONGEST is another limit.
     config : GPTConfig
         Of the model, as TINY but for its sizes; vocab_size and block_size are filled in.
     lr : float
@@ -129,8 +130,8 @@ def record_step(prompt, tokenizer, block_size=8, config=TINY, lr=LEARNING_RATE, 
             f"--prompt {prompt!r:.60} has {plural(len(ids), tokenizer.unit)}, but a step needs at "
             "least 2: one to read and one to predict"
         )
-    config = replace(config, vocab_size=tokenizer.vocab_size, block_size=block_size)
-    tokens = ids[: block_size + 1]
+    tokens = ids[: min(block_size, LONGEST) + 1]
+    config = replace(config, vocab_size=tokenizer.vocab_size, block_size=len(tokens) - 1)
     params = first_weights(config, seed)
     before = Params(params.shapes, np, params.flat.dtype, params.flat.copy())
     x, y = (np.array([part], np.int32) for part in (tokens[:-1], tokens[1:]))

@@ -339,8 +339,8 @@ def logits_gradient(view):
     """Return the backward Pass of the LM head."""
     call, t = view.step.both.the("cross_entropy_backward"), int(view.step.targets[0, 0])
     dlogits, dw, x, C = call["dlogits"], call.result[1]["w"], call["x2"], view.channels
-    hit = np.unique(view.step.targets[0])
-    of, columns = "loss.dlogits", [[int(i)] for i in hit]
+    hit = sorted({*view.step.tokens[1:]})
+    of, columns = "loss.dlogits", [[i] for i in hit]
     rows = [view.label(i) for i in hit]
     return Pass(
         call,

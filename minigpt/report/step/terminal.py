@@ -8,8 +8,13 @@ from minigpt.report.step.numbers import aligned, digits, scale_of, share
 WIDTH = 80
 ROOM = 8  # rows and columns of a matrix that are shown
 GAP = 1  # columns between matrices side by side, which are indented
+LEGENDS = {
+    True: "Blue is above 0, orange below; the deeper, the larger in its matrix.",
+    False: f"Signs beside a matrix, from '{SHADES[0]}' to '{SHADES[-1]}', show how large its "
+    "numbers are; a minus stands in the digits alone.",
+}
 # Of xterm's 256: by size, of negative and of positive numbers; black on them. As in the page.
-COLOURS = {-1: (223, 216, 215, 209), 1: (195, 153, 111, 75)}
+COLOURS = {-1: (223, 216, 209, 202), 1: (153, 111, 75, 39)}
 
 
 def lines_of(stage, way, number, colours):
@@ -27,7 +32,8 @@ def lines_of(stage, way, number, colours):
     """
     shown = stage.backward if way == "backward" else stage.forward
     head = f"{number}. {stage.title}"
-    lines = [f"{head} {'-' * (WIDTH - display_width(head) - len(way) - 2)} {way}".rstrip()]
+    line = f"{head} {'-' * (WIDTH - display_width(head) - len(way) - 2)} {way}".rstrip()
+    lines = [f"\x1b[1m{line}\x1b[0m" if colours else line]
     place = f"{shown.place}  {shown.call.name}"
     lines += [f"  {place}", *(f"  {formula}" for formula in shown.formulas)]
     lines += fill(shown.shapes)
@@ -147,7 +153,8 @@ def walk_lines(walk, colours):
     colours : bool
         Whether the terminal has some.
     """
-    lines = [*intro_lines(walk), *banner("FORWARD, downwards")]
+    lines = [*intro_lines(walk), *fill(LEGENDS[colours], "", ""), ""]
+    lines += banner("FORWARD, downwards")
     numbered = [(f"{n}", stage) for n, stage in enumerate(walk.stages, 1)]
     for number, stage in numbered:
         lines += lines_of(stage, "forward", number, colours)

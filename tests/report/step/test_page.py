@@ -10,7 +10,7 @@ import pytest
 from minigpt.data.characters import CharTokenizer
 from minigpt.errors import UserError
 from minigpt.report.step.numbers import digits, scale_of
-from minigpt.report.step.page import check_page, code_of, columns_of, write_walk
+from minigpt.report.step.page import check_page, code_of, write_walk
 from minigpt.report.step.record import record_step
 from minigpt.report.step.walk import walk_of
 
@@ -31,7 +31,7 @@ def test_every_number_of_the_page_is_that_of_the_passes(html, passes):
     for (stage, _), shown in passes.items():
         for picture in shown.pictures:
             scale = scale_of(picture.values)
-            values = picture.values[:32, columns_of(picture)]
+            values = picture.values[:32, picture.first_columns(72)]
             texts = found.pop(f"{stage}.{picture.name}")
             texts = [x.strip().replace("−", "-").replace("∞", "inf") for x in texts]
             assert texts == [digits(x, scale) for x in values.flat], (stage, picture.name)
@@ -49,7 +49,7 @@ def test_the_script_knows_every_matrix_and_where_its_numbers_are_from(html, pass
 
 def test_columns_of_the_vocabulary_begin_with_the_targets(walk, step):
     (logits,) = walk.stages[-3].forward.pictures
-    columns = columns_of(logits)
+    columns = logits.first_columns(72)
     first = [*dict.fromkeys(step.tokens[1:])]
     assert columns[: len(first)] == first
     assert sorted(columns) == [*range(step.config.vocab_size)]
@@ -59,7 +59,7 @@ def test_labels_stand_above_their_numbers(html, walk):
     (logits,) = walk.stages[-3].forward.pictures
     box = re.search(r'<div data-picture="logits.logits">(.*?)</table>', html, re.S)[1]
     labels = [unescape(x) for x in re.findall(r'<th scope="col">(.*?)</th>', box)]
-    assert labels == [logits.columns[j] for j in columns_of(logits)]
+    assert labels == [logits.columns[j] for j in logits.first_columns(72)]
 
 
 def test_the_code_of_an_op_is_shown_as_it_is(html, passes):

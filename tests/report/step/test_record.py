@@ -41,6 +41,12 @@ def test_the_loss_of_the_sentence_falls(tokenizer, prompt):
     assert step.left_out == max(len(prompt) - 9, 0)
 
 
+def test_a_long_sentence_is_cut_whatever_the_block_size(tokenizer):
+    step = record_step("Beer " * 100, tokenizer, block_size=10**9)
+    assert step.ids.shape == (1, 64) and step.left_out == 500 - 65
+    assert step.before["wpe"].shape == (64, 8)
+
+
 def test_first_weights_can_be_typed_in(step):
     for view in step.before.arrays:
         assert np.allclose(view, np.round(view, 2), atol=1e-7)

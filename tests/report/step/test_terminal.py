@@ -111,7 +111,7 @@ def test_colours_are_blue_and_orange_and_shades_stand_where_there_are_none():
     picture = Picture("x", np.array([[1.0, -1.0, 0.0]]), ["r"], ["a", "b", "c"])
     _, (_, row) = matrix_lines(picture, colours=True)
     assert (
-        row == "  r \x1b[38;5;16;48;5;75m 1.000\x1b[0m \x1b[38;5;16;48;5;209m-1.000\x1b[0m  0    "
+        row == "  r \x1b[38;5;16;48;5;39m 1.000\x1b[0m \x1b[38;5;16;48;5;202m-1.000\x1b[0m  0    "
     )
     _, (_, row) = matrix_lines(picture, colours=False)
     assert row == "  r  1.000 -1.000  0      @@ "

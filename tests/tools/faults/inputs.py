@@ -10,6 +10,8 @@ from minigpt.data import __main__ as data
 from minigpt.data.__main__ import WalkConfig
 from minigpt.files import BEST
 from minigpt.model.encoder_decoder import Seq2SeqConfig
+from minigpt.report.step import command as walk
+from minigpt.report.step.command import StepConfig
 from minigpt.sample import __main__ as sample
 from minigpt.sample.command import SampleConfig
 from minigpt.train import __main__ as train
@@ -39,9 +41,9 @@ VALUES = st.one_of(
 
 
 def names(*classes):
-    """Return the flags of config classes, without dashes."""
+    """Return the flags of config classes, without dashes; none that writes where a text says."""
     fields = [field for cls in classes for field in dataclasses.fields(cls)]
-    return sorted({f.name for f in fields if f.metadata.get("flag")} - {"max_seconds"})
+    return sorted({f.name for f in fields if f.metadata.get("flag")} - {"max_seconds", "page"})
 
 
 def flags(*classes):
@@ -101,6 +103,7 @@ def text_commands(raw, base):
     path.write_bytes(raw)
     run = [f"--data={path}", f"--out-dir={base / 'new'}", "--overwrite", *SMALL[:-1]]
     yield data.main, [f"--data={path}", "--block-size=3"]
+    yield walk.main, ["--step", f"--data={path}", "--block-size=3"]
     yield train.main, run
     yield train.main, ["--task=seq2seq", *run, "--block-size=64"]
 
@@ -123,14 +126,17 @@ def flag_commands(given, base):
     few = ["--max-new-tokens=2", "--num-samples=1"]
     yield sample.main, [*of_sample, f"--checkpoint={base / 'text' / BEST}", *few]
     yield sample.main, [*of_sample, f"--checkpoint={base / 'seq2seq' / BEST}", "--prompt=2"]
-    yield data.main, [*of_data, f"--data={base / 'text.txt'}", "--block-size=3"]
+    yield walk.main, [*of_data, f"--data={base / 'text.txt'}", "--block-size=3"]
+    yield walk.main, ["--step", *of_data, f"--data={base / 'text.txt'}", "--block-size=3"]
 
 
 GIVEN = {
     "texts": (texts(), text_commands),
     "configs": (tomls(), config_commands),
     "flags": (
-        st.tuples(flags(TrainConfig, Seq2SeqConfig), flags(SampleConfig), flags(WalkConfig)),
+        st.tuples(
+            flags(TrainConfig, Seq2SeqConfig), flags(SampleConfig), flags(WalkConfig, StepConfig)
+        ),
         flag_commands,
     ),
 }

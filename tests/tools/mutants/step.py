@@ -119,8 +119,8 @@ MUTANTS = {
     "minigpt/report/step::Picture.columns_within": [
         (
             "the first columns, whatever is to be kept",
-            "sorted(order[:room])",
-            "sorted(order)[:room]",
+            "self.first_columns(room)",
+            "range(len(self.columns))[:room]",
             TERMINAL
             + "test_the_columns_of_the_vocabulary_that_are_shown_are_those_of_the_sentence",
         ),
