@@ -16,7 +16,6 @@ import importlib
 import io
 import json
 import secrets
-import socket
 import time
 
 from minigpt import cli
@@ -119,6 +118,8 @@ class TensorBoard:
 
     def begin(self):
         """Begin a file of this process; a new run removes those of the one before."""
+        import socket  # no help of a command waits for it
+
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.cut is None:
             for path in self.folder.glob(f"{EVENTS}*"):
