@@ -162,7 +162,7 @@ def optimizer(model, train_config, kind):
     """Return AdamW with decay on matrices alone; kind is "foreach" or "fused"."""
     matrices = [x for x in model.parameters() if x.ndim >= 2]
     rest = [x for x in model.parameters() if x.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": train_config.weight_decay}]
+    groups = [{"params": matrices, "weight_decay": train_config.weight_decay or 0.0}]
     groups.append({"params": rest, "weight_decay": 0.0})
     betas = (train_config.beta1, train_config.beta2)
     return torch.optim.AdamW(groups, lr=train_config.min_lr, betas=betas, **{kind: True})

@@ -37,6 +37,7 @@ NEEDED = {
 }
 
 
+AUTO = "auto"
 NEAR = 0.7  # least similarity of a name that is suggested for another
 OBVIOUS = 2**31  # upper bounds from here on are mentioned only when they are exceeded
 
@@ -57,6 +58,7 @@ def option(
     rare=False,
     several=False,
     path=False,
+    auto=False,
 ):
     """Make a dataclass field that knows its help and its bounds, and is a flag as well.
 
@@ -89,12 +91,14 @@ def option(
     path : bool
         Whether the value names a file or folder: a "~" in front stands for the user's home, as in
         a shell.
+    auto : bool
+        Whether the word AUTO stands for None: a value that the program finds.
     """
     bounds = {"at least": min, "above": above, "at most": max, "below": below}
     metadata = {"help": help, "choices": choices, "metavar": metavar, "flag": flag}
     metadata |= {"bounds": {word: bound for word, bound in bounds.items() if bound is not None}}
     metadata |= {"answers": answers or {}, "group": group, "rare": rare}
-    metadata |= {"several": several, "path": path}
+    metadata |= {"several": several, "path": path, "auto": auto}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -153,9 +157,11 @@ class Field(typing.NamedTuple):
         if self.option.get("several") and isinstance(value, list | tuple):
             good = value and all(map(is_name, value))
             value = "\n".join(map(os.fspath, value)) if good else value
-        value = converted(value, self.kind)
+        auto = self.option.get("auto")
+        value = None if auto and value == AUTO else converted(value, self.kind)
         if type(value) not in self.types or value != value:
-            needed = " or ".join(NEEDED.get(t, f"a {t.__name__}") for t in self.types)
+            words = NEEDED | {NoneType: AUTO} if auto else NEEDED
+            needed = " or ".join(words.get(t, f"a {t.__name__}") for t in self.types)
             raise UserError(f"{name} is {value!r:.60}; it must be {needed}")
         if value is None:
             return value

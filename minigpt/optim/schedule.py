@@ -15,6 +15,8 @@ budget depends on how long its steps take: it ends in time, decay included, but 
 import math
 
 SHAPES = ("cosine", "wsd")
+FORGET, PASSES = 1 / 16, 24  # of the weights in a pass, for each pass of the run up to so many
+MOST = 0.01  # of the weights in a step
 WARMUP_FRACTION = 0.1  # of a wall-clock budget: the warm-up is over then at the latest
 
 
@@ -61,6 +63,29 @@ def decay(progress, shape, decay_fraction):
     if shape == "cosine":
         return 0.5 * (1 + math.cos(math.pi * progress))
     return min(1.0, (1 - progress) / decay_fraction) if decay_fraction else 1.0
+
+
+def weight_decay(passes, per_step, lr):
+    """Return the weight decay of a run that will have met its data so many times.
+
+        weight_decay = min(FORGET min(passes, PASSES) per_step, MOST) / lr
+
+    At this learning rate the weights lose FORGET passes of themselves in a pass: the more often a
+    run meets its data, the fewer passes its weights remember, and the less it overfits. The best
+    decays of runs on parts of two texts are 0.27, 0.59, 0.73, 1.06 and 1.45 a pass for 4, 8, 12, 16
+    and 32 passes: bench/experiments.md, "Weight decay by passes".
+
+    Parameters
+    ----------
+    passes : float
+        Through the data, from the first to the last step.
+    per_step : float
+        Passes that a step makes.
+    lr : float
+        The peak learning rate.
+    """
+    a_pass = FORGET * min(passes, PASSES)
+    return min(a_pass * per_step, MOST) / lr if lr else 0.0
 
 
 def describe(config):

@@ -93,7 +93,7 @@ def time_update(params, options):
         Of the run.
     """
     own = Params(params.shapes, np, "float32", params.flat.copy())
-    settings = [options[name] for name in ("beta1", "beta2", "weight_decay")]
+    settings = options["beta1"], options["beta2"], options["weight_decay"] or 0.0
     if options.get("optimizer") == "muon":
         optimizer = Muon(own, *settings, momentum=options["momentum"])
     else:

@@ -97,13 +97,15 @@ def introduce(run):
     begun = f", from {train_config.init_from}" if train_config.init_from else ""
     if train_config.lora is not None:
         begun += f"\nLoRA: {describe_trained(config, train_config.lora)}"
+    found = train_config.weight_decay is None
+    decay = "; weight decay by the passes through the data" * found
     batch = f"{train_config.batch_size} {run.task.batch_unit.format(T=config.block_size)}"
     text = (
         f"{run.data.description}\n"
         f"model: {count_parameters(config):,} parameters, {describe_model(config)}"
         f"{', with a bigram embedding' * config.bigram}{begun}\n"
         f"training: {start}{end}, batches of {batch}, on {hardware}, into {run.folder}\n"
-        f"learning rate: {describe_schedule(train_config)}\n"
+        f"learning rate: {describe_schedule(train_config)}{decay}\n"
         f"loss of random guessing: {math.log(config.vocab_size):.4f} nats per token"
     )
     print(cli.printable(text), flush=True)

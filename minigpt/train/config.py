@@ -184,8 +184,13 @@ class TrainConfig(cli.Config):
         group="Optimizer",
     )
     momentum: float = option(MOMENTUM, "Muon's momentum", **FRACTION, group="Optimizer", rare=True)
-    weight_decay: float = option(
-        0.1, "weight decay of matrices and embeddings", **NUMBER, group="Optimizer"
+    weight_decay: float | None = option(
+        0.1,
+        "weight decay of matrices and embeddings; auto: by the number of passes through the data "
+        "that the run will have made",
+        auto=True,
+        **NUMBER,
+        group="Optimizer",
     )
     beta1: float = option(0.9, "AdamW's beta1", **FRACTION, group="Optimizer", rare=True)
     beta2: float = option(0.95, "AdamW's beta2", **FRACTION, group="Optimizer", rare=True)
@@ -316,7 +321,7 @@ def make_optimizer(params, train_config, half_params=None):
         params,
         train_config.beta1,
         train_config.beta2,
-        train_config.weight_decay,
+        train_config.weight_decay or 0.0,  # auto: the Trainer sets it at every step
         max_norm=train_config.grad_clip,
         half_params=half_params,
         loss_scaling=precision.loss_scaling,

@@ -38,7 +38,8 @@ PRESETS = {
     # The lowest validation loss that a minute on two cores gives: bench/experiments.md
     "quick": {"bigram": "auto"},
     # The lowest that half an hour on two cores gives; its end is timed, on any machine.
-    # It sees the text many times: strong weight decay is what keeps it from overfitting.
+    # It sees the text many times, on fast cores more often: weight decay, which grows with the
+    # passes, is what keeps it from overfitting.
     "quality": {
         "n_layer": 6,
         "n_embd": 256,
@@ -51,7 +52,7 @@ PRESETS = {
         "learning_rate": 0.006,
         "warmup_iters": 40,
         "lr_decay_fraction": 0.6,
-        "weight_decay": 0.5,
+        "weight_decay": "auto",
         "eval_interval": 400,
     },
     # nanoGPT, README, "I only have a macbook": 0.80 M parameters, validation 1.88

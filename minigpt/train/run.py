@@ -222,8 +222,9 @@ class Run:
         Returns
         -------
         numbers : dict
-            Of the last step: learning_rate, grad_norm and, in float16, what became of the loss
-            scale. The norm of a step that was skipped is None.
+            Of the last step: learning_rate, grad_norm, weight_decay where it is found on the way
+            and, in float16, what became of the loss scale. The norm of a step that was skipped is
+            None.
 
         Raises
         ------
@@ -244,6 +245,8 @@ class Run:
             "learning_rate": self.lr,
             "grad_norm": self.grad_norm if math.isfinite(self.grad_norm) else None,
         }
+        if train_config.weight_decay is None:
+            numbers["weight_decay"] = self.trainer.optimizer.weight_decay
         if train_config.dtype == "float16":
             numbers |= {"loss_scale": self.skips.scale, "skipped_steps": self.skips.skipped}
         return numbers

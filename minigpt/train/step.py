@@ -13,7 +13,7 @@ from minigpt.backend.places import Later, gradient_places, gradients_into
 from minigpt.model.lora import join
 from minigpt.ops.dropout import Rng
 from minigpt.optim.clipping import GRAD_NORM, LOSS_SCALE, SKIPPED, STEPS
-from minigpt.optim.schedule import learning_rate
+from minigpt.optim.schedule import learning_rate, weight_decay
 from minigpt.params import Params
 from minigpt.sample.evaluation import EVAL_TOKENS, mean_loss
 from minigpt.sample.tasks import task_of
@@ -164,9 +164,25 @@ class Trainer:
             rng = Rng.of(train_config.seed, step, i)
             losses.append(self.gradients(*batch, rng, self.count, add=i > 0))
         loss, lr = sum_losses(losses), learning_rate(step, train_config, progress)
+        if train_config.weight_decay is None:
+            self.optimizer.weight_decay = self.decay(split, step, progress)
         stop.hold()
         self.optimizer.step(self.grads.flat, lr, self.workers.ranges, loss)
         return loss, as_float(self.optimizer.state[GRAD_NORM]), lr
+
+    def decay(self, split, step, progress=None):
+        """Return the weight decay of a step by how often the run will have met its data; see
+        schedule.weight_decay, and `step` for the arguments.
+        """
+        train_config, (_, ahead) = self.train_config, self.ahead
+        rows = train_config.batch_size * train_config.gradient_accumulation_steps
+        items, _ = self.task.eval_size(split, self.config)
+        met = step * rows + ahead
+        if progress is None:
+            met += (train_config.max_iters - step) * rows
+        else:
+            met = met / progress if progress else 0.0
+        return weight_decay(met / items, rows / items, train_config.learning_rate)
 
     def progress(self):
         """Read from the optimizer how many steps were taken and skipped, and the loss scale."""

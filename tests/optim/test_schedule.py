@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt.optim.schedule import SHAPES, budget_used, decay, learning_rate
+from minigpt.optim.schedule import (
+    MOST,
+    SHAPES,
+    budget_used,
+    decay,
+    learning_rate,
+    weight_decay,
+)
 
 
 @dataclass(frozen=True)
@@ -106,3 +113,17 @@ def test_a_resumed_run_goes_on_where_its_seconds_were():
     again = saved + np.cumsum(durations[100:])
     rest = [learning_rate(100 + i, WSD, budget_used(t, 60, 5)) for i, t in enumerate(again)]
     np.testing.assert_allclose(rest, whole[100:], rtol=1e-9)
+
+
+def test_weight_decay_grows_with_the_passes_and_forgets_by_passes_not_steps():
+    decay = weight_decay(8.0, 1 / 245, 6e-3)
+    assert decay == pytest.approx(0.5 / 245 / 6e-3) and weight_decay(0.0, 1 / 245, 6e-3) == 0
+    assert weight_decay(16.0, 1 / 245, 6e-3) == pytest.approx(2 * decay)
+    assert weight_decay(8.0, 2 / 245, 6e-3) == pytest.approx(2 * decay)  # larger steps, fewer
+    assert weight_decay(8.0, 1 / 245, 3e-3) == pytest.approx(2 * decay)
+    assert weight_decay(99.0, 1 / 245, 6e-3) == pytest.approx(3 * decay)
+
+
+def test_weight_decay_leaves_a_model_of_a_tiny_text_alive():
+    assert weight_decay(5000.0, 3.0, 6e-3) == MOST / 6e-3
+    assert weight_decay(8.0, 1 / 245, 0.0) == 0

@@ -8,6 +8,7 @@ import pytest
 
 from minigpt.files import LAST
 from minigpt.model import checkpoint
+from minigpt.optim.schedule import weight_decay
 from minigpt.train.clock import LEAST, Clock
 from minigpt.train.config import TrainConfig
 from minigpt.train.run import Run
@@ -188,3 +189,28 @@ def test_a_run_whose_evaluations_took_the_whole_split_takes_it_whole_when_resume
     assert resume(tmp_path / "run", "--max-seconds=40") == 0
     assert checkpoint.load(tmp_path / "run" / LAST).state["eval_targets"] == 199
     assert "evaluations take about" not in capsys.readouterr().err
+
+
+def test_weight_decay_follows_the_passes_that_the_time_allows(tmp_path, monkeypatch, clock):
+    """A step is of 3 windows of 225; halfway the machine becomes half as fast."""
+    slow(monkeypatch, clock, "step", lambda i: 0.1 if i < 80 else 0.2)
+    flags = *BY_CLOCK, "--weight-decay=auto", "--max-seconds=20"
+    assert begin(tmp_path / "run", *flags) == 0
+    lines = [line for line in metrics(tmp_path / "run") if "weight_decay" in line]
+    found = np.array([line["weight_decay"] for line in lines])
+    made = weight_decay(len(found) * 3 / 225, 3 / 225, 0.01)
+    steady = weight_decay(180 * 3 / 225, 3 / 225, 0.01)
+    assert found[0] == 0 and 120 < len(found) < 145
+    np.testing.assert_allclose(found[20:80], steady, rtol=0.1)
+    assert np.all(np.diff(found[80:]) < 0) and found[-1] == pytest.approx(made, rel=0.02)
+
+
+def test_a_resumed_run_by_the_clock_knows_how_far_it_is(tmp_path, monkeypatch, clock):
+    slow(monkeypatch, clock, "step", lambda i: 0.1)
+    flags = *BY_CLOCK, "--weight-decay=auto", "--max-seconds=10"
+    assert begin(tmp_path / "run", *flags) == 0
+    clock.now += 1000.0
+    assert resume(tmp_path / "run", "--max-seconds=20") == 0
+    found = [line["weight_decay"] for line in metrics(tmp_path / "run") if "weight_decay" in line]
+    first, second = found[60], found[-60]
+    assert 1.8 < second / first < 2.4 and max(found) < 1.3 * second

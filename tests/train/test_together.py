@@ -191,7 +191,7 @@ OPTIONS = {
     "threads": st.integers(1, 3),
     "eval_interval": st.integers(1, 15),
     "eval_tokens": st.integers(0, 300),
-    "weight_decay": st.sampled_from([0.0, 0.1, 2.0]),
+    "weight_decay": st.sampled_from([0.0, 0.1, 2.0, "auto"]),
     "grad_clip": st.sampled_from([0.0, 1.0]),
     "bigram": st.booleans(),
     "rotary": st.booleans(),

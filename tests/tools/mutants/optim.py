@@ -116,4 +116,12 @@ MUTANTS = {
             MUON,
         ),
     ],
+    "minigpt/optim::weight_decay": [
+        (
+            "a model of a tiny text decays to nothing",
+            "min(a_pass * per_step, MOST)",
+            "a_pass * per_step",
+            "optim/test_schedule.py::test_weight_decay_leaves_a_model_of_a_tiny_text_alive",
+        ),
+    ],
 }

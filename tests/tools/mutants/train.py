@@ -95,6 +95,21 @@ MUTANTS = {
             "train/test_step.py::test_gradients_are_those_of_the_whole_batch",
         ),
     ],
+    "minigpt/train::Trainer.decay": [
+        (
+            "the passes so far count, not those that the time allows",
+            "met = met / progress if progress else 0.0",
+            "pass",
+            "train/test_clock.py::test_weight_decay_follows_the_passes_that_the_time_allows",
+        ),
+        (
+            "what a run took in larger steps does not count",
+            "met = step * rows + ahead",
+            "met = step * rows",
+            "train/test_weight_decay.py"
+            "::test_a_run_that_is_resumed_decays_as_one_that_was_not_stopped",
+        ),
+    ],
     "minigpt/train::Trainer.step": [
         (
             "the optimizer does not hear of the loss",
