@@ -102,7 +102,7 @@ def time_update(params, options):
     gradients[...] = 1e-3
     (record,) = [
         record
-        for record in by_op(lambda: optimizer.step(gradients, 0.0), 0.1, least=1)
+        for record in by_op(lambda: optimizer.step(gradients, 1e-3), 0.1, least=1)
         if record["op"] == REST
     ]
     return record["seconds"]
@@ -128,7 +128,7 @@ def of_a_step(records, update_s, targets, options):
     if update_s is not None:
         found.append({"op": UPDATE, "seconds": update_s})
     whole = sum(r["seconds"] for r in found)
-    found = [r | {"ms": 1e3 * r["seconds"], "share": r["seconds"] / whole} for r in found]
+    found = [r | {"share": r["seconds"] / whole} for r in found]
     return sorted(found, key=lambda r: -r["seconds"])
 
 
@@ -203,7 +203,7 @@ def ops_html(checkpoint, data, options):
     text = (
         f"Measured now on one thread of {processor()} ({plural(usable_cores(), 'core')}), over a "
         f"batch of {len(batch[1])} x {batch[1].shape[1]}, and scaled to a step of the run: "
-        f"{1e3 * sum(r['seconds'] for r in step):,.0f} ms."
+        f"{time_text(sum(r['seconds'] for r in step))}."
     )
     if options.get("backend") == "cupy":
         text += " The run itself was on a GPU."
@@ -217,23 +217,34 @@ def ops_html(checkpoint, data, options):
     return paragraph(text) + facts(rates) + step_html(step)
 
 
+def time_text(seconds):
+    """Return a time in s or ms, as text."""
+    return f"{seconds:,.3g} s" if seconds >= 1 else f"{1e3 * seconds:,.3g} ms"
+
+
 def step_html(step):
     """Return the records of a step as a chart and a table."""
+    unit, scale = ("s", 1) if step[0]["seconds"] >= 1 else ("ms", 1e3)
+    step = [r | {"time": scale * r["seconds"]} for r in step]
     ops = [r["op"] for r in step[:BARS]]
     spec = {
         "height": {"step": 22},
-        "data": {"values": [{k: r[k] for k in ("op", "ms", "share")} for r in step[:BARS]]},
+        "data": {"values": [{k: r[k] for k in ("op", "time", "share")} for r in step[:BARS]]},
         "mark": "bar",
         "encoding": {
             "y": {"field": "op", "type": "nominal", "sort": ops, "title": None},
-            "x": {"field": "ms", "type": "quantitative", "title": "ms of a step, one thread"},
+            "x": {
+                "field": "time",
+                "type": "quantitative",
+                "title": f"{unit} of a step, one thread",
+            },
             "tooltip": [
                 {"field": "op"},
-                {"field": "ms", "format": ".3~g"},
+                {"field": "time", "format": ".3~g", "title": unit},
                 {"field": "share", "format": ".1%"},
             ],
         },
     }
-    rows = [[r["op"], float(r["ms"]), f"{r['share']:.1%}"] for r in step]
+    rows = [[r["op"], float(r["time"]), f"{r['share']:.1%}"] for r in step]
     caption = "Time of a step by op"
-    return chart(spec, caption) + table(["op", "ms", "share"], rows, "The same as numbers")
+    return chart(spec, caption) + table(["op", unit, "share"], rows, "The same as numbers")

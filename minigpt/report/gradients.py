@@ -121,7 +121,7 @@ def norms_html(rows):
     tooltip = [{"field": name} for name in ("layer", "part")]
     tooltip += [{"field": "norm", "format": ".3~g"}, {"field": "parameters", "format": ","}]
     spec = {
-        "height": {"step": 22},
+        "height": {"step": max(22, 200 // len(layers))},
         "data": {"values": rows},
         "mark": {"type": "point", "filled": True, "size": 80},
         "encoding": {
@@ -133,7 +133,7 @@ def norms_html(rows):
                 "title": "norm of the gradient",
             },
             "color": {"field": "part", "type": "nominal", "sort": parts, "title": None},
-            "shape": {"field": "part", "type": "nominal", "sort": parts, "title": None},
+            "shape": {"field": "part", "type": "nominal", "sort": parts, "legend": None},
             "tooltip": tooltip,
         },
     }

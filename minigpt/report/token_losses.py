@@ -12,6 +12,7 @@ import numpy as np
 
 from minigpt.backend import array_module, to_device, to_host
 from minigpt.data.batches import windows
+from minigpt.model import count_parameters
 from minigpt.model.gpt import ignore, logits
 from minigpt.params import leaves
 from minigpt.sample.answers import END
@@ -22,7 +23,8 @@ from minigpt.sample.scoring import thread_map
 from minigpt.sample.tasks import task_of
 
 SPAN, BEFORE = 64, 40  # tokens of a passage, and of the text shown before it
-LONGEST = 256  # tokens of context and passages together, at most
+SHORTEST, LONGEST = 128, 256  # tokens of context and passages together: of large models, at most
+FLOPS = 20e9  # of the forward pass over a window, about, beyond which it is a shorter one
 SCORED = 20_000  # tokens whose loss is taken, at most
 SECONDS = 1.5  # after which no further batch is begun
 TOP = 3  # tokens that the model expected
@@ -172,10 +174,10 @@ def rank_passages(checkpoint, data, scored=SCORED, seconds=SECONDS):
         After which no further batch is begun.
     """
     config, val = checkpoint.config, data.val
-    T = min(config.block_size, LONGEST, len(val) - 1)
+    T, tokens = sizes_of(config, len(val) - 1)
     first = T // 2
     n = min(max(1, scored // (T - first)), 1 + (len(val) - 1 - T) // (T - first))
-    starts, rows = spread(len(val) - T, n), max(1, EVAL_TOKENS // T)
+    starts, rows = spread(len(val) - T, n), max(1, tokens // T)
     xp, found = array_module(val), []
     batches = [windows(val, to_device(starts[i : i + rows], xp), T) for i in range(0, n, rows)]
     timed = score_in_time(batches, checkpoint.params, config, first, seconds)
@@ -195,6 +197,12 @@ def rank_passages(checkpoint, data, scored=SCORED, seconds=SECONDS):
         return Passage(entry.loss, before, tokens_of(texts, entry, label))
 
     return rank(found, passage, len(val) - 1)
+
+
+def sizes_of(config, most):
+    """Return the tokens of a window of a text that has `most`, and those of a batch."""
+    fitting = max(SHORTEST, int(FLOPS / (2 * count_parameters(config))))
+    return min(config.block_size, LONGEST, fitting, most), min(EVAL_TOKENS, fitting)
 
 
 def rank_pairs(checkpoint, data, scored=SCORED, seconds=SECONDS):

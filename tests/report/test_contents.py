@@ -21,6 +21,7 @@ from minigpt.report.run_data import open_run_data, validation_batch
 from minigpt.report.samples import MOST, samples_section
 from minigpt.report.tokens import PART, count_tokens, tokens_section
 from minigpt.sample.tasks import task_of
+from tests.tools.training import TEXT as TRAINED
 from tests.tools.training import begin
 
 TEXT = "".join(f"{i} squared is {i * i}; " for i in range(120))
@@ -169,14 +170,17 @@ def test_the_data_of_a_run_are_found_again_or_it_is_said_why_not(tmp_path, no_pi
     checkpoint = load(find_checkpoint(tmp_path / "run"), with_optimizer=False)
     data, why = open_run_data(checkpoint, tmp_path / "run")
     assert why is None and data.sha256 == checkpoint.state["data_sha256"]
-    monkeypatch.setattr(run_data, "LARGEST", 10)
-    assert open_run_data(checkpoint, tmp_path / "run")[1].endswith("too much to read for a page")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(run_data, "LARGEST", 10)
+        assert open_run_data(checkpoint, tmp_path / "run")[1].endswith(
+            "too much to read for a page"
+        )
     (tmp_path / "text.txt").write_text("abc\n" * 600, "utf-8")
-    assert (
-        "never" in str(open_run_data(checkpoint, tmp_path / "run"))
-        or open_run_data(checkpoint, tmp_path / "run")[1]
-    )
+    data, why = open_run_data(checkpoint, tmp_path / "run")
+    assert data is None and "'b'" in why  # which the model does not know
+    (tmp_path / "text.txt").write_text(TRAINED[::-1], "utf-8")
+    data, why = open_run_data(checkpoint, tmp_path / "run")
+    assert data is None and why.endswith("has changed since the run was trained on it")
     (tmp_path / "text.txt").unlink()
     assert "is not to be found" in open_run_data(checkpoint, tmp_path / "run")[1]
     assert open_run_data(checkpoint._replace(state={}), tmp_path)[1].startswith("the checkpoint")

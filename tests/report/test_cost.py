@@ -57,10 +57,11 @@ def test_a_step_has_the_time_of_its_tokens_and_its_update():
     options = {"batch_size": 4, "gradient_accumulation_steps": 2, "block_size": 16}
     step = of_a_step(records, 4.0, np.zeros((2, 8)), options)
     assert [r["op"] for r in step] == ["b", "a", UPDATE]
-    assert [r["ms"] for r in step] == [24_000, 8_000, 4_000]
+    assert [r["seconds"] for r in step] == [24, 8, 4]
     assert sum(r["share"] for r in step) == pytest.approx(1)
     step = of_a_step(records, None, np.zeros((2, 8)), options | {"task": "seq2seq"})
-    assert [r["ms"] for r in step] == [12_000, 4_000]
+    assert [r["seconds"] for r in step] == [12, 4]
+    assert cost.time_text(12.0) == "12 s" and cost.time_text(0.0123) == "12.3 ms"
 
 
 def test_the_work_of_pairs_is_that_of_their_lengths():

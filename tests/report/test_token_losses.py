@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from minigpt.model import gpt
+from minigpt.model.gpt import GPTConfig
 from minigpt.report import token_losses as losses_of
 from minigpt.report.passages import passages_section
 from minigpt.report.token_losses import SHOWN, rank_pairs, rank_passages, token_losses
@@ -91,3 +92,10 @@ def test_what_a_passage_shows_is_said_without_data_and_cannot_break_the_page(tex
     section = passages_section(checkpoint, data)
     assert section.script == "passages.js" and section.html.count('title="') > 8
     assert "nats; expected" in section.html
+
+
+def test_a_large_model_reads_shorter_windows():
+    small, large = (GPTConfig(65, 1024, 2, 2, C) for C in (32, 2048))
+    assert losses_of.sizes_of(small, 10**6) == (256, 512)
+    assert losses_of.sizes_of(large, 10**6) == (128, 128)
+    assert losses_of.sizes_of(large, 50)[0] == 50

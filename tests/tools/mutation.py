@@ -45,6 +45,7 @@ from tests.tools.mutants import (
     optim,
     places,
     product,
+    report,
     sample,
     step,
     top,
@@ -54,7 +55,7 @@ from tests.tools.mutants import (
 GPU = (gpu, attention_mma, product)  # their tests run on CuPy
 MODULES = (
     *(cli, ops, cpu, places, data, optim, model, interchange, sample, train, library),
-    *(step, environment, top),
+    *(report, step, environment, top),
     *GPU,
 )
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,77 @@
+"""Bugs in what a page says of a run."""
+
+CONTENTS = "report/test_contents.py::"
+LOSSES = "report/test_token_losses.py::"
+
+MUTANTS = {
+    "minigpt/report::extremes": [
+        (
+            "a spike of the loss is thinned out",
+            "kept += {max(",
+            "kept += {min(",
+            CONTENTS + "test_many_lines_are_thinned_out_and_extremes_and_evaluations_stay",
+        ),
+    ],
+    "minigpt/files.py::read_metrics": [
+        (
+            "damaged lines are not named",
+            "damaged.append(number)",
+            "pass",
+            CONTENTS + "test_damaged_lines_amid_the_metrics_are_named_and_a_torn_last_one_is_not",
+        ),
+        (
+            "a torn last line is damage",
+            'text.endswith("\\n") and ',
+            "",
+            CONTENTS + "test_damaged_lines_amid_the_metrics_are_named_and_a_torn_last_one_is_not",
+        ),
+    ],
+    "minigpt/report::adapter_gradients": [
+        (
+            "the gradient of a factor lacks the scale",
+            "adapter.lora.scale * ",
+            "",
+            CONTENTS + "test_gradient_norms_of_an_adapter_are_those_that_training_would_have",
+        ),
+    ],
+    "minigpt/report::open_run_data": [
+        (
+            "data that have changed are taken for the run's",
+            "data.sha256 != data_of(state)",
+            "False",
+            CONTENTS + "test_the_data_of_a_run_are_found_again_or_it_is_said_why_not",
+        ),
+    ],
+    "minigpt/report::token_losses": [
+        (
+            "targets are those of other places",
+            "to_host(targets)[:, first:]",
+            "to_host(targets)[:, : targets.shape[1] - first]",
+            LOSSES + "test_the_losses_of_tokens_have_the_mean_of_the_loss",
+        ),
+    ],
+    "minigpt/report::rank_passages": [
+        (
+            "a passage has no context",
+            "first = T // 2",
+            "first = 0",
+            LOSSES + "test_passages_of_a_text_are_ranked_by_their_mean_loss",
+        ),
+    ],
+    "minigpt/report::clocks": [
+        (
+            "ops of other threads are timed",
+            "threading.get_ident() != own",
+            "False",
+            "report/test_cost.py::test_calls_of_other_threads_are_not_timed",
+        ),
+    ],
+    "minigpt/report::time_update": [
+        (
+            "the update is of the model itself",
+            "params.flat.copy()",
+            "params.flat",
+            "report/test_cost.py::test_the_update_is_timed_on_a_copy",
+        ),
+    ],
+}
