@@ -15,6 +15,8 @@ from minigpt.model.init import init_params
 from minigpt.model.lora import Lora, init_adapter, join, merge
 from minigpt.params import leaves
 from minigpt.report import run_data
+from minigpt.report.contents import computed_sections
+from minigpt.report.cost import UPDATE
 from minigpt.report.gradients import gradient_norms, gradients_section
 from minigpt.report.metrics import read_run, thin
 from minigpt.report.run_data import open_run_data, validation_batch
@@ -221,3 +223,26 @@ def test_samples_stand_by_step_the_last_among_them():
     html = samples_section([{"step": 1, "sample": [answer]}]).html
     assert "c ..." in html and "<table" in html
     assert "no samples" in samples_section([{"step": 1, "train_loss": 1.0}]).html
+
+
+def test_a_runs_sections_are_there_and_without_its_data_those_that_need_none(tmp_path, no_picture):
+    assert begin(tmp_path / "run", "--max-iters=4", "--sample-tokens=5") == 0
+    checkpoint = load(find_checkpoint(tmp_path / "run"), with_optimizer=False)
+    lines = read_run(tmp_path / "run").lines
+    found = {s.id: s for s in computed_sections(checkpoint, tmp_path / "run", lines)}
+    assert [*found] == ["samples", "gradients", "tokens", "passages", "cost"]
+    assert UPDATE in found["cost"].html and "passage" in found["passages"].html
+    (tmp_path / "text.txt").unlink()
+    found = {s.id: s for s in computed_sections(checkpoint, tmp_path / "run", lines)}
+    assert [*found] == ["samples", "tokens", "passages", "cost"]
+    assert "is not to be found" in found["passages"].html and "left out" in found["cost"].html
+
+
+def test_a_run_on_pairs_has_its_sections(tmp_path, no_picture):
+    (tmp_path / "text.txt").write_text(PAIRS, "utf-8")
+    flags = "--task=seq2seq", "--sampler=uniform", "--max-iters=4", "--sample-tokens=50"
+    assert begin(tmp_path / "run", *flags) == 0
+    checkpoint = load(find_checkpoint(tmp_path / "run"), with_optimizer=False)
+    found = computed_sections(checkpoint, tmp_path / "run", read_run(tmp_path / "run").lines)
+    assert [s.id for s in found] == ["samples", "gradients", "tokens", "passages", "cost"]
+    assert found[3].title == "Worst and best answers"
