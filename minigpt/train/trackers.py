@@ -26,6 +26,7 @@ from minigpt.model import count_parameters
 
 FOLDER = "tensorboard"  # in that of the run
 EVENTS = "events.out.tfevents."  # how the names of TensorBoard's files begin
+WITHOUT = {"tensorboard": "--no-tensorboard", "wandb": "--wandb ''"}
 PARTS = {  # what is imported of each library
     "tensorboard": (
         "tensorboard.compat.proto.event_pb2",
@@ -50,7 +51,8 @@ def load_library(name):
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == name:
             raise UserError(
-                f"--{name}: {name} is not installed: pip install 'minigpt[{name}]'"
+                f"--{name}: {name} is not installed: pip install 'minigpt[{name}]', or go on "
+                f"without it: {WITHOUT[name]}"
             ) from None
         raise UserError(f"--{name}: {name} cannot be loaded: {one_line(error)}") from None
     except Exception as error:  # a library of others fails in ways that nobody can list

@@ -79,6 +79,14 @@ def test_a_resumed_run_goes_on_with_its_trackers(tmp_path, stub):
     assert [line["step"] for line in second.lines] == [8, 10, 12] and second.cut == 6
 
 
+def test_a_resumed_run_can_go_on_without_its_trackers(tmp_path, stub):
+    more = "--tensorboard", "--max-iters=2", "--lr-decay-iters=12"
+    assert begin(tmp_path / "run", *more) == 0
+    off = ("--no-tensorboard", "--wandb=")
+    assert resume(tmp_path / "run", "--max-iters=4", *off) == 0
+    assert len(stub.made) == 1 and load(tmp_path / "run" / LAST).state["wandb_id"] is None
+
+
 def test_a_tracker_that_fails_costs_one_note_and_not_the_run(tmp_path, stub, capsys, monkeypatch):
     monkeypatch.setattr(stub, "fails", 2)
     assert begin(tmp_path / "run", "--tensorboard") == 0
@@ -138,7 +146,8 @@ def test_without_the_library_nothing_begins(tmp_path, capsys, monkeypatch, flags
         "minigpt.train.run.open_data", lambda *_: pytest.fail("the data were opened")
     )
     error = refusal(capsys, begin, tmp_path / "run", *flags)
-    assert error == f"error: --{name}: {name} is not installed: pip install 'minigpt[{name}]'"
+    start = f"error: --{name}: {name} is not installed: pip install 'minigpt[{name}]', or go on "
+    assert error == f"{start}without it: {trackers.WITHOUT[name]}"
     assert not (tmp_path / "run").exists()
 
 
