@@ -15,10 +15,10 @@ from minigpt.model.init import init_params
 from minigpt.model.lora import Lora, init_adapter, join, merge
 from minigpt.params import leaves
 from minigpt.report import run_data
-from minigpt.report.contents import computed_sections
-from minigpt.report.cost import UPDATE
+from minigpt.report.cost import UPDATE, cost_section
 from minigpt.report.gradients import gradient_norms, gradients_section
 from minigpt.report.metrics import read_run, thin
+from minigpt.report.passages import passages_section
 from minigpt.report.run_data import open_run_data, validation_batch
 from minigpt.report.samples import MOST, samples_section
 from minigpt.report.tokens import PART, count_tokens, tokens_section
@@ -225,15 +225,27 @@ def test_samples_stand_by_step_the_last_among_them():
     assert "no samples" in samples_section([{"step": 1, "train_loss": 1.0}]).html
 
 
+def computed_sections(folder):
+    """The Sections of a run, by id."""
+    checkpoint = load(find_checkpoint(folder), with_optimizer=False)
+    (data, why), lines = open_run_data(checkpoint, folder), read_run(folder).lines
+    found = (
+        samples_section(lines),
+        gradients_section(checkpoint, data),
+        tokens_section(checkpoint, data),
+        passages_section(checkpoint, data, why),
+        cost_section(checkpoint, data, lines),
+    )
+    return {section.id: section for section in found if section is not None}
+
+
 def test_a_runs_sections_are_there_and_without_its_data_those_that_need_none(tmp_path, no_picture):
     assert begin(tmp_path / "run", "--max-iters=4", "--sample-tokens=5") == 0
-    checkpoint = load(find_checkpoint(tmp_path / "run"), with_optimizer=False)
-    lines = read_run(tmp_path / "run").lines
-    found = {s.id: s for s in computed_sections(checkpoint, tmp_path / "run", lines)}
+    found = computed_sections(tmp_path / "run")
     assert [*found] == ["samples", "gradients", "tokens", "passages", "cost"]
     assert UPDATE in found["cost"].html and "passage" in found["passages"].html
     (tmp_path / "text.txt").unlink()
-    found = {s.id: s for s in computed_sections(checkpoint, tmp_path / "run", lines)}
+    found = computed_sections(tmp_path / "run")
     assert [*found] == ["samples", "tokens", "passages", "cost"]
     assert "is not to be found" in found["passages"].html and "left out" in found["cost"].html
 
@@ -242,7 +254,6 @@ def test_a_run_on_pairs_has_its_sections(tmp_path, no_picture):
     (tmp_path / "text.txt").write_text(PAIRS, "utf-8")
     flags = "--task=seq2seq", "--sampler=uniform", "--max-iters=4", "--sample-tokens=50"
     assert begin(tmp_path / "run", *flags) == 0
-    checkpoint = load(find_checkpoint(tmp_path / "run"), with_optimizer=False)
-    found = computed_sections(checkpoint, tmp_path / "run", read_run(tmp_path / "run").lines)
-    assert [s.id for s in found] == ["samples", "gradients", "tokens", "passages", "cost"]
-    assert found[3].title == "Worst and best answers"
+    found = computed_sections(tmp_path / "run")
+    assert [*found] == ["samples", "gradients", "tokens", "passages", "cost"]
+    assert found["passages"].title == "Worst and best answers"
