@@ -11,6 +11,7 @@ COMMANDS = {  # where the main of each is, and what it does
     "score": ("sample.score", "score a trained model on a file: its loss, its wrong answers"),
     "data": ("report.step.command", "walk from a text to its examples, or through one step"),
     "attention": ("report.attention", "show what a trained model looks at"),
+    "report": ("report.run_page", "write a page on a run: curves, samples, attention, the model"),
     "export": ("interchange.__main__", "write a trained model in the format of transformers"),
     "doctor": ("backend.__main__", "check what this machine has, and how to get what is missing"),
 }

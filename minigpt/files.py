@@ -12,9 +12,9 @@ from pathlib import Path
 
 from minigpt.errors import UserError
 
-METRICS, PICTURE = "metrics.jsonl", "loss.png"
+METRICS, PICTURE, PAGE = "metrics.jsonl", "loss.png", "report.html"
 BEST, LAST = "best.safetensors", "last.safetensors"
-RUN_FILES = METRICS, BEST, LAST, PICTURE
+RUN_FILES = METRICS, BEST, LAST, PICTURE, PAGE
 PAUSES_S = 0.1, 0.3, 0.6  # seconds before each further try at writing
 LASTING = errno.EFBIG, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG
 TEMPORARY = ".tmp"  # how the name of a file ends that is being written

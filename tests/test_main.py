@@ -43,7 +43,7 @@ def test_version_is_the_packages(capsys):
         (
             "generate",
             "unknown command 'generate'; choose from train, sample, score, data, attention, "
-            "export, doctor",
+            "report, export, doctor",
         ),
         ("--verson", "unknown flag '--verson'; choose from "),
     ],

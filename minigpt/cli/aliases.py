@@ -66,6 +66,7 @@ OLD_DEFAULTS = {
     "sample_tokens": 0,
     "tensorboard": False,
     "wandb": None,
+    "report_every": 0,
 }
 
 

@@ -18,13 +18,12 @@ from minigpt.interchange.export import export
 from minigpt.interchange.loading import load_model
 from minigpt.interchange.peft import adapted, export_adapter
 from minigpt.library.ids import as_batch, as_ids
-from minigpt.model import checkpoint, count_parameters, gpt
+from minigpt.model import checkpoint, count_parameters, describe_model, gpt
 from minigpt.params import Params, map_tree
 from minigpt.sample.answers import AnswerOptions, answer_lines
 from minigpt.sample.generate import generate
 from minigpt.sample.tasks import task_of
 from minigpt.sample.text import TextOptions, generate_text
-from minigpt.train.cost import describe_model
 
 
 class Attention(NamedTuple):

@@ -18,6 +18,7 @@ from minigpt.train.config import TrainConfig, check_options
 from minigpt.train.interrupt import NEVER
 from minigpt.train.loop import reported, started, train_or_save
 from minigpt.train.options import options as options_of
+from minigpt.train.page import stop_page
 from minigpt.train.progress import Bar, Silent, progress_of
 from minigpt.train.resume import folder_of, resume_run
 from minigpt.train.run import new_run
@@ -130,6 +131,7 @@ def fit_in(stack, own, options, text, progress):
         run.files.kept = file or run.files.kept
     with started(run), progress_in(run, progress) as shown:
         train_or_save(run, shown, NEVER)
+        stop_page(run)
     return load(folder, run.train_config.backend)
 
 

@@ -228,7 +228,7 @@ def step_html(step):
     step = [r | {"time": scale * r["seconds"]} for r in step]
     ops = [r["op"] for r in step[:BARS]]
     spec = {
-        "height": {"step": 22},
+        "height": 22 * len(ops),
         "data": {"values": [{k: r[k] for k in ("op", "time", "share")} for r in step[:BARS]]},
         "mark": "bar",
         "encoding": {

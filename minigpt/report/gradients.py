@@ -121,7 +121,7 @@ def norms_html(rows):
     tooltip = [{"field": name} for name in ("layer", "part")]
     tooltip += [{"field": "norm", "format": ".3~g"}, {"field": "parameters", "format": ","}]
     spec = {
-        "height": {"step": max(22, 200 // len(layers))},
+        "height": max(22 * len(layers), 200),
         "data": {"values": rows},
         "mark": {"type": "point", "filled": True, "size": 80},
         "encoding": {

@@ -65,7 +65,7 @@ const page = {
 
 // Charts ------------------------------------------------------------------------------------------
 
-page.colours = () => {
+page.colours = (width) => {
   const style = getComputedStyle(document.documentElement);
   const of = (name) => style.getPropertyValue(`--${name}`).trim();
   const axis = { labelColor: of("quiet"), titleColor: of("quiet"), tickColor: of("line") };
@@ -74,7 +74,7 @@ page.colours = () => {
     font: "system-ui, sans-serif",
     view: { stroke: of("line") },
     axis: { ...axis, domainColor: of("line"), gridColor: of("line"), gridOpacity: 0.6, labelFontSize: 12, titleFontSize: 12, titleFontWeight: "normal" },
-    legend: { labelColor: of("text"), titleColor: of("quiet"), orient: "top", labelFontSize: 12, title: null },
+    legend: { labelColor: of("text"), titleColor: of("quiet"), orient: "top", columns: Math.max(1, Math.floor(width / 110)), labelFontSize: 12, title: null },
     header: { labelColor: of("text"), titleColor: of("quiet") },
     title: { color: of("text") },
     mark: { color: of("series-1") },
@@ -91,40 +91,65 @@ page.colours = () => {
 
 page.draw = async () => {
   for (const view of page.views.splice(0)) view.finalize();
-  for (const figure of document.querySelectorAll("figure.chart")) {
-    const options = { actions: false, renderer: "svg", config: page.colours(), mode: "vega-lite" };
-    const spec = { width: "container", height: 260, ...page.data(figure) };
-    const result = await vegaEmbed(figure.querySelector(".plot"), spec, options);
+  for (const [i, figure] of document.querySelectorAll("figure.chart").entries()) {
+    const plot = figure.querySelector(".plot");
+    const sanitize = (value) => (String(value) === "NaN" ? "–" : String(value).replace(/&/g, "&amp;").replace(/</g, "&lt;"));
+    const options = { actions: false, renderer: "svg", tooltip: { sanitize }, config: page.colours(plot.clientWidth), mode: "vega-lite" };
+    const fit = { type: "fit-x", contains: "padding" };
+    const spec = { width: "container", height: 260, autosize: fit, ...page.data(figure) };
+    const result = await vegaEmbed(plot, spec, options);
     page.views.push(result);
-    if (JSON.stringify(spec.params ?? spec.layer ?? []).includes('"zoom"')) page.tools(figure);
+    if (spec.params?.some((param) => param.name === "from")) page.zoom(figure, result.view, spec, i);
   }
 };
 
+// Zoom: the signals "from" and "to" of a chart are the ends of its horizontal axis.
+page.zoom = (figure, view, spec, number) => {
+  const [first, last] = ["from", "to"].map((name) => spec.params.find((p) => p.name === name).value);
+  const least = (last - first) / 1000; // width
+  let [from, to] = page.kept(`zoom ${number}`, [first, last]);
+  if (to >= first + (last - first) * 0.999 || to > last) to = last;
+  const show = (a, b) => {
+    const width = Math.min(Math.max(b - a, least), last - first);
+    from = Math.min(Math.max(a, first), last - width);
+    to = from + width;
+    page.keep(`zoom ${number}`, width === last - first ? null : [from, to]);
+    return view.signal("from", from).signal("to", to).runAsync();
+  };
+  const zoom = (factor, at = (from + to) / 2) => show(at - (at - from) * factor, at + (to - at) * factor);
+  const move = (share) => show(from + share * (to - from), to + share * (to - from));
+  const svg = figure.querySelector("svg");
+  const width = () => view.signal("width") || 1;
+  const share = (event) => (event.clientX - svg.getBoundingClientRect().left - view.origin()[0]) / width();
+  svg.addEventListener("wheel", (event) => {
+    if (!event.ctrlKey && !event.shiftKey) return; // it scrolls the page
+    event.preventDefault();
+    zoom(Math.exp((event.deltaY || event.deltaX) / 400), from + share(event) * (to - from));
+  }, { passive: false });
+  let dragged = null;
+  svg.addEventListener("pointerdown", (event) => { dragged = event.button ? null : event.clientX; });
+  addEventListener("pointermove", (event) => {
+    if (dragged === null || from === first && to === last) return;
+    move((dragged - event.clientX) / width());
+    dragged = event.clientX;
+  });
+  for (const end of ["pointerup", "pointercancel"]) addEventListener(end, () => { dragged = null; });
+  svg.addEventListener("dblclick", () => show(first, last));
+  page.tools(figure, [
+    ["+", "Zoom in", () => zoom(0.5)],
+    ["−", "Zoom out", () => zoom(2)],
+    ["←", "Earlier", () => move(-0.25)],
+    ["→", "Later", () => move(0.25)],
+    ["All", "Show all", () => show(first, last)],
+  ]);
+  show(from, to);
+};
+
 // Buttons that do what wheel, pointer and double click do, for keys and fingers.
-page.tools = (figure) => {
-  if (figure.querySelector(".tools")) return;
-  const plot = figure.querySelector(".plot");
-  const send = (target, Event_, type, x, more = {}) => {
-    const area = plot.querySelector("svg .background").getBoundingClientRect();
-    const at = { clientX: area.left + x * area.width, clientY: area.top + area.height / 2 };
-    target.dispatchEvent(new Event_(type, { bubbles: true, cancelable: true, ...at, ...more }));
-  };
-  const svg = () => plot.querySelector("svg");
-  const zoom = (deltaY) => send(svg(), WheelEvent, "wheel", 0.5, { deltaY, ctrlKey: true });
-  const move = (by) => {
-    send(svg(), PointerEvent, "pointerdown", 0.5);
-    send(window, PointerEvent, "pointermove", 0.5 + by);
-    send(window, PointerEvent, "pointerup", 0.5 + by);
-  };
-  const name = figure.getAttribute("aria-label");
-  const acts = [
-    ["+", "Zoom in", () => zoom(-400)],
-    ["−", "Zoom out", () => zoom(400)],
-    ["←", "Earlier", () => move(0.25)],
-    ["→", "Later", () => move(-0.25)],
-    ["All", "Show all", () => send(svg(), MouseEvent, "dblclick", 0.5)],
-  ];
-  const tools = page.make("div", { class: "tools", role: "group", "aria-label": `Zoom: ${name}` });
+page.tools = (figure, acts) => {
+  figure.querySelector(".tools")?.remove(); // of the drawing before
+  const name = `Zoom: ${figure.getAttribute("aria-label")}`;
+  const tools = page.make("div", { class: "tools", role: "group", "aria-label": name });
   for (const [sign, label, act] of acts) {
     const button = page.make("button", { type: "button", "aria-label": label, title: label }, sign);
     button.addEventListener("click", act);

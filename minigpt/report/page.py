@@ -29,6 +29,7 @@ reader's system. There is no inline event handler, and no request: the page's po
 
 import functools
 import html
+import importlib.util
 import json
 import math
 from importlib import resources
@@ -43,6 +44,7 @@ POLICY = (  # no request can leave the page; Vega compiles its expressions
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
     "img-src data:; base-uri 'none'; form-action 'none'"
 )
+GENERATOR = '<meta name="generator" content="minigpt">'
 CHART = '<figure class="chart"'
 DEEP = 0.55  # weight from which on a cell's text has the colour of the background
 
@@ -74,6 +76,12 @@ class NoLibrary(UserError):
     """The plotting library is not installed; the message, one line, says how to get it."""
 
 
+def check_library():
+    """Raise a NoLibrary if charts cannot be made, before the work for them."""
+    if importlib.util.find_spec("vl_convert") is None:
+        raise NoLibrary(f"the charts of a page need vl-convert-python: {INSTALL}")
+
+
 @functools.cache
 def library():
     """Return Vega, Vega-Lite and vega-embed as one script, 0.9 MB.
@@ -82,10 +90,9 @@ def library():
     ------
     NoLibrary
     """
-    try:
-        import vl_convert
-    except ImportError:
-        raise NoLibrary(f"the charts of a page need vl-convert-python: {INSTALL}") from None
+    check_library()
+    import vl_convert
+
     return vl_convert.javascript_bundle()
 
 
@@ -127,7 +134,8 @@ def page(title, sections, lead="", refresh=None):
             f'<!DOCTYPE html>\n<html lang="en"{refreshed}>\n<head>\n<meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">',
+            f'{GENERATOR}\n<meta name="color-scheme" content="light dark">',
+            '<link rel="icon" href="data:,">',
             f"<title>{escape(title)}</title>\n<style>\n{own_file('page.css')}</style>",
             '</head>\n<body>\n<a class="skip" href="#main">Skip to the content</a>',
             f"<header>\n<h1>{escape(title)}</h1>\n{lead}",
@@ -205,7 +213,12 @@ def table(head, rows, caption):
         Numbers stand at the right; the first cell is the row's heading.
     caption : str
     """
-    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
+    numbers = [any(map(is_number, column)) for column in zip(*rows, strict=True)]
+    numbers = [False, *numbers[1:]] if rows else [False] * len(head)
+    top = "".join(
+        f'<th scope="col"{" class=number" * right}>{escape(name)}</th>'
+        for name, right in zip(head, numbers, strict=True)
+    )
     lines = []
     for first, *others in rows:
         cells = (f"<td{' class=number' * is_number(x)}>{escape(shown(x))}</td>" for x in others)
@@ -292,12 +305,15 @@ def chart(spec, caption):
     Parameters
     ----------
     spec : dict
-        Of Vega-Lite, with data inside, without width, colours of its own and a schema. A parameter
-        "zoom" that is bound to the scales gets buttons beside the chart.
+        Of Vega-Lite, with data inside, a height in pixels, no width, colours or schema. If it has
+        parameters "from" and "to", the ends of the horizontal scale, the page zooms by them and
+        has buttons for it; `curve` in curves.py makes such specs.
     caption : str
         What it shows, for all readers; also its name for those who hear the page.
     """
+    height = spec.get("height", 260)  # kept free until it is drawn, so that nothing moves
     return (
-        f'{CHART} role="group" aria-label="{escape(caption)}"><div class="plot"></div>\n'
+        f'{CHART} role="group" aria-label="{escape(caption)}">'
+        f'<div class="plot" style="min-height:{height}px"></div>\n'
         f"<figcaption>{escape(caption)}</figcaption>{json_script(spec)}</figure>\n"
     )

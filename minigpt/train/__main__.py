@@ -11,7 +11,7 @@ from minigpt import backend, cli
 from minigpt.backend.blas import product_rate
 from minigpt.backend.cores import note_on_threads, usable_cores
 from minigpt.files import LAST
-from minigpt.model import count_parameters
+from minigpt.model import count_parameters, describe_model
 from minigpt.optim.schedule import describe as describe_schedule
 from minigpt.report.loss_curve import draw_losses
 from minigpt.report.picture import NoPicture, NotInstalled
@@ -19,12 +19,13 @@ from minigpt.sample.command import sample
 from minigpt.sample.tasks import TASKS
 from minigpt.train.base import open_base
 from minigpt.train.config import resolve, train_config_of
-from minigpt.train.cost import describe, describe_model, describe_trained
+from minigpt.train.cost import describe, describe_trained
 from minigpt.train.interrupt import Interrupt
 from minigpt.train.loop import reported, started, train_run
 from minigpt.train.memory import longest, resident
 from minigpt.train.nonfinite import Diverged
 from minigpt.train.options import PROG, options, parse
+from minigpt.train.page import end_page, stop_page
 from minigpt.train.progress import format_bits, format_measures
 from minigpt.train.resume import folder_of, resume_run, stored_run
 from minigpt.train.run import new_run, open_data
@@ -74,6 +75,11 @@ def finish(run):
         pass  # a picture is an extra
     except NoPicture as why:
         cli.note(f"no picture: {why}")
+    page = end_page(run)
+    if page is not None:
+        print(f"page: {cli.printable(str(page))}")
+    for note in run.notes:
+        cli.note(note)
     shown = run.task.show(run.data)
     if shown is not None:
         print(f"\n{'-' * 15} a sample {'-' * 15}")
@@ -130,6 +136,7 @@ def train(own, options, stop):
             if stop.signal is None:
                 raise
         except Exception as error:
+            stop_page(run)
             if run.state.step and not isinstance(error, Diverged):  # which says so itself
                 cli.note(stopped(run, " "))
             raise
@@ -137,6 +144,7 @@ def train(own, options, stop):
         with contextlib.suppress(KeyboardInterrupt):  # it is complete
             finish(run)
         return 0
+    stop_page(run)
     with contextlib.suppress(OSError):  # a signal may mean that the terminal is gone
         print(stopped(run, "\n  "), flush=True)
     return 128 + stop.signal

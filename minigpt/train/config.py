@@ -254,6 +254,13 @@ class TrainConfig(cli.Config):
         metavar="PROJECT",
         group="Evaluation",
     )
+    report_every: int = option(
+        0,
+        "renew report.html, a page for a browser, at every N-th evaluation; 0: at the end alone, "
+        "where pip install 'minigpt[report]' was done",
+        **NUMBER,
+        group="Evaluation",
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -3,7 +3,7 @@
 import math
 
 from minigpt.cli import plural
-from minigpt.model import count_parameters
+from minigpt.model import count_parameters, describe_model
 from minigpt.model.flops import count_flops
 from minigpt.model.lora import count_adapter
 from minigpt.params import leaves
@@ -45,14 +45,6 @@ def human(number, unit=""):
         if abs(number) >= 0.9995 * scale:
             return f"{number / scale:.3g} {prefix}{unit}"
     return f"{number:.3g} {unit}".rstrip()
-
-
-def describe_model(config):
-    """Return the sizes of a model, in words."""
-    return (
-        f"{plural(config.n_layer, 'layer')}, {plural(config.n_head, 'head')}, "
-        f"{config.n_embd} channels, context {config.block_size}"
-    )
 
 
 def describe_trained(config, lora):

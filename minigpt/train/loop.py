@@ -11,9 +11,11 @@ from minigpt.backend.blas import blas_threads
 from minigpt.backend.devices import PRECISIONS, tf32_products
 from minigpt.errors import SMALLER_MODEL, memory_for
 from minigpt.files import LAST, METRICS
+from minigpt.report.page import check_library
 from minigpt.train.interrupt import Stopped
 from minigpt.train.means import Throughput
 from minigpt.train.nonfinite import Diverged
+from minigpt.train.page import renew_page
 from minigpt.train.progress import format_bits, format_loss, format_measures, progress_of
 from minigpt.train.threads import Workers
 from minigpt.train.trackers import tracked
@@ -72,6 +74,7 @@ def record(run, numbers, rate, shown, stop):
     if evaluated:
         state.due = None
         run.try_to_save(LAST)
+        renew_page(run)
         shown.notes()
         speed = f"   {rate:,.0f} {run.task.counted}/s" if state.step else ""
         shown.line(
@@ -98,6 +101,8 @@ def started(run):
             Workers(train_config.workers()) as workers,
             tracked(run),
         ):
+            if train_config.report_every:
+                check_library()
             run.start(workers)
             with tf32_products(PRECISIONS[train_config.dtype].tf32):
                 yield

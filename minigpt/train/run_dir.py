@@ -12,6 +12,7 @@ from minigpt.files import (
     BEST,
     LAST,
     METRICS,
+    PAGE,
     PICTURE,
     READ_ONLY,
     RUN_FILES,
@@ -253,7 +254,7 @@ class RunFiles:
         """Remove what is left of an old run, once the last checkpoint is this run's."""
         if not self.old:
             return
-        for name in (METRICS, BEST, PICTURE):
+        for name in (METRICS, BEST, PICTURE, PAGE):
             with writing(self.folder / name) as path:
                 remove_file(path)
         self.old = False

@@ -27,7 +27,7 @@ def test_a_page_without_charts_needs_no_library(tmp_path, monkeypatch):
 
 
 def test_text_stays_text():
-    parts = [page.paragraph(EVIL), page.table([EVIL], [[EVIL, EVIL]], EVIL), page.note(EVIL)]
+    parts = [page.paragraph(EVIL), page.table([EVIL] * 2, [[EVIL, EVIL]], EVIL), page.note(EVIL)]
     parts += [page.matrix([[0.0]], EVIL, [EVIL], [EVIL]), page.facts({EVIL: EVIL})]
     text = page.page(EVIL, [Section("a", EVIL, "".join(parts), data={"text": EVIL})])
     text.encode("utf-8")

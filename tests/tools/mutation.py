@@ -43,6 +43,7 @@ from tests.tools.mutants import (
     model,
     ops,
     optim,
+    page,
     places,
     product,
     report,
@@ -55,7 +56,7 @@ from tests.tools.mutants import (
 GPU = (gpu, attention_mma, product)  # their tests run on CuPy
 MODULES = (
     *(cli, ops, cpu, places, data, optim, model, interchange, sample, train, library),
-    *(report, step, environment, top),
+    *(report, page, step, environment, top),
     *GPU,
 )
 ROOT = Path(__file__).parents[2]

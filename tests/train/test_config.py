@@ -106,7 +106,8 @@ BOUNDS = {
         (1, 48),
     ),
     **dict.fromkeys(
-        ("seed", "warmup_iters", "lr_decay_iters", "eval_tokens", "sample_tokens"), (0, 63)
+        ("seed", "warmup_iters", "lr_decay_iters", "eval_tokens", "sample_tokens", "report_every"),
+        (0, 63),
     ),
     **dict.fromkeys(
         ("learning_rate", "min_lr", "weight_decay", "grad_clip"),

@@ -1,0 +1,123 @@
+"""Attention to look into: every layer and head of a model on a text, packed for a page.
+
+A weight becomes a byte, to 1/255. What would make the page too large is cut off: the first tokens
+of the text are kept, and the page says so.
+"""
+
+import base64
+import contextlib
+import math
+
+import numpy as np
+
+from minigpt.cli.characters import visible
+from minigpt.errors import UserError
+from minigpt.report.page import Section, note, paragraph
+
+ROOM = 320_000  # bytes of weights in a page, before base64 makes them a third more
+MOST = 64  # tokens, which a map can show
+FEW = 16  # characters that a sample should have, to be worth a look
+PLAIN = "Once upon a time there was a king who had three daughters, and"
+KINDS = {
+    "cross": "cross attention: the answer (queries) looks at the prompt (keys)",
+    "encoder": "encoder: the prompt looks at itself",
+    "decoder": "decoder: the answer looks at what is before it",
+    "self": "causal self-attention: each token looks at itself and at those before it",
+}
+HELP = (
+    "Choose a head in the table (arrow keys: layer and head) and a token (pointer, or arrow keys "
+    "left and right): the text shows what it looks at, the darker the more."
+)
+
+
+def attention_section(run):
+    """Return the Section of attention of a Shown run, over its prompt or a text that is found.
+
+    Raises
+    ------
+    UserError
+        If the prompt cannot be read.
+    """
+    title, task = "Attention", run.task
+    if run.checkpoint.tokenizer is None:
+        return None
+    chosen = find_prompt(run) if run.prompt is None else run.prompt
+    if chosen is None:
+        return Section("attention", title, note("Give a text to look at: --prompt TEXT."))
+    model = run.checkpoint.params, run.checkpoint.config, run.checkpoint.tokenizer
+    maps, cut = [], 0
+    kinds = task.map_kinds or ("self",)
+    for kind in kinds:
+        weights, rows, columns = task.maps(*model, chosen, kind, "--prompt")
+        packed = pack(weights, rows, columns, len(kinds), causal=kind in ("self", "decoder"))
+        cut = max(
+            cut, max(len(rows), len(columns)) - max(map(len, (packed["rows"], packed["columns"])))
+        )
+        maps.append({"kind": kind, "title": KINDS[kind], **packed})
+    parts = [paragraph(HELP), '<div class="view"></div>\n']
+    if cut:
+        parts.append(note(f"The last {cut:,} tokens are left out, so that the page stays small."))
+    if run.prompt is None:
+        parts.append(note("Another text: minigpt report --prompt TEXT."))
+    return Section("attention", title, "".join(parts), {"maps": maps}, "heads.js")
+
+
+def pack(weights, rows, columns, kinds, causal):
+    """Return the weights of all layers and heads as JSON can hold them.
+
+    Parameters
+    ----------
+    weights : list of n_layer arrays (H, Tq, Tk)
+    rows, columns : lists of str
+    kinds : int
+        How many such go into a page.
+    causal : bool
+        Whether only the lower triangle is to be kept.
+    """
+    heads = len(weights) * len(weights[0])
+    room = ROOM // (kinds * heads)  # n (n + 1) / 2 weights of a triangle, n n of a square
+    most = (math.isqrt(8 * room + 1) - 1) // 2 if causal else math.isqrt(room)
+    most = max(2, min(MOST, most))
+    rows, columns = rows[:most], columns[:most]
+    w = np.stack([layer[:, : len(rows), : len(columns)] for layer in weights])
+    w = np.rint(255 * w).astype(np.uint8)
+    if causal:
+        w = w[..., np.tri(len(rows), len(columns), dtype=bool)]
+    return {
+        "most": most,
+        "layers": len(weights),
+        "heads": len(weights[0]),
+        "rows": [*map(shown, rows)],
+        "columns": [*map(shown, columns)],
+        "causal": causal,
+        "weights": base64.b64encode(w.tobytes()).decode(),
+    }
+
+
+def shown(label):
+    """Return a token as the page shows it: an escape where it cannot be seen, a sign for spaces."""
+    if not label.strip(" "):
+        return "␣" * len(label)
+    inner = label.strip(" ")
+    return label.replace(inner, visible(inner))
+
+
+def find_prompt(run):
+    """Return a text for a Shown run that its tokenizer can read, or None."""
+    tokenizer, block_size = run.checkpoint.tokenizer, run.checkpoint.config.block_size
+    samples = [line["sample"] for line in run.lines if line.get("sample")][-1:]
+    if run.task.map_kinds:
+        return samples[0][0]["source"] if samples else first_source(run)
+    found = []
+    for text in (*samples, PLAIN):
+        with contextlib.suppress(UserError):  # the tokenizer lacks a character
+            ids = tokenizer.encode(text.strip())[: min(block_size, MOST)]
+            text = tokenizer.decode(ids)
+            if 0 < len(tokenizer.encode(text)) <= block_size:
+                found.append(text)
+    return next((text for text in found if len(text) >= FEW), max(found, key=len, default=None))
+
+
+def first_source(run):
+    """Return the first validation source of a Shown run of an encoder-decoder, or None."""
+    return None if run.data is None else run.data.val_pairs[0][0]

@@ -1,0 +1,218 @@
+"""The page of a run: `minigpt report --out-dir out` writes report.html into the run's folder.
+
+What is on it stands in PARTS, in this order: each is a function of what is shown that returns a
+Section, or None where the run has nothing of the kind.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from minigpt import cli
+from minigpt.cli import plural
+from minigpt.data.datasets import PairData, TextData
+from minigpt.errors import UserError
+from minigpt.files import METRICS, PAGE, describe_size
+from minigpt.interchange.loading import open_on_host
+from minigpt.model import count_parameters, describe_model
+from minigpt.model.base import load_plain
+from minigpt.model.checkpoint import Checkpoint, find_checkpoint
+from minigpt.report.anatomy import anatomy_section
+from minigpt.report.cost import cost_section
+from minigpt.report.curves import curve_section
+from minigpt.report.gradients import gradients_section
+from minigpt.report.heads import attention_section
+from minigpt.report.metrics import read_run
+from minigpt.report.page import GENERATOR, check_library, facts, paragraph, write_page
+from minigpt.report.passages import passages_section
+from minigpt.report.run_data import open_run_data
+from minigpt.report.samples import samples_section
+from minigpt.report.tokens import tokens_section
+from minigpt.sample.tasks import Task, task_of
+
+TOKENS, SAMPLE_S = 100, 0.5  # of a sample, at most
+HEAD = 2000  # bytes at the beginning of a file in which a page says that it is one of these
+FIGURES = (
+    ("validation loss", "val_loss", "{:.4f}"),
+    ("bits per byte", "val_bpb", "{:.4f}"),
+    ("exact match", "exact_match", "{:.2%}"),
+    ("tokens", "tokens", "{:,}"),
+    ("time", "seconds", "{:,.0f} s"),
+    ("tokens per second", "tokens_per_second", "{:,}"),
+)
+PARTS = (
+    curve_section,
+    lambda run: samples_section(run.lines),
+    attention_section,
+    lambda run: passages_section(run.checkpoint, run.data, run.why),
+    anatomy_section,
+    lambda run: gradients_section(run.checkpoint, run.data),
+    lambda run: tokens_section(run.checkpoint, run.data),
+    lambda run: cost_section(run.checkpoint, run.data, run.lines),
+)
+
+
+class Shown(NamedTuple):
+    """A run as its page shows it.
+
+    Attributes
+    ----------
+    folder : Path
+    lines : list of dict
+        The metrics, thinned out.
+    notes : list of str
+        What of them could not be read, or is left out.
+    checkpoint : Checkpoint
+        The best, without moments, an adapter merged; on the host.
+    task : Task
+    data : TextData or PairData, or None
+    why : str or None
+        Why there are no data, a part of a sentence.
+    prompt : str or None
+        What attention is shown for; None for a text that is found.
+    """
+
+    folder: Path
+    lines: list
+    notes: list
+    checkpoint: Checkpoint
+    task: Task
+    data: TextData | PairData | None
+    why: str | None = None
+    prompt: str | None = None
+
+    @property
+    def train(self):
+        """The options of the training, a dict; {} of a model that was not trained here."""
+        return self.checkpoint.state.get("train", {})
+
+
+@dataclass(frozen=True)
+class ReportConfig(cli.Config):
+    """A page of a run."""
+
+    out_dir: str = cli.option("out", "folder of a run", metavar="DIR", path=True)
+    to: str | None = cli.option(
+        None, f"file to write (default: {PAGE} in the run's folder)", metavar="FILE", path=True
+    )
+    prompt: str | None = cli.option(
+        None, "text for which attention is shown (default: a sample of the run)"
+    )
+
+
+def open_run(folder, prompt=None):
+    """Return a run's folder as Shown.
+
+    Raises
+    ------
+    UserError
+        If there is no run, or its checkpoint cannot be read.
+    """
+    checkpoint = load_plain(find_checkpoint(folder), np, open_on_host)
+    try:
+        lines, _, notes = read_run(folder)
+    except OSError as error:
+        why = error.strerror or error
+        lines, notes = [], [f"{folder / METRICS} cannot be read ({why}): there are no curves."]
+    data, why = open_run_data(checkpoint, folder)
+    if data is not None and not any(line.get("sample") for line in lines):
+        lines = [*lines, new_sample(checkpoint, data)]
+    return Shown(folder, lines, notes, checkpoint, task_of(checkpoint.config), data, why, prompt)
+
+
+def new_sample(checkpoint, data):
+    """Return a sample of a checkpoint as a line of metrics: for a run that has kept none."""
+    task, start = task_of(checkpoint.config), time.perf_counter()
+    model = data, checkpoint.params.tree, checkpoint.config
+    text = task.sample(*model, TOKENS, lambda: time.perf_counter() - start > SAMPLE_S)
+    return {"step": checkpoint.state["step"], "sample": text}
+
+
+def write_run_page(folder, path=None, prompt=None, refresh=None):
+    """Write the page of a run; return (path, size in bytes).
+
+    Parameters
+    ----------
+    folder : Path
+    path : Path, optional
+        PAGE in the folder if left out.
+    prompt : str, optional
+        As of Shown.
+    refresh : int, optional
+        Seconds between two looks of a browser; None for a run that is over.
+
+    Raises
+    ------
+    NoLibrary
+    UserError
+        As `open_run`; or if there is something else at `path`, or it cannot be written.
+    """
+    path = folder / PAGE if path is None else path
+    check_place(path)
+    check_library()
+    run = open_run(folder, prompt)
+    sections = [section for part in PARTS if (section := part(run)) is not None]
+    lead = paragraph(sentence(run)) + facts(figures(run))
+    return path, write_page(path, f"minigpt: {folder.resolve().name}", sections, lead, refresh)
+
+
+def check_place(path):
+    """Raise a UserError if there is something at a path that is no page of minigpt."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file by --to")
+    try:
+        with open(path, "rb") as file:
+            other = GENERATOR.encode() not in file.read(HEAD)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if other:
+        raise UserError(f"{path} is there and no page of minigpt; name another file by --to")
+
+
+def sentence(run):
+    """Return a run in one sentence."""
+    config, train, state = run.checkpoint.config, run.train, run.checkpoint.state
+    last = run.lines[-1] if run.lines else state
+    text = f"{run.task.kind[:1].upper()}{run.task.kind[1:]} of {count_parameters(config):,} "
+    text += f"parameters ({describe_model(config)})"
+    if train.get("init_from"):
+        text += f", {'adapted by LoRA' * bool(train.get('lora_rank')) or 'fine-tuned'} from "
+        text += train["init_from"]
+    if last.get("step") is not None:
+        text += f", trained for {plural(last['step'], 'step')} on {state.get('data_name', 'data')}"
+        text += f" with {train.get('optimizer', 'adamw')} in {train.get('dtype', 'float32')}"
+    losses = [line["val_loss"] for line in run.lines if line.get("val_loss") is not None]
+    if losses:
+        text += f"; the validation loss went from {losses[0]:.3f} to {losses[-1]:.3f}"
+    return text + "."
+
+
+def figures(run):
+    """Return {name: text} of what a reader looks for first."""
+    state, train = run.checkpoint.state, run.train
+    last = {key: value for line in run.lines for key, value in line.items() if value is not None}
+    rows = {}
+    if last.get("step") is not None:
+        of = f" of {train['max_iters']:,}" if not train.get("max_seconds") else ""
+        rows["steps"] = f"{last['step']:,}{of if train.get('max_iters') else ''}"
+    for name, key, form in FIGURES:
+        if last.get(key) is not None:
+            rows[name] = form.format(last[key])
+    if state.get("best_loss") is not None:
+        rows["best checkpoint"] = f"{state['best_loss']:.4f} at step {state['best_step']:,}"
+    return rows
+
+
+def main(argv=None, prog="minigpt report"):
+    """Write a page on a run: its curves, samples, attention, the model. It opens in any browser."""
+    parser = cli.parser(prog, main.__doc__)
+    cli.add_flags(parser, ReportConfig)
+    options = cli.build(ReportConfig, vars(parser.parse_args(argv)))
+    to = None if options.to is None else Path(options.to)
+    path, size = write_run_page(Path(options.out_dir), to, options.prompt)
+    print(f"page: {cli.printable(str(path))}, {describe_size(size)}")

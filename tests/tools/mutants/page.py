@@ -1,0 +1,93 @@
+"""Bugs in the pages of the report: the shell, a run's page, when training writes it."""
+
+SHELL, RUN = "report/test_page.py::", "report/test_run_page.py::"
+TRAIN = "train/test_page.py::"
+
+MUTANTS = {
+    "minigpt/report::json_script": [
+        (
+            "data can end their script",
+            'text.replace("<", "\\\\u003c")',
+            'text.replace("<", "<")',
+            SHELL + "test_text_stays_text",
+        ),
+    ],
+    "minigpt/report::escape": [
+        (
+            "text is markup",
+            'html.escape(str(text).encode("utf-8", "backslashreplace").decode())',
+            'str(text).encode("utf-8", "backslashreplace").decode()',
+            SHELL + "test_text_stays_text",
+        ),
+    ],
+    "minigpt/report::matrix": [
+        (
+            "weights are coloured by the largest, not by 1",
+            '1.0 if kind == "weights" else',
+            '1.0 if kind == "signed" else',
+            SHELL + "test_cells_of_a_matrix_show_their_values_and_how_large_they_are",
+        ),
+    ],
+    "minigpt/report::page": [
+        (
+            "every page has the plotting library",
+            "[library()] if charts else []",
+            "[library()]",
+            SHELL + "test_a_page_without_charts_needs_no_library",
+        ),
+    ],
+    "minigpt/report::pack": [
+        (
+            "the upper triangle is packed",
+            "np.tri(len(rows), len(columns), dtype=bool)",
+            "np.tri(len(rows), len(columns), dtype=bool).T",
+            RUN + "test_weights_on_a_page_are_those_of_the_model",
+        ),
+        (
+            "maps of many heads have no bound",
+            "max(2, min(MOST, most))",
+            "MOST",
+            RUN + "test_maps_that_would_make_a_page_too_large_are_cut",
+        ),
+    ],
+    "minigpt/report::check_place": [
+        (
+            "a page takes the place of any file",
+            "GENERATOR.encode() not in file.read(HEAD)",
+            "False",
+            RUN + "test_what_is_no_page_of_ours_is_not_replaced",
+        ),
+    ],
+    "minigpt/report::by_group": [
+        (
+            "a model has one block",
+            'tree["h"])):',
+            'tree["h"][:1])):',
+            RUN + "test_the_parts_of_a_model_are_all_of_it",
+        ),
+    ],
+    "minigpt/train::renew_page": [
+        (
+            "every evaluation writes a page",
+            "% every == 0",
+            "% every >= 0",
+            TRAIN + "test_a_page_is_renewed_at_every_nth_evaluation_until_the_run_ends",
+        ),
+    ],
+    "minigpt/train::write_or_note": [
+        (
+            "a run fails because of its page",
+            "except Exception as error:",
+            "except ImportError as error:",
+            TRAIN + "test_a_run_never_fails_because_of_its_page",
+        ),
+    ],
+    "minigpt/train::stop_page": [
+        (
+            "the page of a run that was stopped is renewed for ever",
+            "end_page(run)",
+            "pass",
+            TRAIN + "test_the_page_of_a_run_that_is_stopped_is_renewed_no_longer",
+        ),
+    ],
+}
