@@ -5,6 +5,7 @@ A run lives in its --out-dir: `metrics.jsonl`, a line per log or evaluation; `be
 """
 
 import contextlib
+import functools
 import math
 
 from minigpt import backend, cli
@@ -27,6 +28,7 @@ from minigpt.train.nonfinite import Diverged
 from minigpt.train.options import PROG, options, parse
 from minigpt.train.page import end_page, stop_page
 from minigpt.train.progress import format_bits, format_measures
+from minigpt.train.ranks import ALONE, check_same, join
 from minigpt.train.resume import folder_of, resume_run, stored_run
 from minigpt.train.run import new_run, open_data
 from minigpt.train.run_dir import locked
@@ -117,7 +119,7 @@ def introduce(run):
     print(cli.printable(text), flush=True)
 
 
-def train(own, options, stop):
+def train(own, options, stop, ranks=ALONE):
     """Train as the options say; return the exit code.
 
     Parameters
@@ -125,8 +127,11 @@ def train(own, options, stop):
     own, options : dict
         As from `parse`.
     stop : Interrupt
+    ranks : Alone or Ranks
     """
-    run = resume_run(options) if own["resume"] else new_run(options, own["overwrite"])
+    begin = resume_run if own["resume"] else functools.partial(new_run, overwrite=own["overwrite"])
+    run = begin(options, ranks=ranks)
+    check_same(run, ranks)
     with started(run):
         introduce(run)
         try:
@@ -142,7 +147,8 @@ def train(own, options, stop):
             raise
     if run.state.over and not run.state.due:
         with contextlib.suppress(KeyboardInterrupt):  # it is complete
-            finish(run)
+            if not ranks.rank:
+                finish(run)
         return 0
     stop_page(run)
     with contextlib.suppress(OSError):  # a signal may mean that the terminal is gone
@@ -164,15 +170,26 @@ def stopped(run, space):
 
 def main(argv=None, prog=PROG):
     """Train a GPT on text."""
-    own, given = parse(argv, prog)
-    chosen = options(own, given)
-    if own["dry_run"]:
-        return dry_run(own, chosen)
-    folder = locked(folder_of(chosen), make=not own["resume"])
-    with cli.standard_streams(), Interrupt() as stop:
+    with cli.standard_streams(), join() as ranks:
+        own, given = parse(argv, prog)
+        if ranks.size > 1:  # a resumed run, too, has as many cores as there are here
+            given.setdefault("threads", ranks.cores())
+        chosen = options(own, given)
+        if own["dry_run"]:
+            return dry_run(own, chosen)
+        return train_in_folder(own, chosen, ranks)
+
+
+def train_in_folder(own, options, ranks):
+    """Train as the options say, in a folder that is locked; return the exit code."""
+    folder = contextlib.nullcontext()  # of the first rank, which alone writes there
+    if not ranks.rank:
+        folder = locked(folder_of(options), make=not own["resume"])
+    with Interrupt() as stop:
+        stop.together = ranks.size > 1
         try:
             with reported(), folder, backend.plain(own["plain"]):
-                return train(own, chosen, stop)
+                return train(own, options, stop, ranks)
         except KeyboardInterrupt:
             if stop.signal is None:
                 raise

@@ -21,6 +21,8 @@ class Clock:
         Counted before, in the parts of a run that is resumed.
     began : float
         Reading of time.perf_counter() from which on they count.
+    first : callable
+        first(read) -> read(), of several processes at the first: see train/ranks.py.
 
     Attributes
     ----------
@@ -30,8 +32,9 @@ class Clock:
         Median time of recent steps; None before the first.
     """
 
-    def __init__(self, seconds, began):
+    def __init__(self, seconds, began, first=lambda read: read()):
         self.seconds, self.last, self.recent = seconds, began, collections.deque(maxlen=RECENT)
+        self.first = first
 
     @property
     def step_s(self):
@@ -40,7 +43,7 @@ class Clock:
 
     def lap(self, usual_s=None):
         """Count the time since the last lap; return the seconds that were left out as a pause."""
-        now = time.perf_counter()
+        now = self.first(time.perf_counter)
         elapsed, self.last = now - self.last, now
         pause = 0.0
         if usual_s is not None and elapsed > FACTOR * usual_s + SLACK_S:
@@ -57,4 +60,4 @@ class Clock:
 
     def peek(self):
         """Return the seconds so far, those since the last lap included."""
-        return self.seconds + time.perf_counter() - self.last
+        return self.seconds + self.first(time.perf_counter) - self.last

@@ -7,14 +7,21 @@ from pathlib import Path
 from minigpt.data.sources import Source, is_pipe
 from minigpt.errors import UserError
 from minigpt.sample.tasks import TASKS
+from minigpt.train.ranks import ALONE
 from minigpt.train.run_dir import keep
 
 
 @contextlib.contextmanager
-def keep_pipe(train_config):
+def keep_pipe(train_config, ranks=ALONE):
     """Keep in the run's folder what can be read but once: standard input, or another pipe.
 
     The run can be resumed then. What was kept is removed again where the run cannot begin.
+
+    Parameters
+    ----------
+    train_config : TrainConfig
+    ranks : Alone or Ranks
+        Several processes cannot read one pipe.
 
     Yields
     ------
@@ -34,6 +41,11 @@ def keep_pipe(train_config):
         return
     if len(pipes) > 1:
         raise UserError(f"--data names {len(pipes)} pipes, but one can be kept; join them by cat")
+    if ranks.size > 1:
+        raise UserError(
+            f"--data {pipes[0]} can be read once, but there are {ranks.size} processes; write it "
+            "to a file, and name that"
+        )
     raw = Source(pipes[0]).read()
     path = Path(train_config.out_dir) / TASKS[train_config.task].file_name(raw)
     with keep(raw, path) as file:

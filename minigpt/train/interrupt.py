@@ -41,6 +41,16 @@ def interruptible(map, stop):
     return checked
 
 
+def announce(number):
+    """Say on standard error that a signal is obeyed."""
+    line = "finishing this batch and saving; press Ctrl-C again to quit now"
+    if number != signal.SIGINT:
+        name = signal.Signals(number).name
+        line = f"{name}: finishing this batch and saving; a second signal quits now"
+    with contextlib.suppress(OSError):  # not print: it may have come inside another
+        os.write(2, f"\n{line}\n".encode())
+
+
 class Interrupt:
     """Remembers a signal that asks for an end, so that the work can be left between two batches.
 
@@ -54,6 +64,8 @@ class Interrupt:
         The number of the signal that came first.
     holding : bool
         Whether a second signal has to wait.
+    together : bool
+        Whether the signal is not announced here, but by `agree`.
     patient : bool
         Whether to wait for the end of a batch; otherwise the first signal raises KeyboardInterrupt,
         as before training and after it, when there is nothing to be saved.
@@ -61,7 +73,7 @@ class Interrupt:
 
     def __init__(self):
         self.signal, self.holding, self.again, self.patient = None, False, False, False
-        self.before = {}
+        self.before, self.together = {}, False
 
     def __enter__(self):
         for name in ENDS:
@@ -79,12 +91,8 @@ class Interrupt:
         if not self.patient:
             raise KeyboardInterrupt
         if first:
-            line = "finishing this batch and saving; press Ctrl-C again to quit now"
-            if number != signal.SIGINT:
-                name = signal.Signals(number).name
-                line = f"{name}: finishing this batch and saving; a second signal quits now"
-            with contextlib.suppress(OSError):  # not print: it may have come inside another
-                os.write(2, f"\n{line}\n".encode())
+            if not self.together:
+                announce(number)
         elif self.holding:
             self.again = True
         else:
@@ -98,6 +106,12 @@ class Interrupt:
             yield
         finally:
             self.patient = self.holding = False
+
+    def agree(self, number, aloud):
+        """Take over a signal that this process, or one that works with it, has received."""
+        self.signal = number
+        if aloud:
+            announce(number)
 
     def hold(self):
         """Let a second signal wait until `release`."""

@@ -140,6 +140,7 @@ def train_or_save(run, shown, stop):
     except BaseException as error:
         if isinstance(error, MemoryError):
             traceback.clear_frames(error.__traceback__)  # they hold the arrays of a step
+        run.ranks.fail(error)
         save_after(run, shown, stop)
         raise
     stop.hold()
@@ -162,7 +163,7 @@ def save_now(run):
 def save_after(run, shown, stop):
     """Try to save what a run has come to before it ends with an error."""
     stop.hold()
-    if not unsaved(run):
+    if not all(run.ranks.gather(unsaved(run))):
         return
     try:
         save_now(run)
@@ -173,4 +174,4 @@ def save_after(run, shown, stop):
 def train_run(run, stop):
     """Train to the end, or until a signal asks to stop, and show how it goes."""
     with progress_of(run) as shown:
-        train_or_save(run, shown, stop)
+        train_or_save(run, shown, run.ranks.together(stop))

@@ -16,6 +16,7 @@ from minigpt.train.base import check_same_model, model_options, same_base
 from minigpt.train.config import SCHEDULE, SIZES, TrainConfig, check_together, resolve
 from minigpt.train.input import folder_given, keep_pipe
 from minigpt.train.presets import put_together
+from minigpt.train.ranks import ALONE
 from minigpt.train.run import Run, backend_of
 from minigpt.train.state import RunState
 from minigpt.train.trackers import check_trackers
@@ -111,7 +112,7 @@ def check_incomplete(state, train_config):
         )
 
 
-def resume_run(given):
+def resume_run(given, ranks=ALONE):
     """Return the Run in --out-dir as it was saved, with the options given beside --resume."""
     began = time.perf_counter()
     checkpoint, state, config, train_config = stored_run(given)
@@ -121,7 +122,8 @@ def resume_run(given):
     base = same_base(checkpoint, given, Path(train_config.out_dir) / LAST)
     trained_on, sha256 = state.data_name, state.data_sha256
     try:
-        with given_or_found(given, train_config, state) as (train_config, name, file):
+        found = given_or_found(given, train_config, state, ranks)
+        with found as (train_config, name, file):
             options = {**dataclasses.asdict(train_config), "data": name}
             task = TASKS[train_config.task]
             data = task.open_data(options, checkpoint.tokenizer, trained_on, state.split)
@@ -129,7 +131,7 @@ def resume_run(given):
             same_losses = (data.sha256, train_config.eval_tokens) == (sha256, asked)
             if not same_losses:  # the part of the split that evaluations take is chosen anew
                 state.eval_targets = None
-            run = Run(config, train_config, data, state, checkpoint, began, *base)
+            run = Run(config, train_config, data, state, checkpoint, began, *base, ranks)
             run.files.kept = file
     except UserError as error:
         raise UserError(f"--resume: the run was trained on {trained_on}, but {error}") from None
@@ -151,7 +153,7 @@ def resume_run(given):
 
 
 @contextlib.contextmanager
-def given_or_found(given, train_config, state):
+def given_or_found(given, train_config, state, ranks):
     """Find the data of a run that is resumed.
 
     Yields
@@ -166,7 +168,7 @@ def given_or_found(given, train_config, state):
         name = locate(train_config.data, state.data_folder, train_config.out_dir)
         yield train_config, name, None
         return
-    with keep_pipe(train_config) as (name, file):
+    with keep_pipe(train_config, ranks) as (name, file):
         state.data_folder = folder_given(name)
         yield dataclasses.replace(train_config, data=name), name, file
 

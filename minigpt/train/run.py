@@ -1,6 +1,7 @@
 """A training run in its folder: what it consists of, how it advances, evaluates and is saved."""
 
 import dataclasses
+import hashlib
 import math
 import time
 from pathlib import Path
@@ -23,11 +24,12 @@ from minigpt.train.base import base_of, open_base
 from minigpt.train.clock import Clock
 from minigpt.train.config import resolve, train_config_of
 from minigpt.train.input import keep_pipe
-from minigpt.train.interrupt import NEVER, interruptible
+from minigpt.train.interrupt import NEVER
 from minigpt.train.means import LossMean
 from minigpt.train.memory import smaller_step
 from minigpt.train.nonfinite import Diverged, Skips, first_in_evaluation, first_in_step
-from minigpt.train.run_dir import RunFiles, check_folder
+from minigpt.train.ranks import ALONE
+from minigpt.train.run_dir import NoFiles, RunFiles, check_folder
 from minigpt.train.samples import Samples
 from minigpt.train.state import RunState, optimizer_numbers, taken_ahead
 from minigpt.train.step import Trainer
@@ -57,6 +59,8 @@ class Run:
         Of the model that a new run begins from; with LoRA that of a run that is resumed, too.
     adapted : Base, optional
         With LoRA, where that model is.
+    ranks : Alone or Ranks
+        The processes that train it; the first writes its files.
 
     Attributes
     ----------
@@ -95,18 +99,20 @@ class Run:
         began=None,
         base=None,
         adapted=None,
+        ranks=ALONE,
     ):
         self.config, self.train_config, self.data, self.state = config, train_config, data, state
         self.task, self.folder = task_of(config), Path(train_config.out_dir)
         data.check(config.block_size)
         self.checkpoint, self.base, self.trainer = checkpoint, base, None
-        self.adapted = adapted
+        self.adapted, self.ranks = adapted, ranks
         self.losses = LossMean(state.loss_sum, state.loss_count)
         self.grad_norm, self.lr, self.evaluated, self.logged = 0.0, 0.0, False, False
         self.skips = Skips(state.skips_in_a_row)
         self.saved = None if checkpoint is None else (state.step, bool(state.due))
         self.saved_s = state.seconds
-        self.clock = Clock(state.seconds, time.perf_counter() if began is None else began)
+        began = ranks.first(lambda: time.perf_counter() if began is None else began)
+        self.clock = Clock(state.seconds, began, ranks.first)
         size = self.task.eval_size(data.val, config)
         self.validation = Validation(*size, train_config, state.eval_targets)
         if self.task.measure:
@@ -116,7 +122,7 @@ class Run:
         self.samples = Samples(train_config.sample_tokens)
         self.notes = [*data.notes, *note_on_threads(train_config.workers())]
         cut = None if checkpoint is None else state.step - bool(state.due)
-        self.files = RunFiles(self.folder, cut, self.notes)
+        self.files = NoFiles() if ranks.rank else RunFiles(self.folder, cut, self.notes)
 
     @memory_for("while the model was made", SMALLER_MODEL)
     def start(self, workers):
@@ -125,7 +131,8 @@ class Run:
         base, self.base = self.base, None
         self.data.move(xp)
         params, frozen = self.first_weights(checkpoint, base, xp)
-        self.trainer = Trainer(params, self.config, self.train_config, xp, workers, frozen)
+        made = params, self.config, self.train_config, xp, workers, frozen, self.ranks
+        self.trainer = Trainer(*made)
         if checkpoint is not None:
             optimizer = self.trainer.optimizer
             for name, moment in checkpoint.optimizer_arrays.items():
@@ -136,6 +143,7 @@ class Run:
             self.state.train = dataclasses.asdict(self.train_config)  # until here, the one before
         self.trainer.ahead = self.state.ahead
         self.skips.begin(self.trainer.progress())
+        check_same_weights(self.trainer, self.state.step, frozen)
         self.count_seconds(self.clock.lap())
 
     def first_weights(self, checkpoint, base, xp):
@@ -295,7 +303,8 @@ class Run:
             If `signal` is not None; state.due is left for another try.
         """
         state, validation = self.state, self.validation
-        map = interruptible(self.trainer.workers.map, stop)
+        check_same_weights(self.trainer, state.step)
+        map = self.ranks.map(self.trainer.workers.map, stop)
         if validation.limit is None and validation.budget_s and not self.trainer.count:
             self.loss_of(*validation.trial(), map, None)  # no step has shown how fast this is
         note = validation.choose(self.train_rate)
@@ -306,9 +315,10 @@ class Run:
         start = self.clock.seconds
         if self.task.measure:
             model = self.data, self.trainer.params, self.config
-            state.measures = self.task.measure(*model, map, validation.share_s)
+            state.measures = self.task.measure(*model, map, validation.share_s, self.ranks.first)
             self.count_seconds(self.clock.lap(validation.share_s))
-        self.sample = self.samples.take(self, stop)
+        own = self.ranks.own(stop)  # the sample is the first rank's
+        self.sample = self.ranks.first(lambda: self.samples.take(self, own))
         self.count_seconds(self.clock.lap())
         validation.measure_s = self.clock.seconds - start
         before = state.best_loss, state.best_step
@@ -335,7 +345,7 @@ class Run:
         if not validation.fits((total - part) / validation.rate):
             self.notes.append("there is no time left to evaluate the whole validation split")
             return
-        map = interruptible(self.trainer.workers.map, stop)
+        map = self.ranks.map(self.trainer.workers.map, stop)
         loss = self.loss_of(validation.rest, part, total, map, show)
         self.whole_loss = (part * part_loss + (total - part) * loss) / total
         self.val_bpb = self.bits_per_byte(self.whole_loss)
@@ -364,22 +374,26 @@ class Run:
     @memory_for("while a checkpoint was saved", SMALLER_MODEL)
     def save(self, name, optimizer=None):
         """Write a checkpoint of this moment, which must have been read, into the run's folder."""
-        if name == BEST and self.files.old:
+        if name == BEST and self.ranks.first(lambda: self.files.old):
             self.save_last()  # what is there of an old run goes when this is in place
-        self.files.begin()
+        self.ranks.first(self.files.begin)
         self.count_seconds(self.clock.lap())
         start = self.clock.seconds
         self.state.optimizer = to_host(self.trainer.optimizer.state).tolist()[:GRAD_SCALE]
-        save(
-            self.folder / name,
-            self.trainer.params,
-            self.config,
-            tokenizer=self.data.tokenizer,
-            state=dataclasses.asdict(self.state),
-            optimizer=optimizer,
-            lora=self.train_config.lora,
-            base=self.adapted,
-        )
+
+        def write():
+            save(
+                self.folder / name,
+                self.trainer.params,
+                self.config,
+                tokenizer=self.data.tokenizer,
+                state=dataclasses.asdict(self.state),
+                optimizer=optimizer,
+                lora=self.train_config.lora,
+                base=self.adapted,
+            )
+
+        self.ranks.first(write)
         self.count_seconds(self.clock.lap())
         self.save_s = self.clock.seconds - start
 
@@ -387,7 +401,7 @@ class Run:
         """Write the checkpoint that --resume goes on from."""
         self.files.write_lines()
         self.save(LAST, self.trainer.optimizer)
-        self.files.replace_old()
+        self.ranks.first(self.files.replace_old)
         self.saved, self.saved_s = (self.state.step, bool(self.state.due)), self.state.seconds
 
     def try_to_save(self, name):
@@ -398,6 +412,33 @@ class Run:
             self.notes.append(f"{error}; training goes on")
             return False
         return True
+
+
+def check_same_weights(trainer, step, *others):
+    """Raise a UserError, at all ranks, unless each has the same weights to the bit.
+
+    Parameters
+    ----------
+    trainer : Trainer
+    step : int
+        Steps done.
+    *others : Params or None
+        Further weights, such as those that are frozen.
+    """
+    ranks = trainer.ranks
+    if ranks.size == 1:
+        return
+    digest = hashlib.blake2b(digest_size=16)
+    for params in (trainer.params, *filter(None, others)):
+        digest.update(to_host(params.flat).data)
+    found = ranks.gather(digest.hexdigest())
+    odd = next((rank for rank, other in enumerate(found) if other != found[0]), None)
+    if odd is not None:
+        what = f"after step {step:,}" if step else "that training begins with"
+        raise UserError(
+            f"the weights {what} are not the same at ranks 0 and {odd}: use the same machines, "
+            "libraries and files for all; resume from a checkpoint before by --resume"
+        )
 
 
 def backend_of(train_config):
@@ -423,15 +464,15 @@ def open_data(train_config, options, base=None):
     return TASKS[train_config.task].open_data(options, tokenizer)
 
 
-def new_run(options, overwrite):
+def new_run(options, overwrite, ranks=ALONE):
     """Return the Run that a dict of options describes, in a folder of its own."""
     began = time.perf_counter()
     base, options = open_base(options)
     train_config = train_config_of(options)  # reports what is wrong with them before any work
     backend_of(train_config)
-    check_trackers(train_config)
-    check_folder(Path(train_config.out_dir), overwrite)
-    with keep_pipe(train_config) as (name, file):
+    ranks.first(lambda: check_trackers(train_config))
+    ranks.first(lambda: check_folder(Path(train_config.out_dir), overwrite))
+    with keep_pipe(train_config, ranks) as (name, file):
         options = {**options, "data": name}
         adapted = base_of(train_config, base)
         data = open_data(train_config, options, base)
@@ -444,6 +485,6 @@ def new_run(options, overwrite):
         state = RunState.of(train_config, data)
         if base is not None:
             state.due = dict(BEFORE)
-        run = Run(config, train_config, data, state, None, began, base, adapted)
+        run = Run(config, train_config, data, state, None, began, base, adapted, ranks)
         run.files.kept = file
         return run

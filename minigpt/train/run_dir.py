@@ -167,6 +167,27 @@ def cut_metrics(path, step):
         write_atomically(path, ["".join(kept).encode("utf-8")])
 
 
+class NoFiles:
+    """What a process has in place of RunFiles that writes none: the first of several does."""
+
+    kept, old, begun, unwritten = None, False, False, ()
+
+    def log(self, line):
+        """Do nothing."""
+
+    def write_lines(self):
+        """Do nothing."""
+
+    def leave(self):
+        """Do nothing."""
+
+    def begin(self):
+        """Do nothing."""
+
+    def replace_old(self):
+        """Do nothing."""
+
+
 class RunFiles:
     """The files of a run, but for the checkpoints.
 

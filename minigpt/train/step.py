@@ -14,11 +14,12 @@ from minigpt.model.lora import join
 from minigpt.ops.dropout import Rng
 from minigpt.optim.clipping import GRAD_NORM, LOSS_SCALE, SKIPPED, STEPS
 from minigpt.optim.schedule import learning_rate, weight_decay
-from minigpt.params import Params
+from minigpt.params import Params, aligned
 from minigpt.sample.evaluation import EVAL_TOKENS, mean_loss
 from minigpt.sample.tasks import task_of
 from minigpt.train.config import make_optimizer
 from minigpt.train.interrupt import NEVER, Stopped
+from minigpt.train.ranks import ALONE
 from minigpt.train.threads import shard_slices, sum_gradients
 
 
@@ -39,6 +40,8 @@ class Trainer:
     workers : Workers
     frozen : Params, optional
         With LoRA the weights of the base, which stay as they are.
+    ranks : Alone or Ranks
+        The processes that share each batch.
 
     Attributes
     ----------
@@ -57,11 +60,12 @@ class Trainer:
         How many batches and rows more a run has taken than steps of the present size would have.
     """
 
-    def __init__(self, params, config, train_config, xp, workers, frozen=None):
+    def __init__(self, params, config, train_config, xp, workers, frozen=None, ranks=ALONE):
         self.params, self.config, self.train_config, self.xp = params, config, train_config, xp
         self.task, self.workers, self.count = task_of(config), workers, 0
-        self.ahead, self.evaluated = (0, 0), 0
-        self.grads = params.zeros_like()
+        self.ahead, self.evaluated, self.ranks = (0, 0), 0, ranks
+        self._sent = aligned(params.size + 1, params.flat.dtype, xp.zeros)
+        self.grads = Params(params.shapes, xp, params.flat.dtype, self._sent[:-1])
         self.tree = self.compute_tree = self.whole_tree(params, frozen)
         dtype, half_params = dtype_of(PRECISIONS[train_config.dtype].compute_dtype), None
         if dtype != "float32":
@@ -80,6 +84,8 @@ class Trainer:
     def gradients(self, ids, targets, rng, count=None, add=False):
         """Return the loss of a batch; its gradients go, or are added, to `grads`.
 
+        Of several ranks each takes its rows: loss and gradients are parts of a sum then.
+
         Parameters
         ----------
         ids, targets : (B, T) int32
@@ -95,7 +101,11 @@ class Trainer:
         loss : float, or () on a GPU
         """
         count, scale = count or self.task.count_targets(targets), self.optimizer.loss_scale
-        shards = shard_slices(len(ids), self.workers.n)
+        shards = self.shards(len(ids))
+        if not shards:  # no row for this rank
+            if not add:
+                self.grads.flat[...] = 0
+            return 0.0
         later = Later([rows.stop - rows.start for rows in shards]) if len(shards) > 1 else None
 
         def shard(i):
@@ -117,6 +127,13 @@ class Trainer:
         losses, trees, filled = zip(*self.workers.map(shard, range(len(shards))), strict=True)
         sum_gradients(self.workers, trees, self.grads, add, sum(filled, []), later)
         return sum_losses(map(as_float, losses))
+
+    def shards(self, n):
+        """Return the slices of n rows of a batch, one for each thread of this rank."""
+        mine = self.ranks.rows(n)
+        first, rows = mine.start, mine.stop - mine.start
+        parts = shard_slices(rows, self.workers.n)
+        return [slice(first + part.start, first + part.stop) for part in parts]
 
     def batches(self, split, step):
         """Return the batches that belong to `step`, as `step` takes them."""
@@ -167,6 +184,7 @@ class Trainer:
         if train_config.weight_decay is None:
             self.optimizer.weight_decay = self.decay(split, step, progress)
         stop.hold()
+        loss = self.sum_over_ranks(loss)
         self.optimizer.step(self.grads.flat, lr, self.workers.ranges, loss)
         return loss, as_float(self.optimizer.state[GRAD_NORM]), lr
 
@@ -183,6 +201,14 @@ class Trainer:
         else:
             met = met / progress if progress else 0.0
         return weight_decay(met / items, rows / items, train_config.learning_rate)
+
+    def sum_over_ranks(self, loss):
+        """Bring the gradients of all ranks together; return the sum of their losses."""
+        if self.ranks.size == 1:
+            return loss
+        self._sent[-1] = loss  # one sum for both
+        self.ranks.sum(self._sent)
+        return as_float(self._sent[-1, ...].copy())
 
     def progress(self):
         """Read from the optimizer how many steps were taken and skipped, and the loss scale."""
@@ -210,7 +236,8 @@ class Trainer:
         if not on_gpu(self.params.flat):
             return max(1, EVAL_TOKENS // self.config.block_size)
         half = self.compute_tree is not self.tree
-        return max(1, self.train_config.batch_size // (2 if half else 1))
+        rows = -(-self.train_config.batch_size // self.ranks.size)
+        return max(1, rows // (2 if half else 1))
 
 
 def sum_losses(numbers):

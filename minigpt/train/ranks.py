@@ -1,0 +1,371 @@
+"""Several processes, or ranks, that train one model: data parallel.
+
+All of them run the same commands on the same options. Where they differ is here:
+
+- every rank draws the whole batch and takes its rows; gradients and loss are then summed over the
+  ranks, and each takes the same step (`Trainer.step`);
+- batches of an evaluation are shared out, and every rank learns all results (`map`);
+- the first rank writes, prints, and has the clock (`first`); a signal that one rank
+  receives is obeyed by all at the same batch (`Together`).
+
+A rank that fails says so in place of whatever the others expect from it next: see `gather`.
+lifeline.py is for one that cannot.
+"""
+
+import contextlib
+import io
+import os
+import platform
+import sys
+import traceback
+
+from minigpt import cli
+from minigpt.backend.cores import core_limit, cpu_quota
+from minigpt.cli.program import device_failures
+from minigpt.errors import UserError
+from minigpt.train.interrupt import Stopped, interruptible
+from minigpt.train.launch import BY_HAND, find_place
+from minigpt.train.lifeline import Lifeline, listen
+from minigpt.train.threads import shard_slices
+
+PIECE = 2**28  # numbers in one sum: MPI counts in 32 bits
+INSTALL = "run pip install 'minigpt[mpi]', which needs an MPI library such as Open MPI"
+OWN = {"threads", "data", "out_dir"}  # options that may differ: each machine has its own
+
+
+class RankFailed(UserError):
+    """Another rank cannot go on."""
+
+
+class Alone:
+    """A process of its own: the first of one rank, which has nobody to wait for.
+
+    Attributes
+    ----------
+    rank, size : int
+    """
+
+    rank, size = 0, 1
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def rows(self, n):
+        """Return the slice of n rows of a batch that are this rank's; it may be empty."""
+        return (shard_slices(n, self.size) + [slice(n, n)] * self.size)[self.rank]
+
+    def gather(self, value=None):
+        """Return [value of each rank], in order; all ranks meet here.
+
+        Raises
+        ------
+        RankFailed
+            If one of them has failed.
+        """
+        return [value]
+
+    def first(self, work):
+        """Return what work() returns at the first rank, where alone it is called.
+
+        An exception there is one at all ranks.
+        """
+        return work()
+
+    def map(self, map, stop):
+        """Return a `map` that shares its items out, and raises Stopped if stop.signal is set."""
+        return interruptible(map, stop)
+
+    def together(self, stop):
+        """Return an Interrupt or Never that is obeyed by all ranks."""
+        return stop
+
+    def own(self, stop):
+        """Return this rank's own Interrupt or Never of what `together` has returned."""
+        return stop
+
+    def fail(self, error):
+        """Tell the other ranks that this one ends with an exception."""
+
+    def sum(self, flat):
+        """Replace an array by its sum over the ranks, the same to the bit at each."""
+
+
+ALONE = Alone()
+
+
+class Ranks(Alone):
+    """Several ranks, as a context in which the first alone is heard: what they have in common.
+
+    Parameters
+    ----------
+    rank, size : int
+    exchange : callable
+        exchange(x) -> [x of each rank], for small values.
+    """
+
+    def __init__(self, rank, size, exchange):
+        self.rank, self.size, self._exchange = rank, size, exchange
+        self._failed, self._quiet, self._said = False, contextlib.ExitStack(), io.StringIO()
+        server, address = listen() if rank == 0 else (None, None)
+        address = exchange(address)[0]
+        self._lifeline = Lifeline(rank, size, address, server)
+        self.nodes = self.gather(platform.node())
+
+    def gather(self, value=None):
+        """See Alone; a rank that fails has (why, None) in place of (None, value)."""
+        found = self._exchange((None, value))
+        self._heed(found)
+        return [value for _, value in found]
+
+    def _heed(self, found):
+        """Raise RankFailed for the first rank that has failed."""
+        for rank, (why, _) in enumerate(found):
+            if why is not None:
+                self._failed = self._lifeline.heard = True
+                raise RankFailed(f"rank {rank} of {self.size} has failed: {why}")
+
+    def first(self, work):
+        """See Alone."""
+        value = problem = None
+        if self.rank == 0:
+            try:
+                value = work()
+            except Exception as error:
+                problem = error
+        text, value = self.gather((problem and cli.one_line(problem), value))[0]
+        if problem is not None:
+            raise problem
+        if text is not None:
+            raise UserError(text)
+        return value
+
+    def map(self, map, stop):
+        """See Alone. Each rank takes every so many, and all receive the results of all."""
+
+        def shared(fn, items):
+            if stop.signal is not None:
+                raise Stopped
+            items = list(items)
+            results = [None] * len(items)
+            done = self.gather([*map(fn, items[self.rank :: self.size])])
+            for rank, part in enumerate(done):
+                results[rank :: self.size] = part
+            return results
+
+        return shared
+
+    def together(self, stop):
+        """See Alone."""
+        return Together(stop, self)
+
+    def own(self, stop):
+        """See Alone."""
+        return stop.own
+
+    def fail(self, error):
+        """See Alone."""
+        if self._failed:
+            return
+        self._failed = True
+        text = describe(error, self._said.getvalue())
+        self._lifeline.fail(text)
+        self._exchange((text, None))
+        self._lifeline.heard = True
+
+    def sum(self, flat):
+        """See Alone."""
+        self.gather()  # none has failed
+        for start in range(0, flat.size, PIECE):
+            self._sum(flat[start : start + PIECE])
+
+    def cores(self):
+        """Return how many CPU cores this rank should use, beside the others on its machine."""
+        mine = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        mine = mine or list(range(os.cpu_count() or 1))
+        all_of_them = zip(self.nodes, self.gather(mine), strict=True)
+        near = [cores for node, cores in all_of_them if node == self.nodes[self.rank]]
+        share = sum(1 / sum(core in cores for cores in near) for core in mine)
+        quota = cpu_quota()
+        if quota is not None:
+            share = min(share, quota / len(near))
+        return max(1, min(int(share + 1e-6), core_limit().cores))
+
+    def __enter__(self):
+        if self.rank:
+            nowhere = self._quiet.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            self._quiet.enter_context(contextlib.redirect_stdout(nowhere))
+            self._quiet.enter_context(contextlib.redirect_stderr(self._said))
+        return self
+
+    def __exit__(self, kind, error, trace):
+        """Let all ranks end together, and the first alone say why."""
+        try:
+            if error is not None:
+                self.fail(error)
+            elif not self._failed:
+                self.gather()
+        except RankFailed as failure:
+            error = error or failure
+        self._quiet.close()
+        if not isinstance(error, RankFailed) and is_bug(error):
+            traceback.print_exception(error)  # each has its own
+        self.leave()
+        if error is not None and self.rank:
+            raise SystemExit(exit_code(error)) from None
+        if isinstance(error, RankFailed):
+            raise error
+
+    def leave(self):
+        """Wait for the first rank, whose end may be that of all, and close the connections."""
+        sys.stdout.flush()
+        self._exchange((None, None))
+        self._lifeline.close()
+
+
+class Mpi(Ranks):
+    """Ranks whose arrays are in the memory of the host: sums by MPI, on one machine or several.
+
+    Parameters
+    ----------
+    MPI : module
+        mpi4py.MPI.
+    """
+
+    def __init__(self, MPI):
+        world = MPI.COMM_WORLD
+        self._world, self._in_place = world, MPI.IN_PLACE
+        super().__init__(world.rank, world.size, world.Dup().allgather)
+
+    def _sum(self, flat):
+        self._world.Allreduce(self._in_place, flat)
+
+
+class Together:
+    """An Interrupt that any rank's signal triggers, for all of them at the same place.
+
+    Parameters
+    ----------
+    own : Interrupt or Never
+        This rank's.
+    ranks : Ranks
+
+    Attributes
+    ----------
+    signal : int or None
+        Looking at it is a `gather`: all ranks have to.
+    """
+
+    def __init__(self, own, ranks):
+        self.own, self._ranks, self._signal = own, ranks, None
+        self.hold, self.release = own.hold, own.release
+
+    @property
+    def signal(self):
+        """The number of the signal that came first, at the lowest rank that has received one."""
+        if self._signal is None:
+            signals = self._ranks.gather(self.own.signal)
+            self._signal = next((number for number in signals if number is not None), None)
+            if self._signal is not None:
+                self.own.agree(self._signal, self._ranks.rank == 0)
+        return self._signal
+
+
+def describe(error, said=""):
+    """Return an exception in one line for other ranks; `said` is what preceded it."""
+    if isinstance(error, SystemExit):
+        return cli.one_line(said.strip().rpartition("error: ")[2]) or f"exit code {error.code}"
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if is_bug(error):
+        return cli.one_line(f"{type(error).__name__}: {error}")
+    return cli.one_line(error)
+
+
+def is_bug(error):
+    """Tell whether an exception is one that a program shows with its traceback."""
+    expected = UserError, MemoryError, OSError, KeyboardInterrupt, SystemExit, *device_failures()
+    return error is not None and not isinstance(error, expected)
+
+
+def exit_code(error):
+    """Return how a program ends with an exception: see cli.run."""
+    if isinstance(error, SystemExit):
+        return error.code
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return 1 if is_bug(error) else 2
+
+
+def join():
+    """Return the ranks that this process is one of: Alone, or Mpi.
+
+    Raises
+    ------
+    UserError
+        At the first rank, if they cannot work together; SystemExit at the others.
+    """
+    place = find_place()
+    if place.size == 1:
+        return ALONE
+    try:
+        return Mpi(load_mpi(place))
+    except UserError:
+        if place.rank:
+            raise SystemExit(2) from None
+        raise
+
+
+def load_mpi(place):
+    """Return mpi4py.MPI, which must see all processes, or raise a UserError."""
+    if place.by == BY_HAND:
+        raise UserError(
+            f"RANK and WORLD_SIZE, as of torchrun, are set for {place.size} processes, but sums on "
+            "CPUs need MPI: start them by mpirun or srun, or unset these variables"
+        )
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(
+            f"{place.by} has started {place.size} processes, but there is no MPI to bring them "
+            f"together ({why}); {INSTALL}"
+        ) from None
+    if MPI.COMM_WORLD.size != place.size:
+        raise UserError(
+            f"{place.by} has started {place.size} processes, but MPI sees {MPI.COMM_WORLD.size}: "
+            f"mpi4py uses another MPI ({MPI.Get_library_version().split(',')[0].strip()}); with "
+            "srun, try --mpi=pmix"
+        )
+    return MPI
+
+
+def check_same(run, ranks):
+    """Raise a UserError, at all ranks, unless a Run is the same at each of them."""
+    if ranks.size == 1:
+        return
+    rows = run.train_config.batch_size
+    if rows < ranks.size:
+        raise UserError(
+            f"batch_size is {rows}, but there are {ranks.size} processes, and each takes rows of "
+            f"it; give a batch_size of {ranks.size} or more, or start fewer processes"
+        )
+    all_of_them = ranks.gather({k: v for k, v in description(run).items() if k not in OWN})
+    for rank, other in enumerate(all_of_them):
+        for name, value in all_of_them[0].items():
+            if other[name] != value:
+                raise UserError(
+                    f"{name} is {value} at rank 0, but {other[name]} at rank {rank}; give all "
+                    "processes the same options and data"
+                )
+
+
+def description(run):
+    """Return what a Run is of, and how far it has come, by name."""
+    state = vars(run.state) | {"train": None, "data_name": None, "data_folder": None}
+    return {"text of the data (SHA-256)": run.data.sha256, **vars(run.config)} | {
+        **vars(run.train_config),
+        **{f"{name} of the run": value for name, value in state.items()},
+    }

