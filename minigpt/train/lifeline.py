@@ -47,7 +47,7 @@ class Lifeline:
 
     def __init__(self, rank, size, address, server=None):
         self.rank, self.size, self.server, self.heard = rank, size, server, False
-        self._peers, self._ended, self._lock = {}, set(), threading.Lock()
+        self._peers, self._ended, self._lock = {}, set(), threading.Condition()
         self._open = True
         if server is not None:
             self._start(self._accept, address[2])
@@ -58,6 +58,16 @@ class Lifeline:
             peer = socket.create_connection((host, address[1]), CONNECT_S)
             self._add(0, peer, peer.makefile("rb"))
             self._send(0, {"rank": rank, "password": address[2]})
+
+    def wait(self, n):
+        """Wait until n connections are there, or for CONNECT_S."""
+        with self._lock:
+            self._lock.wait_for(lambda: len(self._peers) >= n, CONNECT_S)
+
+    @property
+    def connected(self):
+        """Whether this process has a connection to the first."""
+        return 0 in self._peers
 
     def _start(self, work, *args):
         threading.Thread(target=work, args=args, name="lifeline", daemon=True).start()
@@ -90,6 +100,7 @@ class Lifeline:
                 peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         with self._lock:
             self._peers[rank] = peer
+            self._lock.notify_all()
         self._start(self._read, rank, file)
 
     def _send(self, rank, message):
@@ -151,7 +162,7 @@ class Lifeline:
         """End the connections in order: all processes are done."""
         self._open = False
         self._send_all({"end": True})
-        for peer in self._peers.values():
+        for peer in list(self._peers.values()):
             with contextlib.suppress(OSError):
                 peer.shutdown(socket.SHUT_WR)
         if self.server is not None:

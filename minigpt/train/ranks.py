@@ -112,6 +112,9 @@ class Ranks(Alone):
         server, address = listen() if rank == 0 else (None, None)
         address = exchange(address)[0]
         self._lifeline = Lifeline(rank, size, address, server)
+        connected = sum(self.gather(self._lifeline.connected))
+        if rank == 0:
+            self._lifeline.wait(connected)
         self.nodes = self.gather(platform.node())
 
     def gather(self, value=None):
