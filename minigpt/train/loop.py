@@ -99,7 +99,7 @@ def started(run):
         with (
             blas_threads(train_config.threads),
             Workers(train_config.workers()) as workers,
-            tracked(run),
+            contextlib.nullcontext() if run.ranks.rank else tracked(run),
         ):
             if train_config.report_every:
                 check_library()

@@ -25,7 +25,6 @@ from minigpt.cli.program import device_failures
 from minigpt.errors import UserError
 from minigpt.train.interrupt import Stopped, interruptible
 from minigpt.train.launch import BY_HAND, find_place
-from minigpt.train.lifeline import Lifeline, listen
 from minigpt.train.threads import shard_slices
 
 PIECE = 2**28  # numbers in one sum: MPI counts in 32 bits
@@ -109,6 +108,8 @@ class Ranks(Alone):
     def __init__(self, rank, size, exchange):
         self.rank, self.size, self._exchange = rank, size, exchange
         self._failed, self._quiet, self._said = False, contextlib.ExitStack(), io.StringIO()
+        from minigpt.train.lifeline import Lifeline, listen  # no help of a command waits for it
+
         server, address = listen() if rank == 0 else (None, None)
         address = exchange(address)[0]
         self._lifeline = Lifeline(rank, size, address, server)

@@ -118,7 +118,7 @@ def resume_run(given, ranks=ALONE):
     checkpoint, state, config, train_config = stored_run(given)
     check_incomplete(state, train_config)
     backend_of(train_config)
-    check_trackers(train_config)
+    ranks.first(lambda: check_trackers(train_config))
     base = same_base(checkpoint, given, Path(train_config.out_dir) / LAST)
     trained_on, sha256 = state.data_name, state.data_sha256
     try:
