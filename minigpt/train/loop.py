@@ -102,7 +102,7 @@ def started(run):
             contextlib.nullcontext() if run.ranks.rank else tracked(run),
         ):
             if train_config.report_every:
-                check_library()
+                run.ranks.first(check_library)
             run.start(workers)
             with tf32_products(PRECISIONS[train_config.dtype].tf32):
                 yield

@@ -30,6 +30,8 @@ def stop_page(run):
 
 def write_or_note(run, refresh):
     """Write the page; return its path, or None and a note. Without the extra there is no note."""
+    if run.ranks.rank:
+        return None  # the first of several processes writes it
     from minigpt.report.run_page import write_run_page  # slow to import, and --help needs none
 
     try:
