@@ -72,8 +72,8 @@ def weight_decay(passes, per_step, lr):
 
     At this learning rate the weights lose FORGET passes of themselves in a pass: the more often a
     run meets its data, the fewer passes its weights remember, and the less it overfits. The best
-    decays of runs on parts of two texts are 0.27, 0.59, 0.73, 1.06 and 1.45 a pass for 4, 8, 12, 16
-    and 32 passes: bench/experiments.md, "Weight decay by passes".
+    decays of runs on parts of two texts are 0.3, 0.6, 0.7, 1.1 and 1.4 a pass for 4, 8, 12, 16 and
+    32 passes: bench/experiments.md, "Weight decay by passes".
 
     Parameters
     ----------
