@@ -7,15 +7,15 @@ HINT = "Values under the pointer; drag to move, Ctrl + wheel to zoom, double cli
 
 
 def curve_section(run):
-    """Return the Section of the curves of a Shown run, or None if it has no metrics."""
-    losses = points(run.lines, LOSSES)
+    """Return the Section of the curves of a Shown run, or None if there are none."""
+    losses, notes = points(run.lines, LOSSES), "".join(map(note, run.notes))
     if not losses:
-        return None
+        return Section("curves", "Curves", notes) if notes else None
     parts = [chart(curve(losses, "loss (nats per token)"), "Training and validation loss by step")]
     rates = points(run.lines, {"learning_rate": "learning rate"})
     if rates:
         parts.append(chart(curve(rates, "learning rate", 160), "Learning rate by step"))
-    return Section("curves", "Curves", "".join([*parts, *map(note, run.notes), paragraph(HINT)]))
+    return Section("curves", "Curves", "".join([*parts, notes, paragraph(HINT)]))
 
 
 def points(lines, names):

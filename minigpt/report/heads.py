@@ -26,7 +26,7 @@ KINDS = {
 }
 HELP = (
     "Choose a head in the table (arrow keys: layer and head) and a token (pointer, or arrow keys "
-    "left and right): the text shows what it looks at, the darker the more."
+    "left and right): the text shows what it looks at, the stronger the more."
 )
 
 

@@ -35,11 +35,16 @@ import math
 from importlib import resources
 from typing import Any, NamedTuple
 
+from minigpt.cli import one_line
 from minigpt.cli.characters import visible
 from minigpt.errors import UserError
 from minigpt.files import write_atomically, writing
 
 INSTALL = "pip install 'minigpt[report]'"
+LICENCE = (
+    "// Vega, Vega-Lite and vega-embed: University of Washington Interactive Data Lab and "
+    "contributors, BSD 3-clause licence\n"
+)
 POLICY = (  # no request can leave the page; Vega compiles its expressions
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
     "img-src data:; base-uri 'none'; form-action 'none'"
@@ -89,11 +94,17 @@ def library():
     Raises
     ------
     NoLibrary
+    UserError
+        If it is there and fails.
     """
     check_library()
-    import vl_convert
+    try:
+        import vl_convert
 
-    return vl_convert.javascript_bundle()
+        return LICENCE + vl_convert.javascript_bundle()
+    except Exception as error:  # an extra fails in ways that nobody can list
+        why = one_line(f"{type(error).__name__}: {error}")
+        raise UserError(f"the charts of a page cannot be made: vl_convert: {why}") from error
 
 
 def write_page(path, title, sections, lead="", refresh=None):

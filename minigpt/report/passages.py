@@ -41,8 +41,8 @@ def passages_section(checkpoint, data, why=None):
     guess = math.log(checkpoint.config.vocab_size)
     html = paragraph(
         f"By the mean loss of their tokens, of {ranking.scored:,} tokens that were looked at. "
-        f"The darker a token, the higher its loss: from 0 to {guess:.2f} nats and more, as of a "
-        f"random guess. {KEYS}"
+        f"The stronger the colour, the higher the loss: from 0 to {guess:.2f} nats and more, as of "
+        f"a random guess. {KEYS}"
     )
     if ranking.scored < ranking.total:
         html += note(

@@ -132,7 +132,7 @@ def new_sample(checkpoint, data):
 
 
 def write_run_page(folder, path=None, prompt=None, refresh=None):
-    """Write the page of a run; return (path, size in bytes).
+    """Write the page of a run; return (path, size in bytes, notes on what it lacks).
 
     Parameters
     ----------
@@ -156,7 +156,8 @@ def write_run_page(folder, path=None, prompt=None, refresh=None):
     run = open_run(folder, prompt)
     sections = [section for part in PARTS if (section := part(run)) is not None]
     lead = paragraph(sentence(run)) + facts(figures(run))
-    return path, write_page(path, f"minigpt: {folder.resolve().name}", sections, lead, refresh)
+    size = write_page(path, f"minigpt: {folder.resolve().name}", sections, lead, refresh)
+    return path, size, run.notes
 
 
 def check_place(path):
@@ -214,5 +215,7 @@ def main(argv=None, prog="minigpt report"):
     cli.add_flags(parser, ReportConfig)
     options = cli.build(ReportConfig, vars(parser.parse_args(argv)))
     to = None if options.to is None else Path(options.to)
-    path, size = write_run_page(Path(options.out_dir), to, options.prompt)
+    path, size, notes = write_run_page(Path(options.out_dir), to, options.prompt)
+    for each in notes:
+        cli.note(each)
     print(f"page: {cli.printable(str(path))}, {describe_size(size)}")

@@ -25,6 +25,7 @@ from minigpt.sample.evaluation import EVAL_TOKENS
 from minigpt.train.threads import STACK, shard_slices
 
 FLOAT = 4  # bytes of float32
+PAGE = 300 * 10**6  # bytes of a page, at the end of a run: the library, activations; measured
 PICTURE = 35 * 10**6  # bytes of matplotlib, at the end of a run: measured
 DEVICE_SCRATCH = 2**20  # numbers in buffers of a fixed size on a GPU, about
 
@@ -299,6 +300,8 @@ def run_peak(parts, loaded, load_peak):
     end = parts["weights"] * 3 + parts["optimizer"]
     if importlib.util.find_spec("matplotlib"):
         end += PICTURE
+    if importlib.util.find_spec("vl_convert"):
+        end += PAGE + parts["weights"]  # and a gradient of each
     return max(load_peak, loaded + max(sum(parts.values()), end))
 
 

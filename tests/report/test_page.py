@@ -26,6 +26,15 @@ def test_a_page_without_charts_needs_no_library(tmp_path, monkeypatch):
         page.page("A page", [Section("c", "Chart", page.chart({}, "of nothing"))])
 
 
+def test_a_plotting_library_that_is_broken_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "vl_convert.py").write_text("raise OSError('no such\\nsymbol')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "vl_convert", raising=False)
+    page.library.cache_clear()
+    with pytest.raises(UserError, match="cannot be made: vl_convert: OSError: no such symbol$"):
+        page.library()
+
+
 def test_text_stays_text():
     parts = [page.paragraph(EVIL), page.table([EVIL] * 2, [[EVIL, EVIL]], EVIL), page.note(EVIL)]
     parts += [page.matrix([[0.0]], EVIL, [EVIL], [EVIL]), page.facts({EVIL: EVIL})]

@@ -125,6 +125,19 @@ def test_what_is_no_page_of_ours_is_not_replaced(run, tmp_path, library):
         main(["report", "--out-dir", str(run), "--prompt", "\u4e00"])
 
 
+def test_damaged_metrics_are_named_and_the_rest_is_shown(run, tmp_path, library, capsys):
+    lines = (run / METRICS).read_bytes().splitlines(keepends=True)
+    try:
+        (run / METRICS).write_bytes(b"".join([*lines[:2], b"{half a line\n", *lines[2:]]))
+        assert main(["report", "--out-dir", str(run), "--to", str(tmp_path / "page.html")]) is None
+    finally:
+        (run / METRICS).write_bytes(b"".join(lines))
+    named = f"{METRICS}: 1 line left out as damaged: line 3"
+    assert f"note: {named}\n" in capsys.readouterr().err
+    text = (tmp_path / "page.html").read_text("utf-8")
+    assert f'<p class="note">{named}</p>' in text and '<figure class="chart"' in text
+
+
 def test_without_metrics_the_model_is_shown(run, tmp_path, library):
     (run / METRICS).rename(tmp_path / METRICS)
     try:
@@ -132,4 +145,4 @@ def test_without_metrics_the_model_is_shown(run, tmp_path, library):
     finally:
         (tmp_path / METRICS).rename(run / METRICS)
     text = (tmp_path / "page.html").read_text("utf-8")
-    assert '<section id="model"' in text and '<section id="curves"' not in text
+    assert '<section id="model"' in text and "there are no curves" in text

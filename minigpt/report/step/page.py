@@ -16,7 +16,7 @@ ROWS, COLUMNS = 32, 72  # of a matrix that are shown
 POINT, DIGIT = "\u2008", "\u2007"  # spaces as wide as a point, as a digit
 HOW = (
     "Point at a number, or go to a matrix with Tab and to its numbers with the arrow keys: the "
-    "numbers that it is made of are marked. Blue is above 0, orange below; the darker, the larger."
+    "numbers that it is made of are marked. Blue is above 0, orange below; strong is large."
 )
 
 

@@ -50,6 +50,14 @@ MUTANTS = {
             RUN + "test_maps_that_would_make_a_page_too_large_are_cut",
         ),
     ],
+    "minigpt/report::curve_section": [
+        (
+            "damaged metrics are not named on the page",
+            '"".join(map(note, run.notes))',
+            '""',
+            RUN + "test_damaged_metrics_are_named_and_the_rest_is_shown",
+        ),
+    ],
     "minigpt/report::check_place": [
         (
             "a page takes the place of any file",
