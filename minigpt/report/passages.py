@@ -83,7 +83,7 @@ def passage_html(passage, answer, guess):
         lead = f'<span class="before">{escape(before)}</span>'
     else:
         head += f": {on_one_line(before)} → {on_one_line(answer)}"
-        lead = ""
+        lead = '<span class="before">expected: </span>'
     return (
         f'<figure class="passage"><figcaption>{escape(head)}</figcaption>\n'
         f'<p class="tokens" tabindex="0" role="group" aria-label="{escape(head)}">'

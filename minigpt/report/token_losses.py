@@ -223,7 +223,7 @@ def rank_pairs(checkpoint, data, scored=SCORED, seconds=SECONDS):
     def passage(entry):
         before = source.decode(entry.before[entry.before >= 0].tolist())
         decoder, ids = target.decoder(), entry.targets.tolist()
-        texts = [END if i == end else decoder.push([i]) or label(i) for i in ids]
+        texts = [f" {END}" if i == end else decoder.push([i]) or label(i) for i in ids]
         return Passage(entry.loss, before, tokens_of(texts, entry, label))
 
     return rank(found, passage, total)

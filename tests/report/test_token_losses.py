@@ -78,7 +78,7 @@ def test_pairs_are_ranked_with_their_answers(pairs):  # noqa: F811
     found = rank_pairs(checkpoint, data)
     asked = dict(data.val_pairs)
     for passage in (*found.worst, *found.best):
-        assert passage.tokens[-1].text == "end"
+        assert passage.tokens[-1].text == " end"
         assert "".join(t.text for t in passage.tokens[:-1]) == asked[passage.before]
     assert found.worst[0].loss > found.best[0].loss and found.scored == found.total
     html = passages_section(checkpoint, data).html
