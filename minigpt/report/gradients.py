@@ -13,7 +13,7 @@ from minigpt.report.page import Section, chart, note, paragraph, table
 from minigpt.report.run_data import validation_batch
 from minigpt.sample.tasks import task_of
 
-FLOPS = 30e9  # of both passes, about: a second or less
+FLOPS = 15e9  # of both passes, about: a second or less
 PARTS = {"attn": "attention", "cross": "cross attention", "mlp": "MLP"}
 NAMES = {"wte": "embedding", "wpe": "embedding", "wbe": "embedding", "lm_head": "head"}
 

@@ -12,7 +12,7 @@ from minigpt.sample.evaluation import spread
 from minigpt.sample.tasks import task_of
 
 LARGEST = 200 * 10**6  # bytes of data that are read for a page
-LEAST_TOKENS, MOST_TOKENS = 64, 4096  # of a batch
+LEAST_TOKENS, MOST_TOKENS = 64, 2048  # of a batch
 
 
 def open_run_data(checkpoint, folder):

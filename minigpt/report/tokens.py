@@ -77,12 +77,13 @@ def tokens_section(checkpoint, data):
     """
     if checkpoint.tokenizer is None:
         return None
-    html = "".join(vocabulary_html(*each) for each in vocabularies(checkpoint, data))
+    html = []
     if data is None:
-        html = (
-            note("How often tokens come is not known: the run's data are not to be found.") + html
-        )
-    return Section("tokens", "Tokens", html)
+        html.append(note("How often tokens come is not known without the run's data."))
+    for name, labels, arrays in vocabularies(checkpoint, data):
+        html += [f"<h3>{name.capitalize()}</h3>\n"] * bool(name)
+        html.append(vocabulary_html(name, labels, arrays))
+    return Section("tokens", "Tokens", "".join(html))
 
 
 def vocabulary_html(name, labels, arrays):
