@@ -9,7 +9,7 @@ import time
 from minigpt.errors import UserError
 
 FRACTION = 0.01  # of the run's seconds that all samples together take, at most
-FIRST_S = 1.0  # for the sample of a model before its first step
+FIRST_S = 1.0  # for the sample of a model before its first step, beside all others
 
 
 class Samples:
@@ -23,7 +23,7 @@ class Samples:
     Attributes
     ----------
     spent_s : float
-        On samples so far.
+        On samples so far, but for one before the first step.
     """
 
     def __init__(self, tokens):
@@ -53,4 +53,5 @@ class Samples:
         except UserError:  # of logits that are not finite: the next steps say what has happened
             return None
         finally:
-            self.spent_s += time.perf_counter() - start
+            if run.state.step:
+                self.spent_s += time.perf_counter() - start

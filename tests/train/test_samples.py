@@ -75,7 +75,9 @@ def test_all_samples_together_take_a_hundredth_of_a_run(clock):
     assert some.take(fake_run(1000, work=work), stop) is None
     assert some.take(fake_run(2000, work=work), stop) == "xxxx"
     assert Samples(0).take(fake_run(1000, work=work), stop) is None
-    assert Samples(4).take(fake_run(0, step=0, work=work), stop) == "xx"  # before the first step
+    first = Samples(4)
+    assert first.take(fake_run(0, step=0, work=work), stop) == "xx"  # before the first step
+    assert first.take(fake_run(1000, work=work), stop) == "xxxx"
     stop.signal = 2
     assert Samples(4).take(fake_run(1000, work=work), stop) == "x"
 
