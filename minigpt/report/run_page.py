@@ -5,6 +5,7 @@ Section, or None where the run has nothing of the kind.
 """
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minigpt import cli
+from minigpt.backend.blas import blas_threads
 from minigpt.cli import plural
 from minigpt.data.datasets import PairData, TextData
 from minigpt.errors import UserError
@@ -20,6 +22,7 @@ from minigpt.interchange.loading import open_on_host
 from minigpt.model import count_parameters, describe_model
 from minigpt.model.base import load_plain
 from minigpt.model.checkpoint import Checkpoint, find_checkpoint
+from minigpt.report import page
 from minigpt.report.anatomy import anatomy_section
 from minigpt.report.cost import cost_section
 from minigpt.report.curves import curve_section
@@ -153,8 +156,12 @@ def write_run_page(folder, path=None, prompt=None, refresh=None):
     path = folder / PAGE if path is None else path
     check_place(path)
     check_library()
-    run = open_run(folder, prompt)
-    sections = [section for part in PARTS if (section := part(run)) is not None]
+    # The threads of BLAS would wait for each other in every product, long where cores are busy.
+    with ThreadPoolExecutor(1) as beside, blas_threads(1):
+        bundle = beside.submit(page.library)  # two seconds, without Python's lock
+        run = open_run(folder, prompt)
+        sections = [section for part in PARTS if (section := part(run)) is not None]
+    bundle.result()
     lead = paragraph(sentence(run)) + facts(figures(run))
     size = write_page(path, f"minigpt: {folder.resolve().name}", sections, lead, refresh)
     return path, size, run.notes
