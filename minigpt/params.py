@@ -152,3 +152,7 @@ class Params:
     def zeros_like(self):
         """Return Params of the same layout, all zero: for gradients and optimizer state."""
         return Params(self.shapes, self._xp, self.flat.dtype)
+
+    def part(self, own):
+        """Return Params of one array as long as the slice `own` of `flat`, all zero."""
+        return Params({"part": (own.stop - own.start,)}, self._xp, self.flat.dtype)

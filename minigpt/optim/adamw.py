@@ -86,11 +86,13 @@ class AdamW:
         A copy of `params` in half precision, which every step renews: the passes run on it.
     loss_scaling : bool
         Whether the loss is multiplied by `loss_scale`, which adapts itself: see `clip`.
+    own : slice, optional
+        The part of `params.flat` that is stepped, where other processes step the others.
 
     Attributes
     ----------
     m, v : Params
-        First and second moments, in the layout of the parameters.
+        First and second moments, in the layout of the parameters; of a part alone, one array.
     state : (6,) array
         As in `clip`.
     step_count : int
@@ -107,8 +109,10 @@ class AdamW:
         max_norm=0.0,
         half_params=None,
         loss_scaling=False,
+        own=None,
     ):
-        self.params, self.m, self.v = params, params.zeros_like(), params.zeros_like()
+        self.params, self.own = params, own or slice(0, params.size)
+        self.m, self.v = (params.zeros_like() if own is None else params.part(own) for _ in "mv")
         self.beta1, self.beta2, self.weight_decay, self.eps = beta1, beta2, weight_decay, eps
         self.max_norm, self.step_count = max_norm, 0
         self.half_params, self.loss_scaling = half_params, loss_scaling
@@ -137,7 +141,7 @@ class AdamW:
         """What to multiply the loss by: 1.0, or a () array that is always up to date."""
         return self.state[LOSS_SCALE, ...] if self.loss_scaling else 1.0
 
-    def step(self, grads, lr, parallel_for=in_one_range, loss=None):
+    def step(self, grads, lr, parallel_for=in_one_range, loss=None, total=None):
         """Update the parameters by the gradients, unless these or the loss have overflowed.
 
         Parameters
@@ -150,23 +154,30 @@ class AdamW:
             order or at once, and returns the results in the order of the ranges; by default it
             is one range.
         loss : float or () float, optional
+        total : callable, optional
+            total(x) -> the sum of an array (1,) over all processes, where each has a part.
         """
-        self.prepare(grads, parallel_for, loss)
-        parallel_for(lambda start, stop: self.update(grads, lr, start, stop), self.params.size)
+        self.prepare(grads, parallel_for, loss, total)
+        first, n = self.own.start, self.own.stop - self.own.start
+        parallel_for(lambda a, b: self.update(grads, lr, first + a, first + b), n)
 
-    def prepare(self, grads, parallel_for=in_one_range, loss=None):
+    def prepare(self, grads, parallel_for=in_one_range, loss=None, total=None):
         """Count a step, take the norm of its gradients, and clip; see `step`."""
         self.step_count += 1
+        grads = grads[self.own]
         parts = parallel_for(lambda start, stop: sum_of_squares(grads[start:stop]), grads.size)
         parts = parts[0] if len(parts) == 1 else array_module(grads).concatenate(parts)
+        if total is not None:
+            parts = total(parts.sum().reshape(1))
         growth = GROWTH_INTERVAL if self.loss_scaling else 0
         clip(self.state, parts, self.max_norm, growth, loss)
 
     def update(self, grads, lr, start, stop):
         """Update the parameters start .. stop - 1."""
-        flats = self.params.flat, grads, self.m.flat, self.v.flat
+        at = slice(start - self.own.start, stop - self.own.start)  # of the moments
         adamw_step(
-            *(flat[start:stop] for flat in flats),
+            *(flat[start:stop] for flat in (self.params.flat, grads)),
+            *(moment.flat[at] for moment in (self.m, self.v)),
             *(lr, self.beta1, self.beta2, self.eps, self.weight_decay),
             min(max(self.params.decayed - start, 0), stop - start),
             self.state[STEPS, ...],

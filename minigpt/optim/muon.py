@@ -154,6 +154,11 @@ class MatrixGroup(NamedTuple):
         )
 
     @property
+    def size(self):
+        """Numbers in one layer."""
+        return self.parts * self.rows * self.columns
+
+    @property
     def work(self):
         """Multiplications in a step of one layer, approximately."""
         small, large = sorted((self.rows, self.columns))
@@ -184,6 +189,28 @@ def group_matrices(params):
         stride = others[0] - start if others else rows * width
         groups.append(MatrixGroup(start, stride, 1 + len(others), rows, width // parts, parts))
     return groups, ranges
+
+
+def matrices_of(groups):
+    """Return (start, stop) of every array that has matrices of the groups, ascending."""
+    return sorted(
+        (group.start + i * group.stride, group.start + i * group.stride + group.size)
+        for group in groups
+        for i in range(group.layers)
+    )
+
+
+def within(own, groups, ranges):
+    """Return what of (groups, ranges) lies in a slice of the buffer, which cuts no matrix."""
+    found = []
+    for group in groups:
+        first = max(0, -((group.start - own.start) // group.stride))
+        last = min(group.layers, (own.stop - group.size - group.start) // group.stride + 1)
+        if first < last:
+            start = group.start + first * group.stride
+            found.append(group._replace(start=start, layers=last - first))
+    pairs = ((max(a, own.start), min(b, own.stop)) for a, b in ranges)
+    return found, [(a, b) for a, b in pairs if a < b]
 
 
 class Muon(AdamW):
@@ -218,11 +245,11 @@ class Muon(AdamW):
     def __init__(self, params, *args, momentum=MOMENTUM, tf32=False, **kwargs):
         super().__init__(params, *args, **kwargs)
         self.momentum, self.tf32 = momentum, tf32
-        self.groups, self.ranges = group_matrices(params)
+        self.groups, self.ranges = within(self.own, *group_matrices(params))
 
-    def step(self, grads, lr, parallel_for=in_one_range, loss=None):
+    def step(self, grads, lr, parallel_for=in_one_range, loss=None, total=None):
         """Update the parameters by the gradients: see AdamW.step."""
-        self.prepare(grads, parallel_for, loss)
+        self.prepare(grads, parallel_for, loss, total)
         work = sum(group.layers * group.work for group in self.groups)
         rest = sum(stop - start for start, stop in self.ranges)
         parallel_for(functools.partial(self._step_matrices, grads, lr), work)
@@ -242,7 +269,9 @@ class Muon(AdamW):
     def _step_layers(self, group, grads, lr, first, last):
         """Step one group of matrices in layers first .. last - 1."""
         xp, scale = array_module(grads), self.state[GRAD_SCALE, ...]
-        w, g, m = (group.view(x, first, last) for x in (self.params.flat, grads, self.m.flat))
+        w, g = (group.view(x, first, last) for x in (self.params.flat, grads))
+        own = group._replace(start=group.start - self.own.start)
+        m = own.view(self.m.flat, first, last)
         finite = xp.isfinite(scale)  # if not, nothing changes, and nobody has to wait to know
         taken = finite.astype(grads.dtype)
         lr, rest = lr * taken, (1 - self.momentum) * taken

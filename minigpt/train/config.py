@@ -14,8 +14,9 @@ from minigpt.errors import UserError
 from minigpt.model import gpt
 from minigpt.model.lora import Lora, adapter_shapes
 from minigpt.optim.adamw import AdamW
-from minigpt.optim.muon import MOMENTUM, Muon
+from minigpt.optim.muon import MOMENTUM, Muon, group_matrices, matrices_of
 from minigpt.optim.schedule import SHAPES
+from minigpt.optim.sharding import cut_evenly
 from minigpt.sample.tasks import TASKS
 
 OPTIMIZERS = {"adamw": AdamW, "muon": Muon}
@@ -127,6 +128,13 @@ class TrainConfig(cli.Config):
         "CPU threads; the batch is sharded over them (default: all usable cores)",
         **COUNT,
         group="Run",
+    )
+    shard_optimizer: bool = option(
+        False,
+        "of several processes, each keeps the optimizer's state of its part of the weights alone "
+        "(ZeRO stage 1)",
+        group="Run",
+        rare=True,
     )
     seed: int = option(1337, "seed of initial weights, batches and dropout", **NUMBER, group="Run")
     batch_size: int = option(32, "sequences per batch", **COUNT)
@@ -319,11 +327,21 @@ def check_lora(train_config):
     _ = train_config.lora  # checks the rest
 
 
-def make_optimizer(params, train_config, half_params=None):
-    """Return the optimizer that a TrainConfig asks for; `half_params` as in AdamW."""
-    precision, own = PRECISIONS[train_config.dtype], {}
+def optimizer_parts(params, train_config, n):
+    """Return the slice of `params.flat` that each of n processes steps; see optim/sharding.py.
+
+    A matrix that Muon steps belongs to one of them: its step needs all of it.
+    """
+    muon = train_config.optimizer == "muon"
+    whole = matrices_of(group_matrices(params)[0]) if muon else ()
+    return cut_evenly(params.size, n, whole)
+
+
+def make_optimizer(params, train_config, half_params=None, own=None):
+    """Return the optimizer that a TrainConfig asks for; `half_params` and `own` as in AdamW."""
+    precision, more = PRECISIONS[train_config.dtype], {}
     if train_config.optimizer == "muon":
-        own = {"momentum": train_config.momentum, "tf32": precision.tf32}
+        more = {"momentum": train_config.momentum, "tf32": precision.tf32}
     return OPTIMIZERS[train_config.optimizer](
         params,
         train_config.beta1,
@@ -332,7 +350,8 @@ def make_optimizer(params, train_config, half_params=None):
         max_norm=train_config.grad_clip,
         half_params=half_params,
         loss_scaling=precision.loss_scaling,
-        **own,
+        own=own,
+        **more,
     )
 
 

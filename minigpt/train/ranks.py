@@ -21,10 +21,12 @@ import traceback
 
 from minigpt import cli
 from minigpt.backend.cores import core_limit, cpu_quota
+from minigpt.backend.devices import load_backend
 from minigpt.cli.program import device_failures
 from minigpt.errors import UserError
 from minigpt.train.interrupt import Stopped, interruptible
 from minigpt.train.launch import BY_HAND, find_place
+from minigpt.train.nccl import Nccl, choose_device
 from minigpt.train.threads import shard_slices
 
 PIECE = 2**28  # numbers in one sum: MPI counts in 32 bits
@@ -91,6 +93,14 @@ class Alone:
     def sum(self, flat):
         """Replace an array by its sum over the ranks, the same to the bit at each."""
 
+    def use(self, backend):
+        """Prepare for arrays of a backend, which is not loaded yet: each rank has its own GPU."""
+
+    def total(self, x):
+        """Return the sum of a small array over the ranks."""
+        self.sum(x)
+        return x
+
 
 ALONE = Alone()
 
@@ -103,10 +113,12 @@ class Ranks(Alone):
     rank, size : int
     exchange : callable
         exchange(x) -> [x of each rank], for small values.
+    sums : Mpi or Nccl
+        For arrays: of NumPy, until `use` has seen the backend.
     """
 
-    def __init__(self, rank, size, exchange):
-        self.rank, self.size, self._exchange = rank, size, exchange
+    def __init__(self, rank, size, exchange, sums):
+        self.rank, self.size, self._exchange, self.sums = rank, size, exchange, sums
         self._failed, self._quiet, self._said = False, contextlib.ExitStack(), io.StringIO()
         from minigpt.train.lifeline import Lifeline, listen  # no help of a command waits for it
 
@@ -182,8 +194,31 @@ class Ranks(Alone):
     def sum(self, flat):
         """See Alone."""
         self.gather()  # none has failed
-        for start in range(0, flat.size, PIECE):
-            self._sum(flat[start : start + PIECE])
+        self.sums.sum(flat)
+
+    def sum_parts(self, flat, parts):
+        """Replace this rank's part of an array by its sum over the ranks; the others are lost.
+
+        Parameters
+        ----------
+        flat : (N,) float32
+        parts : list of slices
+            Of each rank; together they cover the array in order.
+        """
+        self.gather()
+        self.sums.sum_parts(flat, parts)
+
+    def spread(self, flat, parts):
+        """Replace every rank's part of an array by what that rank has; as `sum_parts`."""
+        self.gather()
+        self.sums.spread(flat, parts)
+
+    def use(self, backend):
+        """See Alone."""
+        if backend == "cupy":
+            choose_device(self)
+            load_backend(backend)  # says what it lacks
+            self.sums = Nccl(self)
 
     def cores(self):
         """Return how many CPU cores this rank should use, beside the others on its machine."""
@@ -229,8 +264,8 @@ class Ranks(Alone):
         self._lifeline.close()
 
 
-class Mpi(Ranks):
-    """Ranks whose arrays are in the memory of the host: sums by MPI, on one machine or several.
+class Mpi:
+    """Sums over processes whose arrays are in the memory of the host, on one machine or several.
 
     Parameters
     ----------
@@ -239,12 +274,24 @@ class Mpi(Ranks):
     """
 
     def __init__(self, MPI):
-        world = MPI.COMM_WORLD
-        self._world, self._in_place = world, MPI.IN_PLACE
-        super().__init__(world.rank, world.size, world.Dup().allgather)
+        self._world, self._in_place = MPI.COMM_WORLD, MPI.IN_PLACE
 
-    def _sum(self, flat):
-        self._world.Allreduce(self._in_place, flat)
+    def sum(self, flat):
+        """See Ranks.sum."""
+        for start in range(0, flat.size, PIECE):
+            self._world.Allreduce(self._in_place, flat[start : start + PIECE])
+
+    def sum_parts(self, flat, parts):
+        """See Ranks.sum_parts."""
+        part = parts[self._world.rank]
+        own = flat[part].copy()
+        self._world.Reduce_scatter(flat, own, [part.stop - part.start for part in parts])
+        flat[part] = own
+
+    def spread(self, flat, parts):
+        """See Ranks.spread."""
+        sizes = [part.stop - part.start for part in parts]
+        self._world.Allgatherv(self._in_place, [flat, (sizes, [part.start for part in parts])])
 
 
 class Together:
@@ -304,7 +351,7 @@ def exit_code(error):
 
 
 def join():
-    """Return the ranks that this process is one of: Alone, or Mpi.
+    """Return the ranks that this process is one of: Alone, or Ranks.
 
     Raises
     ------
@@ -315,7 +362,9 @@ def join():
     if place.size == 1:
         return ALONE
     try:
-        return Mpi(load_mpi(place))
+        MPI = load_mpi(place)
+        world = MPI.COMM_WORLD
+        return Ranks(world.rank, world.size, world.Dup().allgather, Mpi(MPI))
     except UserError:
         if place.rank:
             raise SystemExit(2) from None

@@ -117,6 +117,7 @@ def resume_run(given, ranks=ALONE):
     began = time.perf_counter()
     checkpoint, state, config, train_config = stored_run(given)
     check_incomplete(state, train_config)
+    ranks.use(train_config.backend)
     backend_of(train_config)
     ranks.first(lambda: check_trackers(train_config))
     base = same_base(checkpoint, given, Path(train_config.out_dir) / LAST)

@@ -136,7 +136,7 @@ class Run:
         if checkpoint is not None:
             optimizer = self.trainer.optimizer
             for name, moment in checkpoint.optimizer_arrays.items():
-                getattr(optimizer, name).flat[...] = to_device(moment.flat, xp)
+                getattr(optimizer, name).flat[...] = to_device(moment.flat[optimizer.own], xp)
             optimizer.restore(optimizer_numbers(self.state, self.train_config))
             optimizer.step_count = self.state.step
             self.state.ahead = taken_ahead(self.state, self.train_config)
@@ -400,7 +400,7 @@ class Run:
     def save_last(self):
         """Write the checkpoint that --resume goes on from."""
         self.files.write_lines()
-        self.save(LAST, self.trainer.optimizer)
+        self.save(LAST, self.trainer.whole_moments())
         self.ranks.first(self.files.replace_old)
         self.saved, self.saved_s = (self.state.step, bool(self.state.due)), self.state.seconds
 
@@ -469,6 +469,7 @@ def new_run(options, overwrite, ranks=ALONE):
     began = time.perf_counter()
     base, options = open_base(options)
     train_config = train_config_of(options)  # reports what is wrong with them before any work
+    ranks.use(train_config.backend)
     backend_of(train_config)
     ranks.first(lambda: check_trackers(train_config))
     ranks.first(lambda: check_folder(Path(train_config.out_dir), overwrite))

@@ -6,6 +6,9 @@ each thread on its shard, threads.sum_gradients, then the optimizer's step.
 
 import functools
 import operator
+import types
+
+import numpy
 
 from minigpt.backend import all_arrays_on, to_device, to_host
 from minigpt.backend.devices import PRECISIONS, dtype_of, on_gpu
@@ -17,7 +20,7 @@ from minigpt.optim.schedule import learning_rate, weight_decay
 from minigpt.params import Params, aligned
 from minigpt.sample.evaluation import EVAL_TOKENS, mean_loss
 from minigpt.sample.tasks import task_of
-from minigpt.train.config import make_optimizer
+from minigpt.train.config import make_optimizer, optimizer_parts
 from minigpt.train.interrupt import NEVER, Stopped
 from minigpt.train.ranks import ALONE
 from minigpt.train.threads import shard_slices, sum_gradients
@@ -73,7 +76,11 @@ class Trainer:
             if frozen is not None:
                 frozen = Params(frozen.shapes, xp, dtype, frozen.flat.astype(dtype))
             self.compute_tree = self.whole_tree(half_params, frozen)
-        self.optimizer = make_optimizer(params, train_config, half_params)
+        self.parts, self.half_params, own = None, half_params, None
+        if train_config.shard_optimizer and ranks.size > 1:
+            self.parts = optimizer_parts(params, train_config, ranks.size)
+            own = self.parts[ranks.rank]
+        self.optimizer = make_optimizer(params, train_config, half_params, own)
         seen = params if half_params is None else half_params
         self._places = gradient_places(seen.arrays, self.grads.arrays)
 
@@ -185,7 +192,10 @@ class Trainer:
             self.optimizer.weight_decay = self.decay(split, step, progress)
         stop.hold()
         loss = self.sum_over_ranks(loss)
-        self.optimizer.step(self.grads.flat, lr, self.workers.ranges, loss)
+        if self.parts is None:
+            self.optimizer.step(self.grads.flat, lr, self.workers.ranges, loss)
+        else:
+            self.step_own(lr, loss)
         return loss, as_float(self.optimizer.state[GRAD_NORM]), lr
 
     def decay(self, split, step, progress=None):
@@ -207,8 +217,37 @@ class Trainer:
         if self.ranks.size == 1:
             return loss
         self._sent[-1] = loss  # one sum for both
-        self.ranks.sum(self._sent)
+        if self.parts is None:
+            self.ranks.sum(self._sent)
+        else:
+            self.ranks.sum(self._sent[-1:])
+            self.ranks.sum_parts(self.grads.flat, self.parts)
         return as_float(self._sent[-1, ...].copy())
+
+    def step_own(self, lr, loss):
+        """Step this rank's part of the weights, and receive those of the others."""
+        grads, ranges, weights = self.grads.flat, self.workers.ranges, self.params.flat
+        self.optimizer.step(grads, lr, ranges, loss, self.ranks.total)
+        self.ranks.spread(weights, self.parts)
+        if self.half_params is not None:
+            self.half_params.flat[...] = weights
+
+    def whole_moments(self):
+        """Return what has the moments m and v in the layout of the parameters, for a checkpoint.
+
+        Where each rank has a part, the first receives them all, and the others have nothing. The
+        buffer of the gradients carries them, which the next step fills again.
+        """
+        if self.parts is None:
+            return self.optimizer
+        found, flat = types.SimpleNamespace(), self.grads.flat
+        for name in ("m", "v"):
+            flat[self.optimizer.own] = getattr(self.optimizer, name).flat
+            self.ranks.spread(flat, self.parts)
+            if self.ranks.rank == 0:
+                moment = Params(self.params.shapes, numpy, flat.dtype, to_host(flat).copy())
+                setattr(found, name, moment)
+        return found
 
     def progress(self):
         """Read from the optimizer how many steps were taken and skipped, and the loss scale."""

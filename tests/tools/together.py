@@ -25,16 +25,27 @@ class Meeting:
         return found
 
 
-class Threads(Ranks):
-    """A rank that is a thread; sums are in the order of the ranks."""
+class Sums:
+    """Sums over threads, in the order of the ranks."""
 
-    def __init__(self, rank, meeting):
-        self.meeting = meeting
-        exchange = functools.partial(meeting.exchange, rank)
-        super().__init__(rank, len(meeting.values), exchange)
+    def __init__(self, rank, exchange):
+        self.rank, self.exchange = rank, exchange
 
-    def _sum(self, flat):
-        flat[...] = functools.reduce(np.add, self.meeting.exchange(self.rank, flat.copy()))
+    def sum(self, flat):
+        """As Mpi's."""
+        flat[...] = functools.reduce(np.add, self.exchange(flat.copy()))
+
+    def sum_parts(self, flat, parts):
+        """As Mpi's."""
+        whole, own = flat.copy(), parts[self.rank]
+        self.sum(whole)
+        flat[...] = np.nan  # nobody may look at what belongs to others
+        flat[own] = whole[own]
+
+    def spread(self, flat, parts):
+        """As Mpi's."""
+        for part, theirs in zip(parts, self.exchange(flat.copy()), strict=True):
+            flat[part] = theirs[part]
 
 
 def in_ranks(size, work):
@@ -43,7 +54,8 @@ def in_ranks(size, work):
 
     def run(rank):
         try:
-            ranks = Threads(rank, meeting)
+            exchange = functools.partial(meeting.exchange, rank)
+            ranks = Ranks(rank, size, exchange, Sums(rank, exchange))
             results[rank] = work(ranks)
             ranks.leave()
         except BaseException as error:

@@ -6,9 +6,13 @@ import threading
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minigpt.errors import UserError
 from minigpt.model.init import init_params
+from minigpt.model.lora import init_adapter
+from minigpt.optim.sharding import cut_evenly
 from minigpt.train.clock import Clock
 from minigpt.train.interrupt import Interrupt, Stopped
 from minigpt.train.launch import find_place
@@ -72,6 +76,55 @@ def test_losses_are_those_of_one_process(size, optimizer):
         np.testing.assert_allclose(losses, expected, rtol=0, atol=TOLERANCE)
         np.testing.assert_array_equal(this.params.flat, results[0][1].params.flat)
         assert this.count == alone.count and this.evaluated == alone.evaluated
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_sharded_optimizer_takes_the_same_steps(size, optimizer):
+    expected, alone = train(ALONE, optimizer=optimizer)
+
+    def sharded(ranks):
+        losses, this = train(ranks, optimizer=optimizer, shard_optimizer=True)
+        moments = this.whole_moments()
+        if ranks.rank == 0:
+            for name in ("m", "v"):
+                whole = getattr(alone.optimizer, name).flat
+                np.testing.assert_allclose(getattr(moments, name).flat, whole, rtol=0, atol=1e-5)
+        return losses, this.params.flat, [this.optimizer.m.flat.size, this.optimizer.v.flat.size]
+
+    results = in_ranks(size, sharded)
+    for losses, weights, _ in results:
+        np.testing.assert_allclose(losses, expected, rtol=0, atol=TOLERANCE)
+        np.testing.assert_array_equal(weights, results[0][1])
+    sizes = np.array([sizes for *_, sizes in results])
+    assert (sizes.sum(axis=0) == alone.params.size).all()
+    assert sizes.max() < 1.25 * alone.params.size / size  # whole matrices, so about
+
+
+@given(size=st.integers(0, 400), n=st.integers(1, 9), edges=st.sets(st.integers(0, 400)))
+def test_parts_cover_a_buffer_in_order_and_cut_nothing_that_is_whole(size, n, edges):
+    edges = sorted(edge for edge in edges if edge <= size)
+    whole = list(zip(edges[::2], edges[1::2], strict=False))
+    parts = cut_evenly(size, n, whole)
+    assert len(parts) == n
+    assert [i for p in parts for i in range(p.start, p.stop)] == list(range(size))
+    assert not any(a < p.start < b for p in parts for a, b in whole)
+
+
+def test_adapters_are_trained_alike_on_frozen_weights():
+    lora = {"lora_rank": 2, "init_from": "a model", "optimizer": "adamw", "lora_dropout": 0.1}
+    options = dataclasses.replace(TRAIN, lora_alpha=2.0, lora_targets="c_attn", **lora)
+
+    def losses(ranks):
+        params = init_adapter(CONFIG, options.lora, 1, np)
+        frozen = init_params(CONFIG, 1, np)
+        with Workers(1) as workers:
+            this = Trainer(params, CONFIG, options, np, workers, frozen, ranks)
+            return [this.step(IDS, step)[0] for step in range(15)]
+
+    expected = losses(ALONE)
+    for found in in_ranks(2, losses):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
 
 
 def test_a_rank_without_rows_takes_part():

