@@ -61,9 +61,8 @@ def predict():
 def child(args):
     """Time steps and sums in this process and those beside it; the first prints JSON."""
     with join() as ranks:
-        options = PRESETS[args.preset] | {"threads": args.threads}
-        if args.batch_size:
-            options |= {"batch_size": args.batch_size}
+        own = {"threads": args.threads, "batch_size": args.batch_size}
+        options = PRESETS[args.preset] | own
         config, train_config = resolve(options, {"vocab_size": VOCABULARY})
         ids = np.random.default_rng(1337).integers(0, VOCABULARY, 100_000, dtype=np.int32)
         with blas_threads(args.threads), Workers(args.threads) as workers:
@@ -99,7 +98,7 @@ def start(args, ranks, threads, batch_size):
 
 def compare(args, cores):
     """Time all kinds in turns; return a record of each."""
-    rows = PRESETS[args.preset]["batch_size"]
+    rows = args.batch_size
     kinds = {
         f"1 process of {cores} threads": (1, cores, rows),
         f"{cores} processes of 1 thread, the same batch": (cores, 1, rows),
@@ -128,9 +127,9 @@ def main():
     parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", help="file for the record")
-    for name, kind in (("--child", None), ("--threads", int), ("--batch-size", int)):
-        more = {"action": "store_true"} if kind is None else {"type": kind}
-        parser.add_argument(name, help=argparse.SUPPRESS, **more)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         return child(args)
