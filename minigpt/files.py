@@ -19,6 +19,7 @@ PAUSES_S = 0.1, 0.3, 0.6  # seconds before each further try at writing
 LASTING = errno.EFBIG, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG
 TEMPORARY = ".tmp"  # how the name of a file ends that is being written
 LEFT_S = 3600.0  # after which a file that was being written is of a process that is dead
+TOO_LARGE = 1e300  # for a number in the metrics; what is not finite is not below it, either
 READ_ONLY = "it is marked read-only; allow writing by `chmod u+w`, or name another"
 
 MARK = codecs.BOM_UTF8
@@ -79,10 +80,28 @@ def read_metrics(folder, damaged=None):
                 line = json.loads(text)
             except (ValueError, RecursionError):
                 line = None
-            if isinstance(line, dict) and type(line.get("step")) is int:
+            if are_metrics(line):
                 yield line
             elif damaged is not None and text.endswith("\n") and text.strip():
                 damaged.append(number)
+
+
+def are_metrics(line):
+    """Tell whether JSON is a line of metrics: a step, finite numbers or nothing, and a sample."""
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        return False
+    measures = line | {"sample": None}
+    return is_sample(line.get("sample")) and all(
+        value is None or type(value) in (int, float) and abs(value) < TOO_LARGE
+        for value in measures.values()
+    )
+
+
+def is_sample(value):
+    """Tell whether JSON is a sample: nothing, a text, or answers to sources."""
+    if not isinstance(value, list):
+        return value is None or isinstance(value, str)
+    return all(isinstance(one, dict) and isinstance(one.get("source"), str) for one in value)
 
 
 @contextlib.contextmanager

@@ -5,19 +5,20 @@ of the text are kept, and the page says so.
 """
 
 import base64
-import contextlib
 import math
 
 import numpy as np
 
+from minigpt.backend import to_host
 from minigpt.cli.characters import visible
 from minigpt.errors import UserError
 from minigpt.report.page import Section, note, paragraph
 
 ROOM = 320_000  # bytes of weights in a page, before base64 makes them a third more
 MOST = 64  # tokens, which a map can show
-FEW = 16  # characters that a sample should have, to be worth a look
+FEW = 16  # characters that a text should have, to be worth a look
 PLAIN = "Once upon a time there was a king who had three daughters, and"
+BROKEN = "\ufffd"  # in the place of bytes that are no character
 KINDS = {
     "cross": "cross attention: the answer (queries) looks at the prompt (keys)",
     "encoder": "encoder: the prompt looks at itself",
@@ -103,19 +104,32 @@ def shown(label):
 
 
 def find_prompt(run):
-    """Return a text for a Shown run that its tokenizer can read, or None."""
-    tokenizer, block_size = run.checkpoint.tokenizer, run.checkpoint.config.block_size
-    samples = [line["sample"] for line in run.lines if line.get("sample")][-1:]
+    """Return a text for a Shown run that its tokenizer can read, or None.
+
+    The last sample; where it is too short or broken, the begin of the validation part.
+    """
     if run.task.map_kinds:
-        return samples[0][0]["source"] if samples else first_source(run)
-    found = []
-    for text in (*samples, PLAIN):
-        with contextlib.suppress(UserError):  # the tokenizer lacks a character
-            ids = tokenizer.encode(text.strip())[: min(block_size, MOST)]
-            text = tokenizer.decode(ids)
-            if 0 < len(tokenizer.encode(text)) <= block_size:
-                found.append(text)
-    return next((text for text in found if len(text) >= FEW), max(found, key=len, default=None))
+        answers = [line["sample"] for line in run.lines if isinstance(line.get("sample"), list)]
+        return answers[-1][0]["source"] if answers and answers[-1] else first_source(run)
+    texts = [line["sample"] for line in run.lines if isinstance(line.get("sample"), str)][-1:]
+    tokenizer = run.checkpoint.tokenizer
+    most = min(run.checkpoint.config.block_size, MOST)
+    if run.data is not None:
+        texts.append(tokenizer.decode(to_host(run.data.val[:most]).tolist()))
+    for own in (texts, [PLAIN]):
+        found = [*filter(None, (readable(text, tokenizer, most) for text in own))]
+        if found:
+            return next((text for text in found if len(text) >= FEW), max(found, key=len))
+    return None
+
+
+def readable(text, tokenizer, most):
+    """Return the begin of a text, of at most `most` tokens; None where there is none that fits."""
+    try:
+        text = tokenizer.decode(tokenizer.encode(text.strip())[:most]).strip(BROKEN)  # by the cut
+        return text if BROKEN not in text and len(tokenizer.encode(text)) <= most else None
+    except UserError:  # the tokenizer lacks a character
+        return None
 
 
 def first_source(run):

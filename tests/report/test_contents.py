@@ -75,6 +75,29 @@ def test_damaged_lines_amid_the_metrics_are_named_and_a_torn_last_one_is_not(tmp
     assert read_run(tmp_path) == ([json.loads(line) for line in good], 6, [])
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"step": 2, "val_loss": "x"}',
+        '{"step": 2, "val_loss": [1]}',
+        '{"step": 2, "train_loss": NaN}',
+        '{"step": 2, "train_loss": 1e400}',
+        '{"step": 2, "tokens": "many"}',
+        '{"step": 2, "seconds": true}',
+        '{"step": 2, "sample": {"a": 1}}',
+        '{"step": 2, "sample": [1]}',
+        '{"step": 2, "sample": [{"answer": "b"}]}',
+        f'{{"step": {10**400}}}',
+    ],
+)
+def test_a_line_with_a_value_that_no_metric_has_is_damaged(tmp_path, text):
+    sound = {"step": 1, "val_loss": None, "tokens": 3, "sample": [{"source": "a", "answer": "b"}]}
+    write_metrics(tmp_path, [json.dumps(sound), text])
+    found = read_run(tmp_path)
+    assert found.lines == [sound]
+    assert found.notes == [f"{METRICS}: 1 line left out as damaged: line 2"]
+
+
 def test_many_lines_are_thinned_out_and_extremes_and_evaluations_stay(tmp_path):
     rng, n = np.random.default_rng(0), 20_000
     lines = [{"step": i, "train_loss": 2 + float(rng.random())} for i in range(n)]

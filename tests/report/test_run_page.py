@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -109,6 +110,27 @@ def test_curves_have_each_value_of_the_metrics():
     ]
     spec = curve(values, "loss")
     assert [param["value"] for param in spec["params"]] == [1, 2]
+
+
+def test_attention_is_shown_for_a_text_that_is_worth_a_look(run):
+    shown = run_page.open_run(run)
+    val = shown.checkpoint.tokenizer.decode(shown.data.val[:64].tolist())
+    block_size = shown.checkpoint.config.block_size
+    for sample, found in (("the square of the first", "the square of the first"), ("4j", val)):
+        lines = [{"step": 1, "sample": sample}]
+        assert heads.find_prompt(shown._replace(lines=lines)) == found.strip()[:block_size]
+
+
+def test_a_text_of_broken_characters_is_passed_over(run):
+    tokenizer = SimpleNamespace(
+        encode=lambda text: [*text.encode()], decode=lambda ids: bytes(ids).decode("utf-8", "replace")
+    )
+    shown = run_page.open_run(run)
+    shown = shown._replace(checkpoint=shown.checkpoint._replace(tokenizer=tokenizer))
+    lines, val = [{"step": 1, "sample": "漢\ufffd字 漢字 漢字 漢字 漢字"}], "éx" * 30
+    data = SimpleNamespace(val=np.array(tokenizer.encode(val)))
+    found = heads.find_prompt(shown._replace(lines=lines, data=data))
+    assert found and val.startswith(found)
 
 
 def test_what_is_no_page_of_ours_is_not_replaced(run, tmp_path, library):

@@ -26,6 +26,22 @@ MUTANTS = {
             CONTENTS + "test_damaged_lines_amid_the_metrics_are_named_and_a_torn_last_one_is_not",
         ),
     ],
+    "minigpt/files.py::are_metrics": [
+        (
+            "numbers that are not finite are metrics",
+            " and abs(value) < TOO_LARGE",
+            "",
+            CONTENTS + "test_a_line_with_a_value_that_no_metric_has_is_damaged",
+        ),
+    ],
+    "minigpt/report::find_prompt": [
+        (
+            "attention is shown for a text of two characters",
+            "len(text) >= FEW",
+            "True",
+            "report/test_run_page.py::test_attention_is_shown_for_a_text_that_is_worth_a_look",
+        ),
+    ],
     "minigpt/report::adapter_gradients": [
         (
             "the gradient of a factor lacks the scale",
