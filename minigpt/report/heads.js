@@ -189,7 +189,7 @@ page.section("attention", (element, data) => {
         context.restore();
       });
     }
-    context.strokeStyle = colour("less");
+    context.strokeStyle = colour("series-2");
     context.lineWidth = 2;
     context.strokeRect(margin.left, margin.top + at.query * margin.cell, width - margin.left, margin.cell);
   };

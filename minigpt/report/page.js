@@ -35,10 +35,9 @@ const page = {
     const size = Math.min(Math.abs(weight), 1);
     cell.style.setProperty("--w", size.toFixed(3));
     cell.classList.toggle("less", weight < 0);
-    cell.classList.toggle("deep", size > 0.55);
   },
 
-  // Make an element: make("td", {class: "deep"}, "text").
+  // Make an element: make("td", {class: "less"}, "text").
   make(name, attributes = {}, ...children) {
     const element = document.createElement(name);
     for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);

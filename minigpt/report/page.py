@@ -20,8 +20,8 @@ What HTML is made of:
     chart(spec, caption)                   a chart, from a Vega-Lite spec without size and colours
 
 For scripts, page.js has: page.keep(name, value) and page.kept(name, fallback), a choice of the user
-that a reload does not lose; page.say(text), for those who hear the page; page.shade(cell, weight,
-kind), the colour of a cell of `matrix`.
+that a reload does not lose; page.say(text), for those who hear the page; page.shade(cell, weight),
+the colour of a cell of `matrix`.
 
 Colours are CSS variables of page.css: no section names any, so that light and dark follow the
 reader's system. There is no inline event handler, and no request: the page's policy forbids them.
@@ -51,7 +51,6 @@ POLICY = (  # no request can leave the page; Vega compiles its expressions
 )
 GENERATOR = '<meta name="generator" content="minigpt">'
 CHART = '<figure class="chart"'
-DEEP = 0.55  # weight from which on a cell's text has the colour of the background
 
 
 class Section(NamedTuple):
@@ -265,8 +264,8 @@ def matrix(values, caption, rows=None, columns=None, kind="signed", digits=2, te
     rows, columns : lists of str, optional
         Labels; numbers if left out.
     kind : str
-        signed: two colours, white at 0, darkest at the largest magnitude; weights: one colour, from
-        0 to 1.
+        signed: two colours, none at 0, strongest at the largest magnitude; weights: one colour,
+        from 0 to 1.
     digits : int
         Behind the point.
     texts : lists of str, optional
@@ -306,8 +305,8 @@ def matrix_cell(x, share, text):
     if not math.isfinite(x):
         return f'<td class="masked">{escape(text)}</td>'
     weight = min(abs(share), 1.0)
-    classes = " ".join(["less"] * (share < 0) + ["deep"] * (weight > DEEP))
-    return f'<td class="{classes}" style="--w:{weight:.3f}">{escape(text)}</td>'
+    sign = ' class="less"' * (share < 0)
+    return f'<td{sign} style="--w:{weight:.3f}">{escape(text)}</td>'
 
 
 def chart(spec, caption):

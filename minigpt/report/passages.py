@@ -75,7 +75,7 @@ def passage_html(passage, answer, guess):
     passage : Passage
     answer : str or None
     guess : float
-        The loss from which on a token is darkest.
+        The loss from which on the colour of a token is strongest.
     """
     before, head = passage.before[-LONGEST:], f"{passage.loss:.3f} nats per token"
     tokens = "".join(token_html(token, guess) for token in passage.tokens)
@@ -96,7 +96,4 @@ def token_html(token, guess):
     expected = ", ".join(f"{visible(label)} {p:.0%}" for label, p in token.expected)
     title = f"{visible(token.text)}: {token.loss:.2f} nats; expected {expected}"
     weight = min(token.loss / guess, 1.0) if guess else 0.0
-    deep = ' class="deep"' if weight > 0.55 else ""
-    return (
-        f'<span{deep} style="--w:{weight:.2f}" title="{escape(title)}">{escape(token.text)}</span>'
-    )
+    return f'<span style="--w:{weight:.2f}" title="{escape(title)}">{escape(token.text)}</span>'

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 
+import numpy as np
 import pytest
 
 from minigpt.errors import UserError
@@ -53,7 +54,7 @@ def test_a_page_names_nothing_outside_of_it():
 
 def test_cells_of_a_matrix_show_their_values_and_how_large_they_are():
     text = page.matrix([[2.0, -1.0, float("-inf")]], "scores", ["q"], ["a", " ", "\n"])
-    assert '<td class="deep" style="--w:1.000">2.00</td>' in text
+    assert '<td style="--w:1.000">2.00</td>' in text
     assert '<td class="less" style="--w:0.500">−1.00</td>' in text
     assert '<td class="masked">−∞</td>' in text
     assert '<th scope="col">&#x27; &#x27;</th><th scope="col">\\n</th>' in text
@@ -64,3 +65,22 @@ def test_a_page_that_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(UserError, match="cannot be written: Is a directory"):
         (tmp_path / "page.html").mkdir()
         page.write_page(tmp_path / "page.html", "A page", [])
+
+
+def colours_of(css):
+    """The colours of a theme of page.css, {name: (3,) linear RGB}."""
+    found = {}
+    for name, digits in re.findall(r"--([\w-]+): #(\w{6});", css):
+        rgb = np.array([int(digits[i : i + 2], 16) for i in (0, 2, 4)]) / 255
+        found[name] = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return found
+
+
+def test_text_can_be_read_on_every_colour_that_stands_behind_it():
+    light, dark = page.own_file("page.css").split("@media (prefers-color-scheme: dark)")
+    for theme in map(colours_of, (light, dark.split("* {")[0])):
+        pairs = [("text", x) for x in ("ground", "raised", "more", "less")]
+        pairs += [(x, y) for x in ("quiet", "accent", "warn") for y in ("ground", "raised")]
+        for text, behind in pairs:  # WCAG 2.2: relative luminance, contrast of AA
+            low, high = sorted(theme[x] @ (0.2126, 0.7152, 0.0722) for x in (text, behind))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (text, behind)

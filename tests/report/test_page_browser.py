@@ -186,13 +186,13 @@ def test_a_page_of_a_run_that_goes_on_reads_itself_again(browser, tmp_path):
         page = reader.page
         page.evaluate("scrollTo({top: 700, behavior: 'instant'})")
         write(2.0)
-        page.wait_for_function("document.querySelector('td.deep')?.textContent === '2.00'")
+        page.wait_for_function("document.querySelector('td[style]')?.textContent === '2.00'")
         page.wait_for_function("scrollY === 700")
         page.click("#pause")
         assert "stands still" in page.inner_text(".renewing")
         page.click("#pause")
         write(3.0, refresh=None)
-        page.wait_for_function("document.querySelector('td.deep')?.textContent === '3.00'")
+        page.wait_for_function("document.querySelector('td[style]')?.textContent === '3.00'")
         assert page.locator(".renewing").count() == 0
 
 
