@@ -15,7 +15,7 @@ budget depends on how long its steps take: it ends in time, decay included, but 
 import math
 
 SHAPES = ("cosine", "wsd")
-FORGET, PASSES = 1 / 16, 24  # of the weights in a pass, for each pass of the run up to so many
+FORGET, PASSES = 1 / 16, 24  # fraction lost in a pass, for each pass of the run up to so many
 MOST = 0.01  # of the weights in a step
 WARMUP_FRACTION = 0.1  # of a wall-clock budget: the warm-up is over then at the latest
 
@@ -70,10 +70,11 @@ def weight_decay(passes, per_step, lr):
 
         weight_decay = min(FORGET min(passes, PASSES) per_step, MOST) / lr
 
-    At this learning rate the weights lose FORGET passes of themselves in a pass: the more often a
-    run meets its data, the fewer passes its weights remember, and the less it overfits. The best
-    decays of runs on parts of two texts are 0.3, 0.6, 0.7, 1.1 and 1.4 a pass for 4, 8, 12, 16 and
-    32 passes: bench/experiments.md, "Weight decay by passes".
+    At this learning rate the weights lose the fraction FORGET * passes in each pass: the more often
+    a run meets its data, the fewer passes its weights remember, and the less it overfits. The best
+    decays of runs on parts of two texts are 0.27, 0.59, 0.73, 1.06 and 1.45 a pass for 4, 8, 12, 16
+    and 32 passes; below 2 passes nothing was measured. See bench/experiments.md, "Weight decay by
+    passes".
 
     Parameters
     ----------
