@@ -46,6 +46,7 @@ from tests.tools.mutants import (
     page,
     places,
     product,
+    ranks,
     report,
     sample,
     step,
@@ -55,7 +56,7 @@ from tests.tools.mutants import (
 
 GPU = (gpu, attention_mma, product)  # their tests run on CuPy
 MODULES = (
-    *(cli, ops, cpu, places, data, optim, model, interchange, sample, train, library),
+    *(cli, ops, cpu, places, data, optim, model, interchange, sample, train, ranks, library),
     *(report, page, step, environment, top),
     *GPU,
 )
