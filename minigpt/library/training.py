@@ -129,6 +129,7 @@ def fit_in(stack, own, options, text, progress):
         options = options_of(own, check_options(options))
         run = resume_run(options) if own["resume"] else new_run(options, own["overwrite"])
         run.files.kept = file or run.files.kept
+    run.pages.at_end = run.pages.at_end and bool(run.train_config.report_every)
     with started(run), progress_in(run, progress) as shown:
         train_or_save(run, shown, NEVER)
         stop_page(run)

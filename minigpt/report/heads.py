@@ -109,9 +109,9 @@ def find_prompt(run):
     The last sample; where it is too short or broken, the begin of the validation part.
     """
     if run.task.map_kinds:
-        answers = [line["sample"] for line in run.lines if isinstance(line.get("sample"), list)]
+        answers = [line["sample"] for line in run.sampled if isinstance(line.get("sample"), list)]
         return answers[-1][0]["source"] if answers and answers[-1] else first_source(run)
-    texts = [line["sample"] for line in run.lines if isinstance(line.get("sample"), str)][-1:]
+    texts = [line["sample"] for line in run.sampled if isinstance(line.get("sample"), str)][-1:]
     tokenizer = run.checkpoint.tokenizer
     most = min(run.checkpoint.config.block_size, MOST)
     if run.data is not None:

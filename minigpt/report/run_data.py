@@ -11,7 +11,8 @@ from minigpt.model.checkpoint import data_of
 from minigpt.sample.evaluation import spread
 from minigpt.sample.tasks import task_of
 
-LARGEST = 200 * 10**6  # bytes of data that are read for a page
+LARGEST = {"characters": 200 * 10**6}  # bytes of data that are read for a page, by their tokens
+LARGEST_SUBWORDS = 2 * 10**6  # of a vocabulary whose tokens have to be found, which takes longer
 LEAST_TOKENS, MOST_TOKENS = 64, 2048  # of a batch
 
 
@@ -40,8 +41,11 @@ def open_run_data(checkpoint, folder):
     try:
         name = locate(options.get("data"), state.get("data_folder", ""), str(folder))
         size = 0 if name is None else sum(map(size_of, find_sources(name.split("\n"))))
-        if size > LARGEST:
-            return None, f"{size / 1e6:,.0f} MB of data are too much to read for a page"
+        if size > largest(checkpoint.tokenizer):
+            return None, (
+                f"{size / 1e6:,.0f} MB of data take too long to read for a page; the one that "
+                "training writes has them"
+            )
         options = {**options, **dataclasses.asdict(checkpoint.config), "data": name}
         data = task.open_data(options, checkpoint.tokenizer, trained_on, split)
     except (UserError, OSError) as error:
@@ -49,6 +53,12 @@ def open_run_data(checkpoint, folder):
     if data.sha256 != data_of(state):
         return None, f"{trained_on} has changed since the run was trained on it"
     return data, None
+
+
+def largest(tokenizer):
+    """Return how many bytes of data are read for a page, by their Tokenizer or PairTokenizer."""
+    unit = getattr(getattr(tokenizer, "source", tokenizer), "unit", None)
+    return LARGEST.get(unit, LARGEST_SUBWORDS)
 
 
 def size_of(source):

@@ -4,6 +4,7 @@ What is on it stands in PARTS, in this order: each is a function of what is show
 Section, or None where the run has nothing of the kind.
 """
 
+import copy
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ FIGURES = (
 )
 PARTS = (
     curve_section,
-    lambda run: samples_section(run.lines),
+    lambda run: samples_section(run.sampled),
     attention_section,
     lambda run: passages_section(run.checkpoint, run.data, run.why),
     anatomy_section,
@@ -76,6 +77,8 @@ class Shown(NamedTuple):
         Why there are no data, a part of a sentence.
     prompt : str or None
         What attention is shown for; None for a text that is found.
+    made : dict or None
+        A sample of the checkpoint, as a line of metrics: of a run that has kept none.
     """
 
     folder: Path
@@ -86,6 +89,13 @@ class Shown(NamedTuple):
     data: TextData | PairData | None
     why: str | None = None
     prompt: str | None = None
+    made: dict | None = None
+
+    @property
+    def sampled(self):
+        """Lines that have a sample: of the metrics, or what was made for the page; a list."""
+        kept = [line for line in self.lines if line.get("sample")]
+        return kept or [self.made] * (self.made is not None)
 
     @property
     def train(self):
@@ -97,7 +107,9 @@ class Shown(NamedTuple):
 class ReportConfig(cli.Config):
     """A page of a run."""
 
-    out_dir: str = cli.option("out", "folder of a run", metavar="DIR", path=True)
+    out_dir: str = cli.option(
+        "out", "folder of a run, or one of its checkpoints", metavar="DIR", path=True
+    )
     to: str | None = cli.option(
         None, f"file to write (default: {PAGE} in the run's folder)", metavar="FILE", path=True
     )
@@ -106,24 +118,48 @@ class ReportConfig(cli.Config):
     )
 
 
-def open_run(folder, prompt=None):
-    """Return a run's folder as Shown.
+def open_run(place, prompt=None, data=None, checkpoint=None):
+    """Return a run as Shown.
+
+    Parameters
+    ----------
+    place : Path
+        Its folder, or one of its checkpoints.
+    prompt : str, optional
+        As of Shown.
+    data : TextData or PairData, optional
+        Of a run in training; looked for if left out.
+    checkpoint : Checkpoint, optional
+        That is there, of load_plain; read if left out.
 
     Raises
     ------
     UserError
         If there is no run, or its checkpoint cannot be read.
     """
-    checkpoint = load_plain(find_checkpoint(folder), np, open_on_host)
+    folder = folder_of(place)
+    checkpoint = checkpoint or load_plain(find_checkpoint(place), np, open_on_host)
     try:
         lines, _, notes = read_run(folder)
     except OSError as error:
         why = error.strerror or error
         lines, notes = [], [f"{folder / METRICS} cannot be read ({why}): there are no curves."]
-    data, why = open_run_data(checkpoint, folder)
+    why = None
+    if data is None:
+        data, why = open_run_data(checkpoint, folder)
+    else:
+        data = copy.copy(data)
+        data.move(np)
+    made = None
     if data is not None and not any(line.get("sample") for line in lines):
-        lines = [*lines, new_sample(checkpoint, data)]
-    return Shown(folder, lines, notes, checkpoint, task_of(checkpoint.config), data, why, prompt)
+        made = new_sample(checkpoint, data)
+    task = task_of(checkpoint.config)
+    return Shown(folder, lines, notes, checkpoint, task, data, why, prompt, made)
+
+
+def folder_of(place):
+    """Return the folder of a run: of its path, or that of one of its files."""
+    return place.parent if place.is_file() else place
 
 
 def new_sample(checkpoint, data):
@@ -131,19 +167,17 @@ def new_sample(checkpoint, data):
     task, start = task_of(checkpoint.config), time.perf_counter()
     model = data, checkpoint.params.tree, checkpoint.config
     text = task.sample(*model, TOKENS, lambda: time.perf_counter() - start > SAMPLE_S)
-    return {"step": checkpoint.state["step"], "sample": text}
+    return {"step": checkpoint.state.get("step"), "sample": text, "made": True}
 
 
-def write_run_page(folder, path=None, prompt=None, refresh=None):
+def write_run_page(place, path=None, prompt=None, refresh=None, data=None):
     """Write the page of a run; return (path, size in bytes, notes on what it lacks).
 
     Parameters
     ----------
-    folder : Path
+    place, prompt, data : as of `open_run`
     path : Path, optional
-        PAGE in the folder if left out.
-    prompt : str, optional
-        As of Shown.
+        PAGE in the run's folder if left out.
     refresh : int, optional
         Seconds between two looks of a browser; None for a run that is over.
 
@@ -153,13 +187,15 @@ def write_run_page(folder, path=None, prompt=None, refresh=None):
     UserError
         As `open_run`; or if there is something else at `path`, or it cannot be written.
     """
+    folder = folder_of(place)
     path = folder / PAGE if path is None else path
     check_place(path)
+    checkpoint = load_plain(find_checkpoint(place), np, open_on_host)
     check_library()
     # The threads of BLAS would wait for each other in every product, long where cores are busy.
     with ThreadPoolExecutor(1) as beside, blas_threads(1):
         bundle = beside.submit(page.library)  # two seconds, without Python's lock
-        run = open_run(folder, prompt)
+        run = open_run(place, prompt, data, checkpoint)
         sections = [section for part in PARTS if (section := part(run)) is not None]
     bundle.result()
     lead = paragraph(sentence(run)) + facts(figures(run))

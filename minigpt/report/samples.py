@@ -7,7 +7,7 @@ MOST, LONGEST = 12, 600  # samples on a page, and characters of one
 
 
 def samples_of(lines):
-    """Return [(step, validation loss or None, sample)] of the metrics, at most MOST, evenly.
+    """Return [(title, sample)] of the metrics, at most MOST, evenly.
 
     Parameters
     ----------
@@ -15,7 +15,7 @@ def samples_of(lines):
         Of the metrics; those of older runs, and of a run with `--sample-tokens 0`, have none.
     """
     found = [
-        (line["step"], line.get("val_loss"), line["sample"])
+        (title_of(line), line["sample"])
         for line in lines
         if isinstance(line.get("sample"), str | list)
     ]
@@ -37,10 +37,17 @@ def samples_section(lines):
         )
         return Section("samples", "Samples by step", html)
     parts = []
-    for step, loss, sample in found:
-        title = f"step {step:,}" + (f", validation loss {loss:.4f}" if loss is not None else "")
+    for title, sample in found:
         parts.append(f"<h3>{escape(title)}</h3>\n{sample_html(sample, title)}")
     return Section("samples", "Samples by step", "".join(parts))
+
+
+def title_of(line):
+    """Return what stands over the sample of a line of metrics, or of one made for the page."""
+    if line.get("made"):
+        return "of the best checkpoint, made for this page"
+    loss = line.get("val_loss")
+    return f"step {line['step']:,}" + (f", validation loss {loss:.4f}" if loss is not None else "")
 
 
 def sample_html(sample, title):

@@ -1,7 +1,8 @@
 """Training: `python -m minigpt.train`, with no flags at all or with those of --help.
 
 A run lives in its --out-dir: `metrics.jsonl`, a line per log or evaluation; `best.safetensors`;
-`last.safetensors`, from which --resume goes on to the bit; and, with matplotlib, `loss.png`.
+`last.safetensors`, from which --resume goes on to the bit; with matplotlib `loss.png`, and with
+the extra `report` a page, `report.html`; of the trackers asked for, `tensorboard/` and `wandb/`.
 """
 
 import contextlib
@@ -141,18 +142,19 @@ def train(own, options, stop, ranks=ALONE):
             if stop.signal is None:
                 raise
         except Exception as error:
-            stop_page(run)
             if run.state.step and not isinstance(error, Diverged):  # which says so itself
                 cli.note(stopped(run, " "))
+            stop_page(run)
             raise
     if run.state.over and not run.state.due:
         with contextlib.suppress(KeyboardInterrupt):  # it is complete
             if not ranks.rank:
                 finish(run)
         return 0
-    stop_page(run)
     with contextlib.suppress(OSError):  # a signal may mean that the terminal is gone
         print(stopped(run, "\n  "), flush=True)
+    with contextlib.suppress(KeyboardInterrupt, OSError):  # the page is no reason to wait
+        stop_page(run)
     return 128 + stop.signal
 
 

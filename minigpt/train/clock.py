@@ -51,6 +51,10 @@ class Clock:
         self.seconds += elapsed - pause
         return pause
 
+    def leave_out(self):
+        """Count nothing of the time since the last lap."""
+        self.last = self.first(time.perf_counter)
+
     def steps(self, n):
         """Count n steps, as `lap`; what is usual follows the median of recent steps."""
         start = self.last

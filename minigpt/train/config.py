@@ -264,8 +264,8 @@ class TrainConfig(cli.Config):
     )
     report_every: int = option(
         0,
-        "renew report.html, a page for a browser, at every N-th evaluation; 0: at the end alone, "
-        "where pip install 'minigpt[report]' was done",
+        "renew report.html, a page for a browser, at every N-th evaluation, in 5% of the run's "
+        "time at most; 0: at the end alone, where pip install 'minigpt[report]' was done",
         **NUMBER,
         group="Evaluation",
     )

@@ -15,7 +15,6 @@ from minigpt.report.page import check_library
 from minigpt.train.interrupt import Stopped
 from minigpt.train.means import Throughput
 from minigpt.train.nonfinite import Diverged
-from minigpt.train.page import renew_page
 from minigpt.train.progress import format_bits, format_loss, format_measures, progress_of
 from minigpt.train.threads import Workers
 from minigpt.train.trackers import tracked
@@ -74,7 +73,7 @@ def record(run, numbers, rate, shown, stop):
     if evaluated:
         state.due = None
         run.try_to_save(LAST)
-        renew_page(run)
+        run.pages.renew(run)
         shown.notes()
         speed = f"   {rate:,.0f} {run.task.counted}/s" if state.step else ""
         shown.line(

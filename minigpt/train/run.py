@@ -28,6 +28,7 @@ from minigpt.train.interrupt import NEVER
 from minigpt.train.means import LossMean
 from minigpt.train.memory import smaller_step
 from minigpt.train.nonfinite import Diverged, Skips, first_in_evaluation, first_in_step
+from minigpt.train.page import Pages
 from minigpt.train.ranks import ALONE
 from minigpt.train.run_dir import NoFiles, RunFiles, check_folder
 from minigpt.train.samples import Samples
@@ -120,6 +121,7 @@ class Run:
         self.reserve_s, self.save_s, self.unread = 0.0, 0.0, 0
         self.whole_loss = self.val_bpb = self.sample = None
         self.samples = Samples(train_config.sample_tokens)
+        self.pages = Pages(train_config, ranks)
         self.notes = [*data.notes, *note_on_threads(train_config.workers())]
         cut = None if checkpoint is None else state.step - bool(state.due)
         self.files = NoFiles() if ranks.rank else RunFiles(self.folder, cut, self.notes)
@@ -284,7 +286,8 @@ class Run:
     def seconds_to_come(self):
         """Return what a run needs time for after this step: one more, evaluation and the end."""
         part_s, rest_s = self.validation.seconds(self.train_rate)
-        return OVERHEAD_S + (self.clock.step_s or 0.0) + part_s + rest_s + self.save_s
+        end_s = self.save_s + self.pages.reserve_s
+        return OVERHEAD_S + (self.clock.step_s or 0.0) + part_s + rest_s + end_s
 
     @memory_for("in an evaluation", f"use fewer --threads; or {SMALLER_MODEL}")
     def evaluate(self, stop, show=None):

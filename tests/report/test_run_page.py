@@ -10,12 +10,13 @@ import pytest
 
 from minigpt.__main__ import main
 from minigpt.errors import UserError
-from minigpt.files import METRICS, PAGE
+from minigpt.files import BEST, METRICS, PAGE
 from minigpt.model.gpt import GPTConfig
-from minigpt.report import heads, page, run_page
+from minigpt.report import heads, page, run_data, run_page
 from minigpt.report.anatomy import anatomy_section, by_group, count
 from minigpt.report.curves import curve, curve_section, points
 from minigpt.report.heads import attention_section
+from minigpt.report.samples import samples_section
 from tests.tools import training
 
 PAIRS = "".join(f"number {i}\t{i}\n" for i in range(60))
@@ -169,3 +170,38 @@ def test_without_metrics_the_model_is_shown(run, tmp_path, library):
         (tmp_path / METRICS).rename(run / METRICS)
     text = (tmp_path / "page.html").read_text("utf-8")
     assert '<section id="model"' in text and "there are no curves" in text
+
+
+def test_a_sample_made_for_the_page_is_no_line_of_the_run(tmp_path, library, monkeypatch):
+    # So high a learning rate in the end that the best checkpoint is an early one.
+    flags = "--learning-rate=30", "--min-lr=30", "--sample-tokens=0"
+    assert training.begin(tmp_path / "run", *flags) == 0
+    run = run_page.open_run(tmp_path / "run")
+    assert run.checkpoint.state["best_step"] < 12 and run.made is not None
+    assert not any(line.get("sample") for line in run.lines)
+    assert "trained for 12 steps" in run_page.sentence(run)
+    assert run_page.figures(run)["steps"] == "12 of 12"
+    html = samples_section(run.sampled).html
+    assert "of the best checkpoint, made for this page" in html
+    assert "step" not in html
+
+
+def test_what_is_no_run_is_said_before_the_library_is_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run_page, "check_library", lambda: 1 / 0)
+    (tmp_path / "c.txt").write_text("text")
+    for name in ("c.txt", "", "none"):
+        command = ["report", "--out-dir", str(tmp_path / name)]
+        assert str(tmp_path / name) in training.refusal(capsys, main, command)
+
+
+def test_a_checkpoint_stands_for_its_run(run, library, capsys):
+    (run / PAGE).unlink(missing_ok=True)
+    assert main(["report", "--out-dir", str(run / BEST)]) is None
+    assert capsys.readouterr().out.startswith(f"page: {run / PAGE}, ")
+    assert '<section id="curves"' in (run / PAGE).read_text("utf-8")
+
+
+def test_data_that_take_long_to_read_are_left_out(run, monkeypatch):
+    monkeypatch.setitem(run_data.LARGEST, "characters", 1000)
+    shown = run_page.open_run(run)
+    assert shown.data is None and shown.why.endswith("the one that training writes has them")

@@ -74,7 +74,7 @@ MUTANTS = {
             RUN + "test_the_parts_of_a_model_are_all_of_it",
         ),
     ],
-    "minigpt/train::renew_page": [
+    "minigpt/train::renew": [
         (
             "every evaluation writes a page",
             "% every == 0",
