@@ -11,7 +11,7 @@ from minigpt.model.checkpoint import data_of
 from minigpt.sample.evaluation import spread
 from minigpt.sample.tasks import task_of
 
-LARGEST = {"characters": 200 * 10**6}  # bytes of data that are read for a page, by their tokens
+LARGEST = 200 * 10**6  # bytes of data that are read for a page, if their tokens are characters
 LARGEST_SUBWORDS = 2 * 10**6  # of a vocabulary whose tokens have to be found, which takes longer
 LEAST_TOKENS, MOST_TOKENS = 64, 2048  # of a batch
 
@@ -58,7 +58,7 @@ def open_run_data(checkpoint, folder):
 def largest(tokenizer):
     """Return how many bytes of data are read for a page, by their Tokenizer or PairTokenizer."""
     unit = getattr(getattr(tokenizer, "source", tokenizer), "unit", None)
-    return LARGEST.get(unit, LARGEST_SUBWORDS)
+    return LARGEST if unit == "characters" else LARGEST_SUBWORDS
 
 
 def size_of(source):

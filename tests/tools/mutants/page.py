@@ -74,12 +74,58 @@ MUTANTS = {
             RUN + "test_the_parts_of_a_model_are_all_of_it",
         ),
     ],
-    "minigpt/train::renew": [
+    "minigpt/train::Pages.renew": [
         (
             "every evaluation writes a page",
             "% every == 0",
             "% every >= 0",
             TRAIN + "test_a_page_is_renewed_at_every_nth_evaluation_until_the_run_ends",
+        ),
+    ],
+    "minigpt/train::Pages.fit": [
+        (
+            "pages take as much of a run as they like",
+            "<= FRACTION * run.state.seconds",
+            "<= run.state.seconds * 1e9",
+            TRAIN + "test_pages_take_a_small_part_of_a_run_and_do_not_count_as_training",
+        ),
+    ],
+    "minigpt/train::Pages.reserve_s": [
+        (
+            "no time is kept for the page at the end",
+            "return PAGE_S if END_FRACTION * self.budget_s >= PAGE_S else 0.0",
+            "return 0.0",
+            TRAIN + "test_with_a_budget_time_is_kept_for_the_page_at_the_end",
+        ),
+        (
+            "the time that a page has taken is not kept for the next",
+            "return self.last_s",
+            "return 0.0",
+            TRAIN + "test_a_page_amid_a_budget_counts_and_its_time_is_kept_for_the_next",
+        ),
+    ],
+    "minigpt/train::Clock.leave_out": [
+        (
+            "pages count as training time",
+            "self.last = self.first(time.perf_counter)",
+            "pass",
+            TRAIN + "test_pages_take_a_small_part_of_a_run_and_do_not_count_as_training",
+        ),
+    ],
+    "minigpt/report::open_run": [
+        (
+            "a run in training reads its data again",
+            "if data is None:",
+            "if True:",
+            TRAIN + "test_a_page_of_a_run_in_training_reads_no_data_again",
+        ),
+    ],
+    "minigpt/report::Shown.sampled": [
+        (
+            "a run without samples has none made for it",
+            "[self.made] * (self.made is not None)",
+            "[]",
+            RUN + "test_a_sample_made_for_the_page_is_no_line_of_the_run",
         ),
     ],
     "minigpt/train::write_or_note": [
