@@ -202,11 +202,17 @@ def ops_html(checkpoint, data, options):
     step = of_a_step(records, update_s, batch[1], options | block)
     text = (
         f"Measured now on one thread of {processor()} ({plural(usable_cores(), 'core')}), over a "
-        f"batch of {len(batch[1])} x {batch[1].shape[1]}, and scaled to a step of the run: "
+        f"batch of {len(batch[1])} x {batch[1].shape[1]}, and scaled to the tokens of a step: "
         f"{time_text(sum(r['seconds'] for r in step))}."
     )
     if options.get("backend") == "cupy":
         text += " The run itself was on a GPU."
+    if checkpoint.adapter is not None:
+        text += " The run trained an adapter; what is timed has the gradients of all weights."
+    had = {"dropout": checkpoint.config.dropout, "recompute": options.get("recompute")}
+    unlike = [name for name, value in had.items() if value]
+    if unlike:
+        text += f" The run had --{' and --'.join(unlike)}; what is timed has not."
     if update_s is None:
         text += " The update of the weights is not among them."
     rates = {

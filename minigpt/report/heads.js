@@ -219,7 +219,9 @@ page.section("attention", (element, data) => {
     rove(queries, at.query);
     const best = row.map((w, k) => [w, k]).sort((a, b) => b[0] - a[0]).slice(0, 3).filter(([w]) => w >= 0.01);
     const list = best.map(([w, k]) => `“${map.columns[k]}” (${k}) ${percent(w)}`).join(", ");
-    value.textContent = `“${map.rows[at.query]}” (${at.query}) looks at ${list || "all alike"}`;
+    const unseen = map.cut && !map.causal ? 1 - row.reduce((sum, w) => sum + w, 0) : 0;
+    const rest = unseen > 0.05 ? `what is left out here ${percent(unseen)}` : "";
+    value.textContent = `“${map.rows[at.query]}” (${at.query}) looks at ${[list, rest].filter(Boolean).join(", ") || "all alike"}`;
     align();
     large();
     page.keep("attention", at);

@@ -79,6 +79,7 @@ def pack(weights, rows, columns, kinds, causal):
     room = ROOM // (kinds * heads)  # n (n + 1) / 2 weights of a triangle, n n of a square
     most = (math.isqrt(8 * room + 1) - 1) // 2 if causal else math.isqrt(room)
     most = max(2, min(MOST, most))
+    cut = len(columns) > most
     rows, columns = rows[:most], columns[:most]
     w = np.stack([layer[:, : len(rows), : len(columns)] for layer in weights])
     w = np.rint(255 * w).astype(np.uint8)
@@ -91,6 +92,7 @@ def pack(weights, rows, columns, kinds, causal):
         "rows": [*map(shown, rows)],
         "columns": [*map(shown, columns)],
         "causal": causal,
+        "cut": cut,
         "weights": base64.b64encode(w.tobytes()).decode(),
     }
 

@@ -32,6 +32,7 @@ import html
 import importlib.util
 import json
 import math
+import re
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -50,6 +51,8 @@ POLICY = (  # no request can leave the page; Vega compiles its expressions
     "img-src data:; base-uri 'none'; form-action 'none'"
 )
 GENERATOR = '<meta name="generator" content="minigpt">'
+# Nothing to be seen, or the direction of what follows; a line feed and a tab stay.
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 CHART = '<figure class="chart"'
 
 
@@ -182,8 +185,9 @@ def json_script(data):
 
 
 def escape(text):
-    """Return text as HTML."""
-    return html.escape(str(text).encode("utf-8", "backslashreplace").decode())
+    """Return text as HTML, with escapes for controls other than a line feed and a tab."""
+    text = CONTROL.sub(lambda found: ascii(found[0])[1:-1], str(text))
+    return html.escape(text.encode("utf-8", "backslashreplace").decode())
 
 
 def paragraph(text):
@@ -220,10 +224,10 @@ def table(head, rows, caption):
     ----------
     head : list of str
     rows : list of lists of str or numbers
-        Numbers stand at the right; the first cell is the row's heading.
+        Columns of numbers stand at the right; the first cell is the row's heading.
     caption : str
     """
-    numbers = [any(map(is_number, column)) for column in zip(*rows, strict=True)]
+    numbers = [all(map(is_number, column)) for column in zip(*rows, strict=True)]
     numbers = [False, *numbers[1:]] if rows else [False] * len(head)
     top = "".join(
         f'<th scope="col"{" class=number" * right}>{escape(name)}</th>'
@@ -231,7 +235,10 @@ def table(head, rows, caption):
     )
     lines = []
     for first, *others in rows:
-        cells = (f"<td{' class=number' * is_number(x)}>{escape(shown(x))}</td>" for x in others)
+        cells = (
+            f"<td{' class=number' * right}>{escape(shown(x))}</td>"
+            for x, right in zip(others, numbers[1:], strict=True)
+        )
         lines.append(f'<tr><th scope="row">{escape(shown(first))}</th>{"".join(cells)}</tr>')
     inner = (
         f"<table><caption>{escape(caption)}</caption><thead><tr>{top}</tr></thead>\n<tbody>"
@@ -242,8 +249,8 @@ def table(head, rows, caption):
 
 
 def is_number(x):
-    """Tell whether a cell is a number, or a text that begins as one."""
-    return not isinstance(x, str) or x[:1].isdigit()
+    """Tell whether a cell is a number, or a text that is one or a percentage."""
+    return not isinstance(x, str) or re.fullmatch(r"[-−]?[\d,]*\.?\d+%?", x) is not None
 
 
 def shown(x):

@@ -82,7 +82,7 @@ def passage_html(passage, answer, guess):
     if answer is None:
         lead = f'<span class="before">{escape(before)}</span>'
     else:
-        head += f": {on_one_line(before)} → {on_one_line(answer)}"
+        head = f"source: {on_one_line(before)}; answer: {on_one_line(answer)}; {head}"
         lead = '<span class="before">expected: </span>'
     return (
         f'<figure class="passage"><figcaption>{escape(head)}</figcaption>\n'

@@ -53,8 +53,13 @@ def title_of(line):
 def sample_html(sample, title):
     """Return a sample, a text or answers, as HTML."""
     if isinstance(sample, str):
-        return f'<pre class="sample">{escape(sample[:LONGEST])}</pre>\n'
+        return f'<pre class="sample">{escape(begin(sample))}</pre>\n'
     keys = "source", "expected", "answer"
     answers = [one for one in sample if isinstance(one, dict)]
-    rows = [[str(one.get(key, ""))[:LONGEST] for key in keys] for one in answers]
+    rows = [[begin(str(one.get(key, ""))) for key in keys] for one in answers]
     return table([*keys], rows, f"Answers at {title}")
+
+
+def begin(text):
+    """Return a text, of a long one its begin and a sign that there is more."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."

@@ -74,7 +74,7 @@ class Ranking(NamedTuple):
     worst, best : list of Passage
         The most extreme first.
     scored, total : int
-        Tokens whose loss was taken, and those of the split.
+        Tokens whose loss was taken, and those of all pairs or whole windows of the split.
     """
 
     worst: list
@@ -176,7 +176,8 @@ def rank_passages(checkpoint, data, scored=SCORED, seconds=SECONDS):
     config, val = checkpoint.config, data.val
     T, tokens = sizes_of(config, len(val) - 1)
     first = T // 2
-    n = min(max(1, scored // (T - first)), 1 + (len(val) - 1 - T) // (T - first))
+    whole = 1 + (len(val) - 1 - T) // (T - first)
+    n = min(max(1, scored // (T - first)), whole)
     starts, rows = spread(len(val) - T, n), max(1, tokens // T)
     xp, found = array_module(val), []
     batches = [windows(val, to_device(starts[i : i + rows], xp), T) for i in range(0, n, rows)]
@@ -196,7 +197,7 @@ def rank_passages(checkpoint, data, scored=SCORED, seconds=SECONDS):
         texts = [decoder.push([i]) or label(i) for i in entry.targets.tolist()]
         return Passage(entry.loss, before, tokens_of(texts, entry, label))
 
-    return rank(found, passage, len(val) - 1)
+    return rank(found, passage, whole * (T - first))
 
 
 def sizes_of(config, most):

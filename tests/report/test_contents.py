@@ -20,7 +20,7 @@ from minigpt.report.gradients import gradient_norms, gradients_section
 from minigpt.report.metrics import read_run, thin
 from minigpt.report.passages import passages_section
 from minigpt.report.run_data import open_run_data, validation_batch
-from minigpt.report.samples import MOST, samples_section
+from minigpt.report.samples import LONGEST, MOST, samples_section
 from minigpt.report.tokens import PART, count_tokens, tokens_section
 from minigpt.sample.tasks import task_of
 from tests.tools.training import TEXT as TRAINED
@@ -241,6 +241,7 @@ def test_samples_stand_by_step_the_last_among_them():
     lines = [{"step": i, "val_loss": 1.0 + i, "sample": f"<text {i}>"} for i in range(40)]
     html = samples_section([{"step": 0, "train_loss": 1.0}, *lines]).html
     assert html.count("<pre") == MOST and "&lt;text 39&gt;" in html and "&lt;text 0&gt;" in html
+    assert f"{'x' * LONGEST} ...</pre>" in samples_section([{"step": 1, "sample": "x" * 999}]).html
     answer = {"source": "a", "expected": "b", "answer": "c ..."}
     html = samples_section([{"step": 1, "sample": [answer]}]).html
     assert "c ..." in html and "<table" in html

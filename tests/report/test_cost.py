@@ -1,6 +1,7 @@
 """What a run has cost, and the time by op."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,6 +93,11 @@ def test_the_section_says_what_was_measured_where(text, pairs, monkeypatch):  # 
         html = cost_section(checkpoint._replace(state=state), data, [line]).html
         assert "Abacus &lt;2&gt;" in html and "share of the peak" in html and UPDATE in html
         assert "90 t" in html and "1.5 s" in html
+        assert "what is timed has not" not in html
+        config = replace(checkpoint.config, dropout=0.1)
+        state["train"]["recompute"] = True
+        html = cost_section(checkpoint._replace(state=state, config=config), data, [line]).html
+        assert "The run had --dropout and --recompute; what is timed has not." in html
         html = cost_section(checkpoint, None, []).html
         assert "left out" in html and "Abacus" not in html
 

@@ -84,3 +84,15 @@ def test_text_can_be_read_on_every_colour_that_stands_behind_it():
         for text, behind in pairs:  # WCAG 2.2: relative luminance, contrast of AA
             low, high = sorted(theme[x] @ (0.2126, 0.7152, 0.0722) for x in (text, behind))
             assert (high + 0.05) / (low + 0.05) >= 4.5, (text, behind)
+
+
+def test_columns_of_numbers_stand_at_the_right_and_no_others():
+    rows = [["a", "3 4 5", 1, "97%"], ["b", "x", 2.5, "0.1%"], ["c", "7", 1234, "3%"]]
+    html = page.table(["name", "token", "count", "share"], rows, "tokens")
+    assert re.findall(r"<th scope=\"col\" class=number>(\w+)</th>", html) == ["count", "share"]
+    right = re.findall(r"<td class=number>(.*?)</td>", html)
+    assert right == ["1", "97%", "2.5", "0.1%", "1,234", "3%"]
+
+
+def test_controls_are_escapes():
+    assert page.escape("a\x00\x1b[31m\u202eb\n\tc") == "a\\x00\\x1b[31m\\u202eb\n\tc"

@@ -1,10 +1,13 @@
 """The loss of every token and the passages of a page, against the model's own losses."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from minigpt.model import gpt
 from minigpt.model.gpt import GPTConfig
+from minigpt.report import passages
 from minigpt.report import token_losses as losses_of
 from minigpt.report.passages import passages_section
 from minigpt.report.token_losses import SHOWN, rank_pairs, rank_passages, token_losses
@@ -45,7 +48,8 @@ def test_passages_of_a_text_are_ranked_by_their_mean_loss(text):  # noqa: F811
         assert np.mean([token.loss for token in passage.tokens]) == pytest.approx(passage.loss)
         assert all(len(token.expected) == 3 for token in passage.tokens)
     T = checkpoint.config.block_size
-    assert found.scored <= found.total == len(val) - 1
+    assert found.scored <= found.total < len(val)
+    assert len(val) - found.total <= T  # the first context, and an incomplete window
     # The first passage by hand: what the model says of it with half a context before.
     ids = data.val[: T + 1].astype(np.int32)
     x = gpt.gpt_forward(ids[None, :-1], checkpoint.params.tree, checkpoint.config)[0]
@@ -70,6 +74,11 @@ def test_the_time_bounds_how_many_are_looked_at(text, pairs):  # noqa: F811
         few, all_of = rank(checkpoint, data, seconds=0), rank(checkpoint, data)
         assert 0 < few.scored <= all_of.scored
         assert rank(checkpoint, data, scored=1).scored < all_of.scored
+
+
+def test_that_passages_were_left_out_is_said_only_where_some_were(text, monkeypatch):  # noqa: F811
+    assert "at even distances" not in passages_section(*text).html
+    monkeypatch.setattr(passages, "rank_passages", partial(rank_passages, scored=20))
     assert "at even distances" in passages_section(*text).html
 
 
@@ -82,7 +91,7 @@ def test_pairs_are_ranked_with_their_answers(pairs):  # noqa: F811
         assert "".join(t.text for t in passage.tokens[:-1]) == asked[passage.before]
     assert found.worst[0].loss > found.best[0].loss and found.scored == found.total
     html = passages_section(checkpoint, data).html
-    assert "<h3>Worst</h3>" in html and "→" in html
+    assert "<h3>Worst</h3>" in html and "source: " in html and "; answer: " in html
 
 
 def test_what_a_passage_shows_is_said_without_data_and_cannot_break_the_page(text):  # noqa: F811

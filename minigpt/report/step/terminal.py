@@ -90,12 +90,16 @@ def filled(lines, n):
 def matrix_lines(picture, colours):
     """Return the lines above a matrix, and those of its labels and numbers."""
     scale, values = scale_of(picture.values), picture.values
-    columns, rows = picture.columns_within(ROOM), range(min(ROOM, len(picture.rows)))
-    texts = [[aligned(digits(values[i, j], scale), scale) for j in columns] for i in rows]
-    names = [picture.columns[j] for j in columns]
-    cell = 1 + max(display_width(x) for x in [*names, *(text for row in texts for text in row)])
+    rows, room = range(min(ROOM, len(picture.rows))), ROOM + 1
     margin = 2 + max(display_width(picture.rows[i]) for i in rows)
-    size = margin + cell * len(columns)
+    size = WIDTH + 1
+    while size > WIDTH:  # of escapes as labels fewer fit
+        room -= 1
+        columns = picture.columns_within(room)
+        texts = [[aligned(digits(values[i, j], scale), scale) for j in columns] for i in rows]
+        names = [picture.columns[j] for j in columns]
+        cell = 1 + max(map(display_width, [*names, *sum(texts, [])]))
+        size = margin + cell * len(columns)
     shades = not colours and len(columns) > 1 and size + 2 + len(columns) <= WIDTH
     above, lines = heading(picture, scale, size + shades * (2 + len(columns))), []
     if any(names):

@@ -64,12 +64,13 @@ def introduce(step, name):
     text = cut(tokenizer.decode(step.tokens), SENTENCE)
     encode = inspect.unwrap(type(tokenizer).encode)
     place = Call("encode", *place_of(encode))
-    more = f" The {step.left_out:,} tokens after them are left out." * bool(step.left_out)
+    more = [f"The {step.left_out:,} tokens after them are left out."] * bool(step.left_out)
     D = config.n_embd // config.n_head
     return [
         f"One training step on {text}, with the {plural(tokenizer.vocab_size, tokenizer.unit)} "
         f"of {name}.",
-        f"encode({text}) = {step.tokens}   {place.file}:{line_of(place)}{more}",
+        f"encode({text}) = {step.tokens}   {place.file}:{line_of(place)}",
+        *more,
         f"The model: {plural(config.n_layer, 'blocks')} of {plural(config.n_head, 'heads')}, "
         f"{count_parameters(config):,} parameters. B = 1 sentence, T = {T} tokens to predict from, "
         f"C = {config.n_embd} channels, D = C / H = {D}, V = {config.vocab_size:,} tokens. Its "

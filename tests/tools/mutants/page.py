@@ -15,9 +15,23 @@ MUTANTS = {
     "minigpt/report::escape": [
         (
             "text is markup",
-            'html.escape(str(text).encode("utf-8", "backslashreplace").decode())',
-            'str(text).encode("utf-8", "backslashreplace").decode()',
+            'html.escape(text.encode("utf-8", "backslashreplace").decode())',
+            'text.encode("utf-8", "backslashreplace").decode()',
             SHELL + "test_text_stays_text",
+        ),
+        (
+            "controls turn the text that follows",
+            "CONTROL.sub(lambda found: ascii(found[0])[1:-1], str(text))",
+            "str(text)",
+            SHELL + "test_controls_are_escapes",
+        ),
+    ],
+    "minigpt/report::table": [
+        (
+            "a column with one number is one of numbers",
+            "all(map(is_number",
+            "any(map(is_number",
+            SHELL + "test_columns_of_numbers_stand_at_the_right_and_no_others",
         ),
     ],
     "minigpt/report::matrix": [

@@ -7,6 +7,14 @@ PAGE = "report/step/test_page.py::"
 TERMINAL = "report/step/test_terminal.py::"
 
 MUTANTS = {
+    "minigpt/report/step::matrix_lines": [
+        (
+            "a matrix with long labels is wider than the terminal",
+            "while size > WIDTH:",
+            "while size > 2 * WIDTH or room > ROOM:",
+            TERMINAL + "test_no_line_is_wider_than_80_columns_or_moves_the_cursor",
+        ),
+    ],
     "minigpt/report/step::Call.note": [
         (
             "what is changed in place is not kept",
