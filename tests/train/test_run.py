@@ -17,7 +17,7 @@ import pytest
 from minigpt import cli
 from minigpt.data.characters import CharTokenizer
 from minigpt.errors import UserError
-from minigpt.files import BEST, LAST, METRICS, PICTURE, writing
+from minigpt.files import BEST, LAST, METRICS, PAGE, PICTURE, writing
 from minigpt.files import RUN_FILES as FILES
 from minigpt.locks import born, me
 from minigpt.model import checkpoint
@@ -288,7 +288,8 @@ def test_a_disk_without_locks_stops_nobody_but_a_second_run(tmp_path, capsys, mo
 @pytest.mark.report("30")
 @pytest.mark.parametrize("name", [*FILES, "."])
 def test_what_is_marked_read_only_is_found_before_any_work(folder, capsys, monkeypatch, name):
-    (folder / PICTURE).touch()
+    for optional in (PICTURE, PAGE):  # what extras draw
+        (folder / optional).touch()
     monkeypatch.setattr(Trainer, "step", lambda *_: pytest.fail("too late"))
     mode = (folder / name).stat().st_mode
     (folder / name).chmod(mode & 0o555)
