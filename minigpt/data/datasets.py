@@ -14,7 +14,7 @@ Both have the same attributes:
 
 import itertools
 
-from minigpt.backend import to_device
+from minigpt.backend import to_device, to_host
 from minigpt.cli import first_of
 from minigpt.cli.characters import visible
 from minigpt.data.batches import check_length, count_of, only_in
@@ -99,11 +99,11 @@ class TextData:
         check_length(self.train, self.val, block_size)
 
     def move(self, xp):
-        """Move the ids to where batches are gathered.
+        """Move the ids, wherever they are, to where batches are gathered.
 
         All ids are in the vocabulary, since the tokenizer made them: a GPU does not check them.
         """
-        self.train, self.val = (to_device(part, xp) for part in (self.train, self.val))
+        self.train, self.val = (to_device(to_host(part), xp) for part in (self.train, self.val))
 
 
 def unseen_note(train, val, tokenizer, part, which=""):

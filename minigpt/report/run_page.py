@@ -5,6 +5,7 @@ Section, or None where the run has nothing of the kind.
 """
 
 import copy
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -113,6 +114,7 @@ class ReportConfig(cli.Config):
     to: str | None = cli.option(
         None, f"file to write (default: {PAGE} in the run's folder)", metavar="FILE", path=True
     )
+    force: bool = cli.option(False, "replace the file that --to names")
     prompt: str | None = cli.option(
         None, "text for which attention is shown (default: a sample of the run)"
     )
@@ -170,7 +172,7 @@ def new_sample(checkpoint, data):
     return {"step": checkpoint.state.get("step"), "sample": text, "made": True}
 
 
-def write_run_page(place, path=None, prompt=None, refresh=None, data=None):
+def write_run_page(place, path=None, prompt=None, refresh=None, data=None, force=False):
     """Write the page of a run; return (path, size in bytes, notes on what it lacks).
 
     Parameters
@@ -180,6 +182,8 @@ def write_run_page(place, path=None, prompt=None, refresh=None, data=None):
         PAGE in the run's folder if left out.
     refresh : int, optional
         Seconds between two looks of a browser; None for a run that is over.
+    force : bool
+        Whether to replace a file at `path`. PAGE in the run's folder is replaced anyway.
 
     Raises
     ------
@@ -189,7 +193,10 @@ def write_run_page(place, path=None, prompt=None, refresh=None, data=None):
     """
     folder = folder_of(place)
     path = folder / PAGE if path is None else path
-    check_place(path)
+    if path == folder / PAGE:
+        check_own_place(path)
+    else:
+        check_place(path, force)
     checkpoint = load_plain(find_checkpoint(place), np, open_on_host)
     check_library()
     # The threads of BLAS would wait for each other in every product, long where cores are busy.
@@ -203,8 +210,18 @@ def write_run_page(place, path=None, prompt=None, refresh=None, data=None):
     return path, size, run.notes
 
 
-def check_place(path):
-    """Raise a UserError if there is something at a path that is no page of minigpt."""
+def check_place(path, force):
+    """Raise a UserError if no page may be written to a path that --to names."""
+    if path.is_dir():
+        raise UserError(f"--to {path} is a folder; name a file, such as run.html")
+    if not path.parent.is_dir():
+        raise UserError(f"--to {path}: there is no folder {path.parent}; make it first")
+    if os.path.lexists(path) and not force:
+        raise UserError(f"--to {path} is there already; name another file, or add --force")
+
+
+def check_own_place(path):
+    """Raise a UserError if there is something at a run's own place that is no page of minigpt."""
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file by --to")
     try:
@@ -258,7 +275,10 @@ def main(argv=None, prog="minigpt report"):
     cli.add_flags(parser, ReportConfig)
     options = cli.build(ReportConfig, vars(parser.parse_args(argv)))
     to = None if options.to is None else Path(options.to)
-    path, size, notes = write_run_page(Path(options.out_dir), to, options.prompt)
+    if to is None and options.force:
+        raise UserError("--force is for --to FILE")
+    place, force = Path(options.out_dir), options.force
+    path, size, notes = write_run_page(place, to, options.prompt, force=force)
     for each in notes:
         cli.note(each)
     print(f"page: {cli.printable(str(path))}, {describe_size(size)}")

@@ -138,10 +138,20 @@ def test_a_text_of_broken_characters_is_passed_over(run):
 def test_what_is_no_page_of_ours_is_not_replaced(run, tmp_path, library):
     other = tmp_path / "mine.html"
     other.write_text("<p>mine</p>")
-    with pytest.raises(UserError, match="is there and no page of minigpt; name another file by"):
+    with pytest.raises(UserError, match="is there already; name another file, or add --force"):
         main(["report", "--out-dir", str(run), "--to", str(other)])
     assert other.read_text() == "<p>mine</p>"
-    with pytest.raises(UserError, match="is a folder; name a file by --to"):
+    assert main(["report", "--out-dir", str(run), "--to", str(other), "--force"]) is None
+    assert '<section id="curves"' in other.read_text("utf-8")
+    with pytest.raises(UserError, match="--force is for --to FILE"):
+        main(["report", "--out-dir", str(run), "--force"])
+    (run / PAGE).write_text("<p>mine</p>")
+    with pytest.raises(UserError, match="is there and no page of minigpt; name another file by"):
+        main(["report", "--out-dir", str(run)])
+    (run / PAGE).unlink()
+    with pytest.raises(UserError, match="there is no folder"):
+        main(["report", "--out-dir", str(run), "--to", str(tmp_path / "none" / "a.html")])
+    with pytest.raises(UserError, match="is a folder; name a file, such as"):
         main(["report", "--out-dir", str(run), "--to", str(tmp_path)])
     with pytest.raises(UserError, match="there is no such file or folder; train a model"):
         main(["report", "--out-dir", str(tmp_path / "none")])

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 
+import numpy as np
 import pytest
 
 import minigpt
@@ -216,3 +217,11 @@ def test_a_page_of_a_run_in_training_reads_no_data_again(tmp_path, written, monk
     monkeypatch.setattr(run_page, "PARTS", (lambda run: shown.append(run) or None,))
     assert training.begin(tmp_path / "run") == 0
     assert len(shown[0].data.train) + len(shown[0].data.val) == len(training.TEXT)
+
+
+@pytest.mark.cupy
+def test_the_data_of_a_run_on_a_gpu_come_to_the_host_for_its_page(tmp_path, written, monkeypatch):
+    shown = []
+    monkeypatch.setattr(run_page, "PARTS", (lambda run: shown.append(run) or None,))
+    assert training.begin(tmp_path / "run", "--backend=cupy", "--report-every=1") == 0
+    assert all(isinstance(run.data.val, np.ndarray) for run in shown) and len(shown) > 1

@@ -74,6 +74,14 @@ MUTANTS = {
     ],
     "minigpt/report::check_place": [
         (
+            "a page replaces a file without being asked",
+            "os.path.lexists(path) and not force",
+            "False",
+            RUN + "test_what_is_no_page_of_ours_is_not_replaced",
+        ),
+    ],
+    "minigpt/report::check_own_place": [
+        (
             "a page takes the place of any file",
             "GENERATOR.encode() not in file.read(HEAD)",
             "False",
