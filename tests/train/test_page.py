@@ -220,7 +220,9 @@ def test_a_page_of_a_run_in_training_reads_no_data_again(tmp_path, written, monk
 
 
 @pytest.mark.cupy
-def test_the_data_of_a_run_on_a_gpu_come_to_the_host_for_its_page(tmp_path, written, monkeypatch):
+def test_the_data_of_a_run_on_a_gpu_come_to_the_host_for_its_page(
+    cupy, tmp_path, written, monkeypatch
+):
     shown = []
     monkeypatch.setattr(run_page, "PARTS", (lambda run: shown.append(run) or None,))
     assert training.begin(tmp_path / "run", "--backend=cupy", "--report-every=1") == 0
