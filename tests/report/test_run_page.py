@@ -81,6 +81,7 @@ def test_maps_that_would_make_a_page_too_large_are_cut():
         assert size == layers * heads_ * kept * (kept + 1) // 2 <= heads.ROOM
         assert kept == len(packed["columns"]) == packed["most"] <= heads.MOST
     cut = heads.pack([np.eye(70)[None]], tokens[:70], tokens[:70], 1, causal=False)
+    assert cut["cut"]  # a row of the rest has less than 1 in all
     kept = np.frombuffer(base64.b64decode(cut["weights"]), np.uint8).reshape(64, 64)
     np.testing.assert_array_equal(kept, 255 * np.eye(64))
 
