@@ -145,7 +145,9 @@ def born(pid):
     """Return when a process of this host started, in ticks; None if it is dead or unknown."""
     with contextlib.suppress(OSError, IndexError):
         stat = Path(f"/proc/{pid}/stat").read_bytes()  # has a name in any encoding
-        return int(stat.rpartition(b")")[2].split()[19])  # proc(5): field 22
+        fields = stat.rpartition(b")")[2].split()
+        if fields[0] not in (b"Z", b"X"):  # it has ended, and its parent has not looked yet
+            return int(fields[19])  # proc(5): field 22
     return None
 
 

@@ -116,6 +116,18 @@ def test_a_dead_process_of_this_host_keeps_no_lock(path, no_locks, other):
     release(acquire(path))
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+def test_a_process_that_has_ended_unseen_by_its_parent_is_dead():
+    with subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE) as process:
+        process.stdout.read()  # until it is about to end
+        for _ in range(100):
+            if born(process.pid) is None:
+                break
+            time.sleep(0.01)
+        os.kill(process.pid, 0)  # it is there still
+        assert born(process.pid) is None
+
+
 @pytest.mark.report("32")
 def test_another_process_with_the_number_of_a_dead_one_holds_nothing(path, no_locks, other):
     write(path, pid=other.pid, born=1)

@@ -29,7 +29,7 @@ from minigpt.train.nonfinite import Diverged
 from minigpt.train.options import PROG, options, parse
 from minigpt.train.page import end_page, stop_page
 from minigpt.train.progress import format_bits, format_measures
-from minigpt.train.ranks import ALONE, check_same, join
+from minigpt.train.ranks import ALONE, check_alike, check_same, join
 from minigpt.train.resume import folder_of, resume_run, stored_run
 from minigpt.train.run import new_run, open_data
 from minigpt.train.run_dir import locked
@@ -174,6 +174,7 @@ def main(argv=None, prog=PROG):
     """Train a GPT on text."""
     with cli.standard_streams(), join() as ranks:
         own, given = parse(argv, prog)
+        check_alike(own, ranks)
         if ranks.size > 1:  # a resumed run, too, has as many cores as there are here
             given.setdefault("threads", ranks.cores())
         chosen = options(own, given)

@@ -14,7 +14,7 @@ from minigpt.files import LAST, METRICS
 from minigpt.report.page import check_library
 from minigpt.train.interrupt import Stopped
 from minigpt.train.means import Throughput
-from minigpt.train.nonfinite import Diverged
+from minigpt.train.nonfinite import Diverged, WeightsDiffer
 from minigpt.train.progress import format_bits, format_loss, format_measures, progress_of
 from minigpt.train.threads import Workers
 from minigpt.train.trackers import tracked
@@ -134,7 +134,7 @@ def train_or_save(run, shown, stop):
         train_steps(run, shown, stop)
     except Stopped:
         pass
-    except Diverged:
+    except (Diverged, WeightsDiffer):
         raise
     except BaseException as error:
         if isinstance(error, MemoryError):
@@ -162,7 +162,7 @@ def save_now(run):
 def save_after(run, shown, stop):
     """Try to save what a run has come to before it ends with an error."""
     stop.hold()
-    if not all(run.ranks.gather(unsaved(run))):
+    if not all(run.ranks.gather(unsaved(run), "a last save")):
         return
     try:
         save_now(run)

@@ -17,6 +17,10 @@ class Diverged(UserError):
     """Training has diverged: the weights are of no use, or soon will be."""
 
 
+class WeightsDiffer(UserError):
+    """Several processes have come to different weights, none of which are to be saved."""
+
+
 class Skips:
     """Counts the steps that were skipped, at whatever intervals the optimizer is read.
 

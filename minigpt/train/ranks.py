@@ -8,7 +8,7 @@ All of them run the same commands on the same options. Where they differ is here
 - the first rank writes, prints, and has the clock (`first`); a signal that one rank
   receives is obeyed by all at the same batch (`Together`).
 
-A rank that fails says so in place of whatever the others expect from it next: see `gather`.
+A rank that fails sends its error instead of the value that the others expect next: see `gather`.
 lifeline.py is for one that cannot.
 """
 
@@ -29,6 +29,7 @@ from minigpt.train.launch import BY_HAND, find_place
 from minigpt.train.nccl import Nccl, choose_device
 from minigpt.train.threads import shard_slices
 
+LEAVE = "gone"
 PIECE = 2**28  # numbers in one sum: MPI counts in 32 bits
 INSTALL = "run pip install 'minigpt[mpi]', which needs an MPI library such as Open MPI"
 OWN = {"threads", "data", "out_dir"}  # options that may differ: each machine has its own
@@ -58,13 +59,19 @@ class Alone:
         """Return the slice of n rows of a batch that are this rank's; it may be empty."""
         return (shard_slices(n, self.size) + [slice(n, n)] * self.size)[self.rank]
 
-    def gather(self, value=None):
+    def gather(self, value=None, place=None):
         """Return [value of each rank], in order; all ranks meet here.
+
+        Parameters
+        ----------
+        value : object
+        place : str, optional
+            What the ranks meet for; it must be the same at all of them.
 
         Raises
         ------
         RankFailed
-            If one of them has failed.
+            If one of them has failed, or is at another place.
         """
         return [value]
 
@@ -119,7 +126,8 @@ class Ranks(Alone):
 
     def __init__(self, rank, size, exchange, sums):
         self.rank, self.size, self._exchange, self.sums = rank, size, exchange, sums
-        self._failed, self._quiet, self._said = False, contextlib.ExitStack(), io.StringIO()
+        self._quiet, self._said = contextlib.ExitStack(), io.StringIO()
+        self._failed = self._left = False
         from minigpt.train.lifeline import Lifeline, listen  # no help of a command waits for it
 
         server, address = listen() if rank == 0 else (None, None)
@@ -130,18 +138,22 @@ class Ranks(Alone):
             self._lifeline.wait(connected)
         self.nodes = self.gather(platform.node())
 
-    def gather(self, value=None):
-        """See Alone; a rank that fails has (why, None) in place of (None, value)."""
-        found = self._exchange((None, value))
-        self._heed(found)
-        return [value for _, value in found]
+    def gather(self, value=None, place=None):
+        """See Alone; a rank that fails has (why, None, None) in place of (None, place, value)."""
+        found = self._exchange((None, place, value))
+        self._heed(found, place)
+        return [value for *_, value in found]
 
-    def _heed(self, found):
-        """Raise RankFailed for the first rank that has failed."""
-        for rank, (why, _) in enumerate(found):
-            if why is not None:
-                self._failed = self._lifeline.heard = True
-                raise RankFailed(f"rank {rank} of {self.size} has failed: {why}")
+    def _heed(self, found, place):
+        """Raise RankFailed for the first rank that has failed, or has come to another place."""
+        problems = [(rank, why) for rank, (why, *_) in enumerate(found) if why is not None]
+        if not problems and any(other != place for _, other, _ in found):
+            places = ", ".join(f"{other}" for _, other, _ in found)
+            problems = [(0, f"the processes no longer do the same (by rank: {places})")]
+        if problems:
+            self._failed = self._lifeline.heard = True
+            self._left = any(other == LEAVE for _, other, _ in found)
+            raise RankFailed("rank {1} of {0} has failed: {2}".format(self.size, *problems[0]))
 
     def first(self, work):
         """See Alone."""
@@ -151,11 +163,15 @@ class Ranks(Alone):
                 value = work()
             except Exception as error:
                 problem = error
-        text, value = self.gather((problem and cli.one_line(problem), value))[0]
+        expected = isinstance(problem, UserError)
+        text, expected, value = self.gather(
+            (problem and describe(problem), expected, value), "work of the first"
+        )[0]
         if problem is not None:
             raise problem
-        if text is not None:
-            raise UserError(text)
+        if text is not None:  # what may be caught there must be caught here, and nothing else
+            error = UserError if expected else RankFailed
+            raise error(text)
         return value
 
     def map(self, map, stop):
@@ -166,7 +182,7 @@ class Ranks(Alone):
                 raise Stopped
             items = list(items)
             results = [None] * len(items)
-            done = self.gather([*map(fn, items[self.rank :: self.size])])
+            done = self.gather([*map(fn, items[self.rank :: self.size])], "evaluation")
             for rank, part in enumerate(done):
                 results[rank :: self.size] = part
             return results
@@ -188,12 +204,12 @@ class Ranks(Alone):
         self._failed = True
         text = describe(error, self._said.getvalue())
         self._lifeline.fail(text)
-        self._exchange((text, None))
+        self._exchange((text, None, None))
         self._lifeline.heard = True
 
     def sum(self, flat):
         """See Alone."""
-        self.gather()  # none has failed
+        self.gather(place="a sum")  # none has failed
         self.sums.sum(flat)
 
     def sum_parts(self, flat, parts):
@@ -205,12 +221,12 @@ class Ranks(Alone):
         parts : list of slices
             Of each rank; together they cover the array in order.
         """
-        self.gather()
+        self.gather(place="sums of parts")
         self.sums.sum_parts(flat, parts)
 
     def spread(self, flat, parts):
         """Replace every rank's part of an array by what that rank has; as `sum_parts`."""
-        self.gather()
+        self.gather(place="an exchange of parts")
         self.sums.spread(flat, parts)
 
     def use(self, backend):
@@ -245,7 +261,7 @@ class Ranks(Alone):
             if error is not None:
                 self.fail(error)
             elif not self._failed:
-                self.gather()
+                self.gather(place="the end")
         except RankFailed as failure:
             error = error or failure
         self._quiet.close()
@@ -260,7 +276,8 @@ class Ranks(Alone):
     def leave(self):
         """Wait for the first rank, whose end may be that of all, and close the connections."""
         sys.stdout.flush()
-        self._exchange((None, None))
+        if not self._left:
+            self._exchange((None, LEAVE, None))
         self._lifeline.close()
 
 
@@ -317,7 +334,7 @@ class Together:
     def signal(self):
         """The number of the signal that came first, at the lowest rank that has received one."""
         if self._signal is None:
-            signals = self._ranks.gather(self.own.signal)
+            signals = self._ranks.gather(self.own.signal, "signals")
             self._signal = next((number for number in signals if number is not None), None)
             if self._signal is not None:
                 self.own.agree(self._signal, self._ranks.rank == 0)
@@ -405,7 +422,12 @@ def check_same(run, ranks):
             f"batch_size is {rows}, but there are {ranks.size} processes, and each takes rows of "
             f"it; give a batch_size of {ranks.size} or more, or start fewer processes"
         )
-    all_of_them = ranks.gather({k: v for k, v in description(run).items() if k not in OWN})
+    check_alike({k: v for k, v in description(run).items() if k not in OWN}, ranks)
+
+
+def check_alike(values, ranks):
+    """Raise a UserError, at all ranks, unless a dict has the same values at each of them."""
+    all_of_them = ranks.gather(values, "options")
     for rank, other in enumerate(all_of_them):
         for name, value in all_of_them[0].items():
             if other[name] != value:

@@ -16,7 +16,7 @@ from minigpt.train.base import check_same_model, model_options, same_base
 from minigpt.train.config import SCHEDULE, SIZES, TrainConfig, check_together, resolve
 from minigpt.train.input import folder_given, keep_pipe
 from minigpt.train.presets import put_together
-from minigpt.train.ranks import ALONE
+from minigpt.train.ranks import ALONE, RankFailed
 from minigpt.train.run import Run, backend_of
 from minigpt.train.state import RunState
 from minigpt.train.trackers import check_trackers
@@ -134,6 +134,8 @@ def resume_run(given, ranks=ALONE):
                 state.eval_targets = None
             run = Run(config, train_config, data, state, checkpoint, began, *base, ranks)
             run.files.kept = file
+    except RankFailed:
+        raise
     except UserError as error:
         raise UserError(f"--resume: the run was trained on {trained_on}, but {error}") from None
     limits = ("max_iters", "max_seconds")

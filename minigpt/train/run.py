@@ -27,9 +27,15 @@ from minigpt.train.input import keep_pipe
 from minigpt.train.interrupt import NEVER
 from minigpt.train.means import LossMean
 from minigpt.train.memory import smaller_step
-from minigpt.train.nonfinite import Diverged, Skips, first_in_evaluation, first_in_step
+from minigpt.train.nonfinite import (
+    Diverged,
+    Skips,
+    WeightsDiffer,
+    first_in_evaluation,
+    first_in_step,
+)
 from minigpt.train.page import Pages
-from minigpt.train.ranks import ALONE
+from minigpt.train.ranks import ALONE, RankFailed
 from minigpt.train.run_dir import NoFiles, RunFiles, check_folder
 from minigpt.train.samples import Samples
 from minigpt.train.state import RunState, optimizer_numbers, taken_ahead
@@ -411,6 +417,8 @@ class Run:
         """Write a checkpoint amid the run; return whether it is written, and note it if not."""
         try:
             self.save_last() if name == LAST else self.save(name)
+        except RankFailed:
+            raise  # training does not go on
         except UserError as error:
             self.notes.append(f"{error}; training goes on")
             return False
@@ -418,7 +426,7 @@ class Run:
 
 
 def check_same_weights(trainer, step, *others):
-    """Raise a UserError, at all ranks, unless each has the same weights to the bit.
+    """Raise WeightsDiffer, at all ranks, unless each has the same weights to the bit.
 
     Parameters
     ----------
@@ -434,11 +442,11 @@ def check_same_weights(trainer, step, *others):
     digest = hashlib.blake2b(digest_size=16)
     for params in (trainer.params, *filter(None, others)):
         digest.update(to_host(params.flat).data)
-    found = ranks.gather(digest.hexdigest())
+    found = ranks.gather(digest.hexdigest(), "comparison of weights")
     odd = next((rank for rank, other in enumerate(found) if other != found[0]), None)
     if odd is not None:
         what = f"after step {step:,}" if step else "that training begins with"
-        raise UserError(
+        raise WeightsDiffer(
             f"the weights {what} are not the same at ranks 0 and {odd}: use the same machines, "
             "libraries and files for all; resume from a checkpoint before by --resume"
         )

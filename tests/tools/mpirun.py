@@ -42,7 +42,17 @@ def start(ranks, *args, code=COMMAND):
     """Start processes that call the command, after what `code` does."""
     program = [sys.executable, "-c", code, *args]
     if ranks > 1:
-        program = [MPIRUN, "--oversubscribe", "--bind-to", "none", "-n", str(ranks), *program]
+        limit = ["timeout", "-k", "5", f"{LIMIT_S:.0f}"] if shutil.which("timeout") else []
+        program = [
+            *limit,
+            MPIRUN,
+            "--oversubscribe",
+            "--bind-to",
+            "none",
+            "-n",
+            str(ranks),
+            *program,
+        ]
     mark = f"{os.getpid()}-{next(MARKS)}"
     process = subprocess.Popen(
         program,
@@ -60,21 +70,27 @@ def start(ranks, *args, code=COMMAND):
 def end(process):
     """Return exit code, standard output and the lines of standard error that are ours."""
     try:
-        out, err = process.communicate(timeout=LIMIT_S)
+        out, err = process.communicate(timeout=LIMIT_S + 10)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        for pid, _ in processes_of(process):  # mpirun's have groups of their own
+            os.kill(pid, signal.SIGKILL)
         raise
     ours = [line for line in err.splitlines() if line.startswith(("error: ", "note: ", "SIG"))]
     return process.returncode, out, ours, err
 
 
-def pids(process):
-    """Return {rank: pid} of a run of two."""
-    mark, found = f"MINIGPT_TEST={process.mark}".encode(), {}
+def processes_of(process):
+    """Yield (pid, environment) of all processes of a run."""
+    mark = process.mark.encode()
     for path in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
             variables = dict(v.partition(b"=")[::2] for v in path.read_bytes().split(b"\0"))
-            if mark.partition(b"=")[2] == variables.get(b"MINIGPT_TEST"):
-                rank = variables.get(b"OMPI_COMM_WORLD_RANK", b"none")
-                found[rank.decode()] = int(path.parent.name)
+            if variables.get(b"MINIGPT_TEST") == mark:
+                yield int(path.parent.name), variables
+
+
+def pids(process):
+    """Return {rank: pid} of a run of two."""
+    name = b"OMPI_COMM_WORLD_RANK"
+    found = {env.get(name, b"none").decode(): pid for pid, env in processes_of(process)}
     return {rank: found[str(rank)] for rank in range(2)}

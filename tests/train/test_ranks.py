@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.errors import UserError
+from minigpt.files import LAST
 from minigpt.model.init import init_params
 from minigpt.model.lora import init_adapter
 from minigpt.optim.sharding import cut_evenly
@@ -17,7 +19,7 @@ from minigpt.train.clock import Clock
 from minigpt.train.interrupt import Interrupt, Stopped
 from minigpt.train.launch import find_place
 from minigpt.train.ranks import ALONE, RankFailed, Together, load_mpi
-from minigpt.train.run import check_same_weights
+from minigpt.train.run import Run, check_same_weights
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
 from tests.tools.options import gpt_config, train_config
@@ -213,14 +215,32 @@ def test_a_rank_that_fails_ends_the_others_where_they_meet_next():
     assert said[0] == "rank 1 of 3 has failed: ValueError: a bug of two lines"
 
 
+def test_ranks_at_different_places_end():
+    def work(ranks):
+        with pytest.raises(RankFailed, match="no longer do the same .by rank: a sum, signals, a"):
+            ranks.gather(place="signals") if ranks.rank == 1 else ranks.sum(np.ones(3))
+
+    in_ranks(3, work)
+
+
+def test_a_run_does_not_go_on_without_a_rank_that_fails_during_a_save():
+    def save_last():
+        raise RankFailed("rank 1 of 2 has failed")
+
+    with pytest.raises(RankFailed):
+        Run.try_to_save(types.SimpleNamespace(save_last=save_last, notes=[]), LAST)
+
+
 @pytest.mark.parametrize("error", [UserError, OSError])
 def test_an_error_of_the_first_rank_is_one_of_all(error):
     def work(ranks):
         def write():
             raise error("the disk is full")
 
-        with pytest.raises(error if ranks.rank == 0 else UserError, match="the disk is full"):
+        other = UserError if error is UserError else RankFailed  # no save goes on after that
+        with pytest.raises(UserError if ranks.rank else error, match="the disk is full") as found:
             ranks.first(write)
+        assert ranks.rank == 0 or found.type is other
         return ranks.first(lambda: ranks.rank)
 
     assert in_ranks(2, work) == [0, 0]

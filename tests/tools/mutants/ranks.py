@@ -42,6 +42,20 @@ MUTANTS = {
             "if False",
             RANKS + "test_a_rank_that_fails_ends_the_others_where_they_meet_next",
         ),
+        (
+            "ranks meet whatever they have come for",
+            "other != place for",
+            "False for",
+            RANKS + "test_ranks_at_different_places_end",
+        ),
+    ],
+    "minigpt/train::Run.try_to_save": [
+        (
+            "a run goes on without a rank that has failed",
+            "raise  # training does not go on",
+            "return False",
+            RANKS + "test_a_run_does_not_go_on_without_a_rank_that_fails_during_a_save",
+        ),
     ],
     "minigpt/train::check_same_weights": [
         (
