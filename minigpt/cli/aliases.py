@@ -67,6 +67,7 @@ OLD_DEFAULTS = {
     "tensorboard": False,
     "wandb": None,
     "report_every": 0,
+    "shard_optimizer": False,
 }
 
 
