@@ -172,11 +172,11 @@ def test_a_page_amid_a_budget_counts_and_its_time_is_kept_for_the_next(tmp_path,
         reserves.append((pages.reserve_s, run.state.seconds - before))
 
     monkeypatch.setattr(train_page.Pages, "renew", watch)
-    flags = "--max-seconds=3", "--report-every=1", "--eval-interval=200"
+    flags = "--max-seconds=3", "--report-every=1", "--eval-interval=5"
     assert training.begin(tmp_path / "run", *flags) == 0
     assert slow[0] == train_page.REFRESH_S and slow[-1] is None
     kept, counted = next(pair for pair in reserves if pair[1] >= 0.5)
-    assert kept == pytest.approx(counted, abs=0.1)
+    assert 0.5 <= kept <= counted
 
 
 def test_a_stopped_run_says_how_to_resume_before_its_page(tmp_path, slow, monkeypatch, capsys):
