@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import minigpt
+from minigpt.library import training
 from minigpt.model import checkpoint
 from minigpt.optim.adamw import AdamW
 from minigpt.train.step import Trainer
@@ -73,14 +74,18 @@ def test_fit_resumes_a_run_of_the_command_and_the_command_one_of_fit(tmp_path, n
     assert_equal(last, model)
 
 
-def test_a_text_is_kept_in_its_out_dir_so_that_its_run_can_be_resumed(tmp_path, no_picture):
+def test_a_text_is_kept_in_its_out_dir_so_that_its_run_can_be_resumed(
+    tmp_path, no_picture, monkeypatch
+):
     folder = tmp_path / "run"
     minigpt.fit(text=TEXT, out_dir=folder, progress=False, **{**OPTIONS, "max_iters": 4})
     assert (folder / "data.txt").read_bytes() == TEXT.encode()
     assert resume(folder, "--max-iters=8") == 0
     minigpt.fit(text=TEXT, out_dir=folder, resume=True, progress=False, max_iters=10)
-    with pytest.raises(minigpt.UserError, match="holds another run"):
-        minigpt.fit(text="abc" * 500, out_dir=folder, progress=False, **OPTIONS)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "keep", None)  # nothing is written before the folder is looked at
+        with pytest.raises(minigpt.UserError, match="holds another run"):
+            minigpt.fit(text="abc" * 500, out_dir=folder, progress=False, **OPTIONS)
     assert (folder / "data.txt").read_bytes() == TEXT.encode()
     short = {**OPTIONS, "max_iters": 2}
     minigpt.fit(text="abc\r\n" * 500, out_dir=folder, overwrite=True, progress=False, **short)
