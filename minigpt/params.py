@@ -11,6 +11,7 @@ import operator
 import numpy
 
 LINE = 64  # bytes: vectors that begin where cache lines do are loaded faster
+LINE_ELEMENTS = LINE // 4  # of float32
 
 
 def leaves(tree, prefix=""):

@@ -4,7 +4,7 @@ Rajbhandari et al. 2019, arXiv:1910.02054, section 5.1: every process has all we
 moments of its own part alone, which it steps; then all receive the stepped weights.
 """
 
-LINE_ELEMENTS = 16  # of float32 in a cache line, at which parts begin
+from minigpt.params import LINE_ELEMENTS  # parts begin where cache lines do
 
 
 def cut_evenly(size, n, whole=()):

@@ -32,8 +32,10 @@ import html
 import importlib.util
 import json
 import math
+import os
 import re
 from importlib import resources
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from minigpt.cli import one_line
@@ -107,6 +109,28 @@ def library():
     except Exception as error:  # an extra fails in ways that nobody can list
         why = one_line(f"{type(error).__name__}: {error}")
         raise UserError(f"the charts of a page cannot be made: vl_convert: {why}") from error
+
+
+def check_place(where, path, example, force):
+    """Raise a UserError if no page may be written to `path`, before the work for it is done.
+
+    Parameters
+    ----------
+    where : str
+        The flag that named it; errors begin with it.
+    path : str or path
+    example : str
+        Of the name of a file, for one who names a folder.
+    force : bool
+        Whether to replace a file.
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise UserError(f"{where} {path} is a folder; name a file, such as {example}")
+    if not file.parent.is_dir():
+        raise UserError(f"{where} {path}: there is no folder {file.parent}; make it first")
+    if os.path.lexists(file) and not force:
+        raise UserError(f"{where} {path} is there already; name another file, or add --force")
 
 
 def write_page(path, title, sections, lead="", refresh=None):

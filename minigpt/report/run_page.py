@@ -5,7 +5,6 @@ Section, or None where the run has nothing of the kind.
 """
 
 import copy
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from minigpt.report.curves import curve_section
 from minigpt.report.gradients import gradients_section
 from minigpt.report.heads import attention_section
 from minigpt.report.metrics import read_run
-from minigpt.report.page import GENERATOR, check_library, facts, paragraph, write_page
+from minigpt.report.page import GENERATOR, check_library, check_place, facts, paragraph, write_page
 from minigpt.report.passages import passages_section
 from minigpt.report.run_data import open_run_data
 from minigpt.report.samples import samples_section
@@ -196,7 +195,7 @@ def write_run_page(place, path=None, prompt=None, refresh=None, data=None, force
     if path == folder / PAGE:
         check_own_place(path)
     else:
-        check_place(path, force)
+        check_place("--to", path, "run.html", force)
     checkpoint = load_plain(find_checkpoint(place), np, open_on_host)
     check_library()
     # The threads of BLAS would wait for each other in every product, long where cores are busy.
@@ -208,16 +207,6 @@ def write_run_page(place, path=None, prompt=None, refresh=None, data=None, force
     lead = paragraph(sentence(run)) + facts(figures(run))
     size = write_page(path, f"minigpt: {folder.resolve().name}", sections, lead, refresh)
     return path, size, run.notes
-
-
-def check_place(path, force):
-    """Raise a UserError if no page may be written to a path that --to names."""
-    if path.is_dir():
-        raise UserError(f"--to {path} is a folder; name a file, such as run.html")
-    if not path.parent.is_dir():
-        raise UserError(f"--to {path}: there is no folder {path.parent}; make it first")
-    if os.path.lexists(path) and not force:
-        raise UserError(f"--to {path} is there already; name another file, or add --force")
 
 
 def check_own_place(path):

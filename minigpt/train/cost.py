@@ -70,10 +70,8 @@ def describe_memory(parts, train_config, loaded, load_peak):
     if train_config.backend != "numpy":
         rows = {"memory of the GPU": f"about {human(sum(parts.values()), 'B')}"}
     else:
-        total, threads = (
-            run_peak(parts, loaded, load_peak),
-            plural(train_config.workers(), "thread"),
-        )
+        total = run_peak(parts, loaded, load_peak)
+        threads = plural(train_config.workers(), "thread")
         rows = {"memory": f"about {human(total, 'B')} in all, on {threads}"}
         rows["  libraries and data"] = human(loaded, "B")
     return rows | {f"  {part}": human(value, "B") for part, value in parts.items()}

@@ -18,8 +18,8 @@ from minigpt.backend.cpu import crew, pool
 from minigpt.backend.cpu.pool import empty
 from minigpt.errors import UserError
 from minigpt.optim.gradients import gather
+from minigpt.params import LINE_ELEMENTS
 
-LINE_ELEMENTS = 16  # of float32 in a cache line
 STACK = 2**20  # numbers of x, or of a product to be added, that a thread has at one time
 
 

@@ -8,7 +8,8 @@ from minigpt import cli
 from minigpt.cli.terminal import has_colours
 from minigpt.data.__main__ import WalkConfig, head, walk_text
 from minigpt.errors import SMALLER_DATA, UserError, memory_for
-from minigpt.report.step.page import check_page, write_walk
+from minigpt.report.page import check_place
+from minigpt.report.step.page import write_walk
 from minigpt.report.step.record import TINY, record_step
 from minigpt.report.step.terminal import intro_lines, walk_lines
 from minigpt.report.step.walk import walk_of
@@ -60,7 +61,7 @@ def main(argv=None, prog="minigpt data"):
 def walk_step(config, step):
     """Walk through a training step, with the vocabulary of the text that a WalkConfig names."""
     if step.page is not None:
-        check_page(step.page, step.force)
+        check_place("--page", step.page, "walk.html", step.force)
     elif step.force:
         raise UserError("--force is for --page FILE")
     data = config.read()

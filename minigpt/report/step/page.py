@@ -2,11 +2,9 @@
 
 import ast
 import functools
-import os
 from pathlib import Path
 
 from minigpt.cli import plural
-from minigpt.errors import UserError
 from minigpt.report.page import Section, escape, matrix, note, paragraph, table, write_page
 from minigpt.report.step.numbers import aligned, digits, scale_of
 from minigpt.report.step.pictures import line_of
@@ -32,17 +30,6 @@ def write_walk(path, walk):
     for n, stage in enumerate((*walk.stages, *walk.closing), 1):
         sections.append(Section(f"step-{n}", f"{n}. {stage.title}", stage_html(stage)))
     return write_page(Path(path), "One training step", sections, paragraph(walk.intro[0]))
-
-
-def check_page(path, force):
-    """Raise a UserError if no page may be written to `path`, before the work for it is done."""
-    file = Path(path)
-    if file.is_dir():
-        raise UserError(f"--page {path} is a folder; name a file, such as walk.html")
-    if not file.parent.is_dir():
-        raise UserError(f"--page {path}: there is no folder {file.parent}; make it first")
-    if os.path.lexists(file) and not force:
-        raise UserError(f"--page {path} is there already; name another file, or add --force")
 
 
 def sentence_section(walk):

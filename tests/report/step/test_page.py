@@ -9,8 +9,9 @@ import pytest
 
 from minigpt.data.characters import CharTokenizer
 from minigpt.errors import UserError
+from minigpt.report.page import check_place
 from minigpt.report.step.numbers import digits, scale_of
-from minigpt.report.step.page import check_page, code_of, write_walk
+from minigpt.report.step.page import code_of, write_walk
 from minigpt.report.step.record import record_step
 from minigpt.report.step.walk import walk_of
 
@@ -96,12 +97,12 @@ def test_a_large_vocabulary_is_cut_and_text_stays_text(tmp_path):
 
 def test_a_file_that_is_there_is_replaced_only_by_force(tmp_path):
     path = tmp_path / "walk.html"
-    check_page(path, force=False)
+    check_place("--page", path, "walk.html", force=False)
     path.write_text("mine")
     with pytest.raises(UserError, match="is there already; name another file, or add --force"):
-        check_page(path, force=False)
-    check_page(path, force=True)
+        check_place("--page", path, "walk.html", force=False)
+    check_place("--page", path, "walk.html", force=True)
     with pytest.raises(UserError, match="is a folder; name a file"):
-        check_page(tmp_path, force=True)
+        check_place("--page", tmp_path, "walk.html", force=True)
     with pytest.raises(UserError, match="there is no folder .*none; make it first"):
-        check_page(tmp_path / "none" / "walk.html", force=False)
+        check_place("--page", tmp_path / "none" / "walk.html", "walk.html", force=False)

@@ -75,7 +75,7 @@ MUTANTS = {
     "minigpt/report::check_place": [
         (
             "a page replaces a file without being asked",
-            "os.path.lexists(path) and not force",
+            "os.path.lexists(file) and not force",
             "False",
             RUN + "test_what_is_no_page_of_ours_is_not_replaced",
         ),

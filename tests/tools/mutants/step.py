@@ -133,7 +133,7 @@ MUTANTS = {
             + "test_the_columns_of_the_vocabulary_that_are_shown_are_those_of_the_sentence",
         ),
     ],
-    "minigpt/report/step::check_page": [
+    "minigpt/report/page.py::check_place": [
         (
             "a file is replaced without being asked",
             "and not force",
