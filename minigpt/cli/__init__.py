@@ -15,6 +15,7 @@ from minigpt.cli.flags import Parser, add_flags, add_plain, parser
 from minigpt.cli.program import (
     FAILURES,
     device_failures,
+    exit_code,
     note,
     one_line,
     run,
@@ -38,6 +39,7 @@ __all__ = [
     "choose",
     "command",
     "device_failures",
+    "exit_code",
     "fields_of",
     "first_of",
     "nearest",

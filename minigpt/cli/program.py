@@ -129,21 +129,32 @@ def run(main):
     sys.exit(status)
 
 
+def exit_code(error):
+    """Return what an exception ends a program with, None if it is a bug: see `run`."""
+    if isinstance(error, SystemExit):  # from --help and the parser's errors
+        return error.code
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if isinstance(error, BrokenPipeError):
+        return 141
+    return 2 if isinstance(error, (UserError, MemoryError, OSError, *device_failures())) else None
+
+
 def status_of(main):
     """Call `main` and report its errors; return the exit code."""
     try:
         try:
             status = main()
-        except SystemExit as leaving:  # from --help and the parser's errors
+        except SystemExit as leaving:
             status = leaving.code
         # Here, where a failure can be reported; but after a signal the terminal may be gone.
         if not isinstance(status, int) or status <= 128:
             sys.stdout.flush()
         return status
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        return 141
-    except (UserError, MemoryError, OSError, *device_failures()) as error:
-        say(f"error: {one_line(error)}")
-        return 2
+    except BaseException as error:
+        code = exit_code(error)
+        if code is None:
+            raise
+        if code == 2:
+            say(f"error: {one_line(error)}")
+        return code

@@ -47,7 +47,7 @@ def even_part(items, targets, limit):
     return spread(items, max(1, items * limit // targets)) if targets > limit else None
 
 
-def mean_loss(task, tree, config, batches, map=map, show=None):
+def mean_loss(task, tree, config, batches, map=map, show=None, group=GROUP):
     """Return (loss, count): the mean over all targets of the batches, nats per token, and how many.
 
     Parameters
@@ -61,6 +61,8 @@ def mean_loss(task, tree, config, batches, map=map, show=None):
         As the built-in one; may work on several items at the same time.
     show : callable, optional
         show(count) is called now and then with the targets that are done.
+    group : int
+        Batches that `map` gets at a time.
     """
 
     xp = array_module(next(array for _, array in leaves(tree)))
@@ -72,8 +74,8 @@ def mean_loss(task, tree, config, batches, map=map, show=None):
         return float(loss) * count, count
 
     batches, totals = iter(batches), []
-    while group := [*itertools.islice(batches, GROUP)]:
-        totals += map(total, group)
+    while some := [*itertools.islice(batches, group)]:
+        totals += map(total, some)
         if show:
             show(sum(count for _, count in totals))
     losses, counts = zip(*totals, strict=True)

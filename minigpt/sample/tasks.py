@@ -200,7 +200,8 @@ def exact_match(data, params, config, map, seconds=None, first=lambda read: read
     seconds : float, optional
         After which no more are begun.
     first : callable
-        first(read) -> read(), of several processes at the first: all go by one clock.
+        first(read) calls read() on rank 0 of several processes and returns its result on every
+        rank: all go by one clock.
     """
     measured = pairs.Pairs(some_of(data.val_pairs, MEASURED_PAIRS), data.tokenizer)
     batches = [*pairs.eval_batches(measured, answers.BATCH)]

@@ -35,8 +35,8 @@ from minigpt.train.run import new_run, open_data
 from minigpt.train.run_dir import locked
 
 
-def dry_run(own, options):
-    """Print the cost of a run."""
+def dry_run(own, options, processes):
+    """Print the cost of a run that so many processes share."""
     data, rate = None, None
     if own["resume"]:
         config, train_config = stored_run(options)[2:]
@@ -55,7 +55,7 @@ def dry_run(own, options):
             data.check(config.block_size)
     if train_config.backend == "numpy":
         rate = product_rate(min(train_config.threads, usable_cores()))
-    print("\n".join(describe(config, train_config, *resident(), longest(data), rate)))
+    print("\n".join(describe(config, train_config, *resident(), longest(data), rate, processes)))
     for note in note_on_threads(train_config.workers()):
         cli.note(note)
 
@@ -101,6 +101,8 @@ def introduce(run):
     hardware = cli.plural(threads, "thread")
     if train_config.backend == "cupy":
         hardware = f"cupy in {train_config.dtype}"
+    if run.ranks.size > 1:
+        hardware = f"{run.ranks.size} processes of {hardware} each"
     end = f"for {seconds:g} seconds" if seconds else f"to step {train_config.max_iters:,}"
     start = f"from step {state.step:,} " if state.step else ""
     begun = f", from {train_config.init_from}" if train_config.init_from else ""
@@ -179,7 +181,7 @@ def main(argv=None, prog=PROG):
             given.setdefault("threads", ranks.cores())
         chosen = options(own, given)
         if own["dry_run"]:
-            return dry_run(own, chosen)
+            return dry_run(own, chosen, ranks.size)
         return train_in_folder(own, chosen, ranks)
 
 
@@ -188,8 +190,7 @@ def train_in_folder(own, options, ranks):
     folder = contextlib.nullcontext()  # of the first rank, which alone writes there
     if not ranks.rank:
         folder = locked(folder_of(options), make=not own["resume"])
-    with Interrupt() as stop:
-        stop.together = ranks.size > 1
+    with Interrupt(ranks.announce) as stop:
         try:
             with reported(), folder, backend.plain(own["plain"]):
                 return train(own, options, stop, ranks)

@@ -22,7 +22,8 @@ class Clock:
     began : float
         Reading of time.perf_counter() from which on they count.
     first : callable
-        first(read) -> read(), of several processes at the first: see train/ranks.py.
+        first(read) calls read() on rank 0 and returns its result on every rank: see
+        train/ranks.py.
 
     Attributes
     ----------

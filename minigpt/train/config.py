@@ -136,6 +136,15 @@ class TrainConfig(cli.Config):
         group="Run",
         rare=True,
     )
+    sum_dtype: str = option(
+        "float32",
+        "of several processes, the type in which gradients travel; bfloat16: half the bytes, sums "
+        "still in float32",
+        choices=("float32", "bfloat16"),
+        answers={"bf16": "bfloat16 is the name here"},
+        group="Run",
+        rare=True,
+    )
     seed: int = option(1337, "seed of initial weights, batches and dropout", **NUMBER, group="Run")
     batch_size: int = option(32, "sequences per batch", **COUNT)
     gradient_accumulation_steps: int = option(1, "batches per step", **COUNT)

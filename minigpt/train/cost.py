@@ -1,5 +1,6 @@
 """What a run costs, known before it starts: parameters, floating-point operations, time, memory."""
 
+import dataclasses
 import math
 
 from minigpt.cli import plural
@@ -77,7 +78,7 @@ def describe_memory(parts, train_config, loaded, load_peak):
     return rows | {f"  {part}": human(value, "B") for part, value in parts.items()}
 
 
-def describe(config, train_config, loaded, load_peak=0, lengths=None, rate=None):
+def describe(config, train_config, loaded, load_peak=0, lengths=None, rate=None, processes=1):
     """Return the lines that --dry-run prints.
 
     Parameters
@@ -88,6 +89,8 @@ def describe(config, train_config, loaded, load_peak=0, lengths=None, rate=None)
         As of memory.memory.
     rate : float, optional
         Of products on this machine, in FLOP/s, for the time that the run takes.
+    processes : int
+        That share each batch: time and memory are those of one with the most rows.
     """
     n, per_step = count_parameters(config), flops_per_step(config, train_config)
     sequences = train_config.batch_size * train_config.gradient_accumulation_steps
@@ -109,12 +112,18 @@ def describe(config, train_config, loaded, load_peak=0, lengths=None, rate=None)
         f"{human(per_step, 'FLOP')}",
         "the run": length,
     }
+    share = dataclasses.replace(train_config, batch_size=-(-train_config.batch_size // processes))
+    parts = memory(config, share, lengths)
+    if train_config.shard_optimizer:
+        parts["optimizer"] = -(-parts["optimizer"] // processes)
+    if processes > 1:
+        rows["each of the processes"] = f"{share.batch_size} sequences at most, and:"
     if rate:
-        step_s = step_seconds(config, per_step, rate)
+        step_s = step_seconds(config, flops_per_step(config, share), rate)
         if budget is None:
             total = f"{duration(steps * step_s)} of training"
         else:
             total = f"some {budget / step_s:,.0f} steps in all"
         rows["time on this machine"] = f"about {duration(step_s)} a step, {total}"
-    rows |= describe_memory(memory(config, train_config, lengths), train_config, loaded, load_peak)
+    rows |= describe_memory(parts, train_config, loaded, load_peak)
     return [f"{name:<27}{value}" for name, value in rows.items()]

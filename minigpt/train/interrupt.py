@@ -23,6 +23,9 @@ class Never:
     def release(self):
         """Do nothing."""
 
+    def agree(self, number):
+        """Do nothing."""
+
 
 NEVER = Never()
 
@@ -58,22 +61,25 @@ class Interrupt:
     and `release`, only afterwards. What the parent process has set to be ignored stays ignored, as
     under nohup. Outside of the main thread no handler can be installed, and none is.
 
+    Parameters
+    ----------
+    announce : callable
+        announce(number) says that a signal is obeyed.
+
     Attributes
     ----------
     signal : int or None
-        The number of the signal that came first.
+        The number of the signal that came first, to this process or one that works with it.
     holding : bool
         Whether a second signal has to wait.
-    together : bool
-        Whether the signal is not announced here, but by `agree`.
     patient : bool
         Whether to wait for the end of a batch; otherwise the first signal raises KeyboardInterrupt,
         as before training and after it, when there is nothing to be saved.
     """
 
-    def __init__(self):
+    def __init__(self, announce=announce):
         self.signal, self.holding, self.again, self.patient = None, False, False, False
-        self.before, self.together = {}, False
+        self.before, self.announce, self._noted = {}, announce, False
 
     def __enter__(self):
         for name in ENDS:
@@ -87,12 +93,11 @@ class Interrupt:
 
     def note(self, number, _):
         """Remember the signal; the next one raises KeyboardInterrupt."""
-        first, self.signal = self.signal is None, self.signal or number
+        first, self._noted, self.signal = not self._noted, True, self.signal or number
         if not self.patient:
             raise KeyboardInterrupt
         if first:
-            if not self.together:
-                announce(number)
+            self.announce(number)
         elif self.holding:
             self.again = True
         else:
@@ -107,11 +112,9 @@ class Interrupt:
         finally:
             self.patient = self.holding = False
 
-    def agree(self, number, aloud):
-        """Take over a signal that this process, or one that works with it, has received."""
-        self.signal = number
-        if aloud:
-            announce(number)
+    def agree(self, number):
+        """Take over a signal that has come to another process; one of its own is not the second."""
+        self.signal = self.signal or number
 
     def hold(self):
         """Let a second signal wait until `release`."""

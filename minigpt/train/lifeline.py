@@ -4,10 +4,12 @@ A process that is killed cannot say so, and those that wait for it in a sum woul
 But its connections are closed by the system: each process has a thread that reads from them. A
 machine that is lost is noticed by TCP's keepalive.
 
-One that fails says why. The others have GRACE_S to come to where they learn it in order, and can
-save; then they end, too.
+One that fails says why. The others have a while to come to where they learn it in order, and can
+save; then they end, too. Where there is no MPI, the same connections bring small values together:
+see `exchange`. All of it is lines of JSON: what a stranger sends is data, never code.
 """
 
+import collections
 import contextlib
 import json
 import os
@@ -15,17 +17,101 @@ import platform
 import secrets
 import socket
 import threading
+import time
 
-GRACE_S = 5.0  # for all processes to meet after a failure
+from minigpt.errors import UserError
+
+GRACE_S = 5.0  # for all processes to meet after a failure, at least
+PATIENCE = 3  # ... or this multiple of the longest time between RECENT meetings
+RECENT = 20
 CONNECT_S = 30.0  # for the connection to the first process
+TOGETHER_S = 120.0  # for all processes to be there, where nothing else has brought them together
+RETRY_S = 0.2
+HELLO_BYTES = 1000
 KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}  # a lost machine: 11 s
+HERE = "127.0.0.1"
 LOST = "is gone: killed, or its machine is lost; resume from the last checkpoint by --resume"
+UNSAVED = "the others were not there in time, and what was trained since the last save is lost"
 
 
-def listen():
-    """Return (socket, [name of this machine, port, password]) for the first process."""
-    server = socket.create_server(("", 0))
-    return server, [platform.node(), server.getsockname()[1], secrets.token_hex(16)]
+def connect(rank, size, exchange, nodes):
+    """Return the Lifeline of a process among others that `exchange` brings together.
+
+    A process without a connection has none: what started them has to notice its end.
+
+    Parameters
+    ----------
+    rank, size : int
+    exchange : callable
+        exchange(x) -> [x of each rank].
+    nodes : list of str
+        The machine of each rank.
+    """
+    server = address = None
+    if rank == 0:
+        near = all(node == nodes[0] for node in nodes)
+        with contextlib.suppress(OSError):  # told to the others as None
+            server = socket.create_server((HERE if near else "", 0), backlog=size)
+            address = [nodes[0], server.getsockname()[1], secrets.token_hex(16)]
+    address = exchange(address)[0]
+    line = Lifeline(rank, size, address and address[2], server)
+    if rank and address is not None:
+        with contextlib.suppress(OSError):
+            host = HERE if address[0] == platform.node() else address[0]
+            line.call(socket.create_connection((host, address[1]), CONNECT_S))
+    connected = sum(exchange(line.connected))
+    if rank == 0:
+        line.wait(connected, CONNECT_S)
+    return line
+
+
+def meet(rank, size, host, port, name):
+    """Return the Lifeline of a process that nothing but an address brings together with others.
+
+    Parameters
+    ----------
+    rank, size : int
+    host, port : str, int
+        Where the first process listens.
+    name : str
+        Of the run: a process of another one is refused.
+
+    Raises
+    ------
+    UserError
+        If they are not together in TOGETHER_S.
+    """
+    end_s, key = time.monotonic() + TOGETHER_S, f"{name} of {size}"
+    try:
+        if rank == 0:
+            near = host in ("localhost", HERE)
+            line = Lifeline(rank, size, key, socket.create_server((HERE if near else "", port)))
+            line.wait(size - 1, TOGETHER_S)
+            if len(line.peers) < size - 1:
+                missing = sorted({*range(1, size)} - {*line.peers})
+                raise TimeoutError(f"rank {missing[0]} of {size} did not come")
+            return line
+        line = Lifeline(rank, size, key)
+        line.call(keep_calling(host, port, end_s))
+        return line
+    except OSError as error:
+        raise UserError(
+            f"{host}:{port}, of MASTER_ADDR and MASTER_PORT: {error.strerror or error}; give the "
+            "first process's machine, a free port, and all processes the same"
+        ) from None
+
+
+def keep_calling(host, port, end_s):
+    """Return a connection to a process that may not listen yet, until time.monotonic() is end_s."""
+    while True:
+        try:
+            return socket.create_connection((host, port), CONNECT_S)
+        except socket.gaierror:
+            raise
+        except OSError:
+            if time.monotonic() > end_s:
+                raise
+            time.sleep(RETRY_S)
 
 
 class Lifeline:
@@ -34,95 +120,152 @@ class Lifeline:
     Parameters
     ----------
     rank, size : int
-    address : list
-        As from `listen`.
+    password : str
+        What all of these processes know.
     server : socket, optional
-        At rank 0.
+        At rank 0: it listens until all others are there.
 
     Attributes
     ----------
     heard : bool
-        To be set once this process knows of a failure by other means: it ends by itself then.
+        To be set once the failure has been reported through `Ranks.gather`: this process ends by
+        itself then.
+    peers : {rank: socket}
+    on_signal : callable
+        on_signal(number) is called at rank 0 with signals that others have received.
     """
 
-    def __init__(self, rank, size, address, server=None):
+    def __init__(self, rank, size, password, server=None):
         self.rank, self.size, self.server, self.heard = rank, size, server, False
-        self._peers, self._ended, self._lock = {}, set(), threading.Condition()
-        self._open = True
+        self.peers, self.on_signal = {}, lambda number: None
+        self._password, self._ended = password, set()
+        self._lock, self._sending = threading.Condition(), threading.Lock()
+        self._values = {i: collections.deque() for i in range(size)}
+        self._met, self._open = collections.deque(maxlen=RECENT), True
         if server is not None:
-            self._start(self._accept, address[2])
-            return
-        host = "127.0.0.1" if address[0] == platform.node() else address[0]
-        # Without a connection, what started the processes has to notice what becomes of them.
-        with contextlib.suppress(OSError):
-            peer = socket.create_connection((host, address[1]), CONNECT_S)
-            self._add(0, peer, peer.makefile("rb"))
-            self._send(0, {"rank": rank, "password": address[2]})
+            self._start(self._accept)
 
-    def wait(self, n):
-        """Wait until n connections are there, or for CONNECT_S."""
+    def call(self, peer):
+        """Take a connection to the first process, and say who this one is."""
+        self._add(0, peer, peer.makefile("rb"))
+        self._send(0, {"rank": self.rank, "password": self._password})
+
+    def wait(self, n, seconds):
+        """Wait until n connections are there, or so long."""
         with self._lock:
-            self._lock.wait_for(lambda: len(self._peers) >= n, CONNECT_S)
+            self._lock.wait_for(lambda: len(self.peers) >= n, seconds)
 
     @property
     def connected(self):
         """Whether this process has a connection to the first."""
-        return 0 in self._peers
+        return 0 in self.peers
+
+    def exchange(self, x):
+        """Return [x of each rank]: numbers, texts, None, and lists and dicts of them."""
+        if self.rank:
+            self._send(0, {"x": x})
+            return self._take_values([0])[0]
+        others = range(1, self.size)
+        # With nothing taken before all are there, an interrupt leaves them for the next try.
+        x = json.loads(json.dumps(x, default=plain))
+        found = [x, *self._take_values(others)]
+        self._send_all({"x": found})
+        return found
+
+    def _take_values(self, ranks):
+        with self._lock:
+            self._lock.wait_for(lambda: all(self._values[rank] for rank in ranks))
+            return [self._values[rank].popleft() for rank in ranks]
+
+    def met(self):
+        """Note that all processes are at one place."""
+        self._met.append(time.monotonic())
+
+    @property
+    def grace_s(self):
+        """Seconds that processes have to meet after a failure."""
+        times = list(self._met)
+        laps = [b - a for a, b in zip(times, times[1:], strict=False)]
+        return max([GRACE_S, *(PATIENCE * lap for lap in laps)])
 
     def _start(self, work, *args):
         threading.Thread(target=work, args=args, name="lifeline", daemon=True).start()
 
-    def _accept(self, password):
-        """Take the connections of the other processes as they come."""
-        while self._open and len(self._peers) < self.size - 1:
+    def _accept(self):
+        """Take the connections of the other processes as they come, until all are there."""
+        while True:
             try:
                 peer, _ = self.server.accept()
             except OSError:
                 return  # closed
-            self._start(self._greet, peer, password)
+            self._start(self._greet, peer)
 
-    def _greet(self, peer, password):
-        """Take a connection if it is of one of these processes."""
+    def _greet(self, peer):
+        """Take a connection if it is of one of these processes that has none yet."""
         peer.settimeout(CONNECT_S)
         file = peer.makefile("rb")
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            hello = json.loads(file.readline(1000))
-            if secrets.compare_digest(hello["password"], password):
-                self._add(int(hello["rank"]), peer, file)
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            hello = json.loads(file.readline(HELLO_BYTES))
+            rank, password = hello["rank"], hello["password"].encode()
+            if rank in range(1, self.size) and (
+                secrets.compare_digest(password, self._password.encode())
+                and self._add(rank, peer, file)
+            ):
                 return
+        file.close()
         peer.close()
 
     def _add(self, rank, peer, file):
+        """Take a connection; return whether there was none to that process."""
         peer.settimeout(None)
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for name, value in KEEPALIVE.items():
             if hasattr(socket, name):
                 peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         with self._lock:
-            self._peers[rank] = peer
+            if rank in self.peers:
+                return False
+            self.peers[rank] = peer
+            if len(self.peers) == self.size - 1:
+                self._stop_listening()
             self._lock.notify_all()
         self._start(self._read, rank, file)
+        return True
+
+    def _stop_listening(self):
+        if self.server is not None:
+            with contextlib.suppress(OSError):
+                self.server.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits
+            self.server.close()
 
     def _send(self, rank, message):
-        with self._lock, contextlib.suppress(OSError, KeyError):
-            self._peers[rank].sendall(json.dumps(message).encode() + b"\n")
+        line = json.dumps(message, default=plain).encode() + b"\n"
+        with self._sending, contextlib.suppress(OSError, KeyError):
+            self.peers[rank].sendall(line)
 
     def _send_all(self, message, but=None):
-        for rank in list(self._peers):
+        for rank in list(self.peers):
             if rank != but:
                 self._send(rank, message)
 
     def _read(self, rank, file):
         """Take what another process says until it ends."""
-        with contextlib.suppress(OSError, ValueError), file, self._peers[rank]:
+        with contextlib.suppress(OSError, ValueError), file, self.peers[rank]:
             for line in file:
                 self._take(rank, json.loads(line))
         if self._open and rank not in self._ended:
             self._lose(rank)
 
     def _take(self, rank, message):
-        if "end" in message:
+        if "x" in message:
+            with self._lock:
+                self._values[rank].append(message["x"])
+                self._lock.notify_all()
+        elif "end" in message:
             self._ended.add(rank)
+        elif "signal" in message:
+            self.on_signal(message["signal"])
         elif "lost" in message:
             os._exit(2)  # the first process has said it
         elif "failed" in message:
@@ -140,6 +283,10 @@ class Lifeline:
         with contextlib.suppress(OSError):
             os.write(2, f"error: rank {rank} of {self.size} {text}\n".encode())
 
+    def signal(self, number):
+        """Tell the first process of a signal that this one has received, amid whatever it does."""
+        self._start(self._send, 0, {"signal": number})
+
     def fail(self, text):
         """Tell the others that this process cannot go on."""
         self._send_all({"failed": [self.rank, text]})
@@ -151,10 +298,10 @@ class Lifeline:
         def end():
             if self._open and not self.heard:
                 if self.rank == 0:
-                    self._say(rank, f"has failed: {text}")
+                    self._say(rank, f"has failed: {text}; {UNSAVED}")
                 os._exit(2)
 
-        timer = threading.Timer(GRACE_S, end)
+        timer = threading.Timer(self.grace_s, end)
         timer.daemon = True
         timer.start()
 
@@ -162,8 +309,12 @@ class Lifeline:
         """End the connections in order: all processes are done."""
         self._open = False
         self._send_all({"end": True})
-        for peer in list(self._peers.values()):
+        for peer in list(self.peers.values()):
             with contextlib.suppress(OSError):
                 peer.shutdown(socket.SHUT_WR)
-        if self.server is not None:
-            self.server.close()
+        self._stop_listening()
+
+
+def plain(x):
+    """Return a NumPy number as one of Python, and anything else as a text."""
+    return x.item() if hasattr(x, "item") else str(x)

@@ -25,7 +25,7 @@ class Nccl:
     """
 
     def __init__(self, ranks, nccl=None):
-        self._cuda = importlib.import_module("cupy").cuda
+        self._cupy, self._rank = importlib.import_module("cupy"), ranks.rank
         self._nccl = nccl or load_nccl()
         key = ranks.first(lambda: list(self._nccl.get_unique_id()))
         self._comm = self._nccl.NcclCommunicator(ranks.size, tuple(key), ranks.rank)
@@ -44,15 +44,31 @@ class Nccl:
                 self._comm.reduce(at, at, n, *self._kind(flat), root, self._stream())
         self._nccl.groupEnd()
 
+    def swap(self, x, sizes):
+        """See Mpi.swap."""
+        n, at = sizes[self._rank], 0
+        found = self._cupy.empty((len(sizes), n), x.dtype)
+        self._nccl.groupStart()
+        for peer, size in enumerate(sizes):
+            if size:
+                part = x[at : at + size]
+                self._comm.send(*self._bytes(part), peer, self._stream())
+            if n:
+                self._comm.recv(*self._bytes(found[peer]), peer, self._stream())
+            at += size
+        self._nccl.groupEnd()
+        return found
+
     def spread(self, flat, parts):
-        """See Ranks.spread."""
-        kind, _ = self._kind(flat)
+        """See Ranks.spread; of any type."""
         self._nccl.groupStart()
         for root, part in enumerate(parts):
             if part.start < part.stop:
-                n = part.stop - part.start
-                self._comm.bcast(flat[part].data.ptr, n, kind, root, self._stream())
+                self._comm.bcast(*self._bytes(flat[part]), root, self._stream())
         self._nccl.groupEnd()
+
+    def _bytes(self, x):
+        return x.data.ptr, x.nbytes, self._nccl.NCCL_UINT8
 
     def _kind(self, flat):
         if flat.dtype != "float32":
@@ -60,7 +76,7 @@ class Nccl:
         return self._nccl.NCCL_FLOAT32, self._nccl.NCCL_SUM
 
     def _stream(self):
-        return self._cuda.get_current_stream().ptr
+        return self._cupy.cuda.get_current_stream().ptr
 
 
 def load_nccl():

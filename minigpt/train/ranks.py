@@ -8,7 +8,7 @@ All of them run the same commands on the same options. Where they differ is here
 - the first rank writes, prints, and has the clock (`first`); a signal that one rank
   receives is obeyed by all at the same batch (`Together`).
 
-A rank that fails sends its error instead of the value that the others expect next: see `gather`.
+A rank that fails sends its error instead of the value that the others expect: see `gather`.
 lifeline.py is for one that cannot.
 """
 
@@ -19,13 +19,15 @@ import platform
 import sys
 import traceback
 
+import numpy
+
 from minigpt import cli
 from minigpt.backend.cores import core_limit, cpu_quota
 from minigpt.backend.devices import load_backend
-from minigpt.cli.program import device_failures
 from minigpt.errors import UserError
-from minigpt.train.interrupt import Stopped, interruptible
-from minigpt.train.launch import BY_HAND, find_place
+from minigpt.train.interrupt import NEVER, Stopped, announce, interruptible
+from minigpt.train.launch import BY_HAND, find_meeting, find_place
+from minigpt.train.narrow import Narrow
 from minigpt.train.nccl import Nccl, choose_device
 from minigpt.train.threads import shard_slices
 
@@ -94,6 +96,10 @@ class Alone:
         """Return this rank's own Interrupt or Never of what `together` has returned."""
         return stop
 
+    def announce(self, number):
+        """Say at once that a signal is obeyed, which this rank has received."""
+        announce(number)
+
     def fail(self, error):
         """Tell the other ranks that this one ends with an exception."""
 
@@ -120,39 +126,51 @@ class Ranks(Alone):
     rank, size : int
     exchange : callable
         exchange(x) -> [x of each rank], for small values.
-    sums : Mpi or Nccl
-        For arrays: of NumPy, until `use` has seen the backend.
+    sums : Mpi, Nccl or None
+        For arrays: of NumPy, until `use` has seen the backend; None if there is nothing for these.
+    line : Lifeline, optional
+        If there is none yet.
+
+    Attributes
+    ----------
+    signal : int or None
+        The number of the signal that came first, at the lowest rank that has received one: as of
+        the last `gather`, so the same at all ranks.
+    nodes : list of str
+        The machine of each rank.
     """
 
-    def __init__(self, rank, size, exchange, sums):
+    def __init__(self, rank, size, exchange, sums, line=None):
         self.rank, self.size, self._exchange, self.sums = rank, size, exchange, sums
         self._quiet, self._said = contextlib.ExitStack(), io.StringIO()
-        self._failed = self._left = False
-        from minigpt.train.lifeline import Lifeline, listen  # no help of a command waits for it
+        self._left = self._announced = False
+        self._stop, self.signal = NEVER, None
+        self.nodes = exchange(platform.node())
+        from minigpt.train.lifeline import connect  # no help of a command waits for it
 
-        server, address = listen() if rank == 0 else (None, None)
-        address = exchange(address)[0]
-        self._lifeline = Lifeline(rank, size, address, server)
-        connected = sum(self.gather(self._lifeline.connected))
-        if rank == 0:
-            self._lifeline.wait(connected)
-        self.nodes = self.gather(platform.node())
+        self._lifeline = line or connect(rank, size, exchange, self.nodes)
+        self._lifeline.on_signal = self.announce
 
     def gather(self, value=None, place=None):
-        """See Alone; a rank that fails has (why, None, None) in place of (None, place, value)."""
-        found = self._exchange((None, place, value))
+        """See Alone; each sends why it fails or None, place, value, and its signal or None."""
+        found = self._exchange((None, place, value, self._stop.signal))
+        self._lifeline.met()
         self._heed(found, place)
-        return [value for *_, value in found]
+        signals = [signal for *_, signal in found if signal is not None]
+        if signals and self.signal is None:
+            self.signal = signals[0]
+            self._stop.agree(self.signal)
+        return [value for *_, value, _ in found]
 
     def _heed(self, found, place):
         """Raise RankFailed for the first rank that has failed, or has come to another place."""
         problems = [(rank, why) for rank, (why, *_) in enumerate(found) if why is not None]
-        if not problems and any(other != place for _, other, _ in found):
-            places = ", ".join(f"{other}" for _, other, _ in found)
+        if not problems and any(other != place for _, other, *_ in found):
+            places = ", ".join(f"{other}" for _, other, *_ in found)
             problems = [(0, f"the processes no longer do the same (by rank: {places})")]
         if problems:
-            self._failed = self._lifeline.heard = True
-            self._left = any(other == LEAVE for _, other, _ in found)
+            self._lifeline.heard = True
+            self._left = any(other == LEAVE for _, other, *_ in found)
             raise RankFailed("rank {1} of {0} has failed: {2}".format(self.size, *problems[0]))
 
     def first(self, work):
@@ -191,6 +209,7 @@ class Ranks(Alone):
 
     def together(self, stop):
         """See Alone."""
+        self._stop = stop
         return Together(stop, self)
 
     def own(self, stop):
@@ -199,33 +218,51 @@ class Ranks(Alone):
 
     def fail(self, error):
         """See Alone."""
-        if self._failed:
+        if self._lifeline.heard:
             return
-        self._failed = True
         text = describe(error, self._said.getvalue())
         self._lifeline.fail(text)
-        self._exchange((text, None, None))
+        self._exchange((text, None, None, None))
         self._lifeline.heard = True
+
+    def announce(self, number):
+        """See Alone: the first rank says it, and once."""
+        if self.rank and self._lifeline.connected:
+            self._lifeline.signal(number)
+        elif not self._announced:
+            self._announced = True
+            announce(number)
 
     def sum(self, flat):
         """See Alone."""
         self.gather(place="a sum")  # none has failed
         self.sums.sum(flat)
 
-    def sum_parts(self, flat, parts):
-        """Replace this rank's part of an array by its sum over the ranks; the others are lost.
+    def total(self, x):
+        """See Alone; it comes behind another sum."""
+        self.sums.sum(x)
+        return x
+
+    def sum_gradients(self, flat, parts=None, narrow=False):
+        """Replace an array by its sum over the ranks, right behind `sum`.
 
         Parameters
         ----------
         flat : (N,) float32
-        parts : list of slices
-            Of each rank; together they cover the array in order.
+        parts : list of slices, optional
+            Of each rank; together they cover the array in order. Each rank has the sum of its own
+            part then, and the others are lost.
+        narrow : bool
+            Whether it travels in bfloat16: see Narrow.
         """
-        self.gather(place="sums of parts")
-        self.sums.sum_parts(flat, parts)
+        sums = Narrow(self.sums, self.rank, self.size) if narrow else self.sums
+        if parts is None:
+            sums.sum(flat)
+        else:
+            sums.sum_parts(flat, parts)
 
     def spread(self, flat, parts):
-        """Replace every rank's part of an array by what that rank has; as `sum_parts`."""
+        """Replace every rank's part of an array by what that rank has; as `sum_gradients`."""
         self.gather(place="an exchange of parts")
         self.sums.spread(flat, parts)
 
@@ -235,6 +272,12 @@ class Ranks(Alone):
             choose_device(self)
             load_backend(backend)  # says what it lacks
             self.sums = Nccl(self)
+        elif self.sums is None:
+            raise UserError(
+                f"--backend {backend}: sums on CPUs need MPI, and these {self.size} processes are "
+                "of torchrun, or of RANK and WORLD_SIZE; start them by mpirun or srun, or give "
+                "--backend cupy"
+            )
 
     def cores(self):
         """Return how many CPU cores this rank should use, beside the others on its machine."""
@@ -260,16 +303,19 @@ class Ranks(Alone):
         try:
             if error is not None:
                 self.fail(error)
-            elif not self._failed:
+            elif not self._lifeline.heard:
                 self.gather(place="the end")
         except RankFailed as failure:
             error = error or failure
+        except KeyboardInterrupt:
+            pass  # whatever there was to do is done
         self._quiet.close()
-        if not isinstance(error, RankFailed) and is_bug(error):
+        if is_bug(error):
             traceback.print_exception(error)  # each has its own
         self.leave()
         if error is not None and self.rank:
-            raise SystemExit(exit_code(error)) from None
+            code = cli.exit_code(error)
+            raise SystemExit(1 if code is None else code) from None
         if isinstance(error, RankFailed):
             raise error
 
@@ -277,7 +323,7 @@ class Ranks(Alone):
         """Wait for the first rank, whose end may be that of all, and close the connections."""
         sys.stdout.flush()
         if not self._left:
-            self._exchange((None, LEAVE, None))
+            self._exchange((None, LEAVE, None, None))
         self._lifeline.close()
 
 
@@ -305,6 +351,21 @@ class Mpi:
         self._world.Reduce_scatter(flat, own, [part.stop - part.start for part in parts])
         flat[part] = own
 
+    def swap(self, x, sizes):
+        """Return (size, n): from each rank what it has for this one.
+
+        Parameters
+        ----------
+        x : (N,) uint16
+            What is for rank 0, then for the others.
+        sizes : list of int
+            How much is for each.
+        """
+        n = sizes[self._world.rank]
+        found = numpy.empty((len(sizes), n), x.dtype)
+        self._world.Alltoallv([x, sizes], [found, [n] * len(sizes)])
+        return found
+
     def spread(self, flat, parts):
         """See Ranks.spread."""
         sizes = [part.stop - part.start for part in parts]
@@ -323,22 +384,17 @@ class Together:
     Attributes
     ----------
     signal : int or None
-        Looking at it is a `gather`: all ranks have to.
+        As of Ranks.
     """
 
     def __init__(self, own, ranks):
-        self.own, self._ranks, self._signal = own, ranks, None
+        self.own, self._ranks = own, ranks
         self.hold, self.release = own.hold, own.release
 
     @property
     def signal(self):
-        """The number of the signal that came first, at the lowest rank that has received one."""
-        if self._signal is None:
-            signals = self._ranks.gather(self.own.signal, "signals")
-            self._signal = next((number for number in signals if number is not None), None)
-            if self._signal is not None:
-                self.own.agree(self._signal, self._ranks.rank == 0)
-        return self._signal
+        """The number of a signal that all ranks have learned of, or None."""
+        return self._ranks.signal
 
 
 def describe(error, said=""):
@@ -354,17 +410,7 @@ def describe(error, said=""):
 
 def is_bug(error):
     """Tell whether an exception is one that a program shows with its traceback."""
-    expected = UserError, MemoryError, OSError, KeyboardInterrupt, SystemExit, *device_failures()
-    return error is not None and not isinstance(error, expected)
-
-
-def exit_code(error):
-    """Return how a program ends with an exception: see cli.run."""
-    if isinstance(error, SystemExit):
-        return error.code
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    return 1 if is_bug(error) else 2
+    return error is not None and cli.exit_code(error) is None
 
 
 def join():
@@ -379,6 +425,11 @@ def join():
     if place.size == 1:
         return ALONE
     try:
+        if place.by == BY_HAND:
+            from minigpt.train.lifeline import meet
+
+            line = meet(place.rank, place.size, *find_meeting())
+            return Ranks(place.rank, place.size, line.exchange, None, line)
         MPI = load_mpi(place)
         world = MPI.COMM_WORLD
         return Ranks(world.rank, world.size, world.Dup().allgather, Mpi(MPI))
@@ -390,11 +441,6 @@ def join():
 
 def load_mpi(place):
     """Return mpi4py.MPI, which must see all processes, or raise a UserError."""
-    if place.by == BY_HAND:
-        raise UserError(
-            f"RANK and WORLD_SIZE, as of torchrun, are set for {place.size} processes, but sums on "
-            "CPUs need MPI: start them by mpirun or srun, or unset these variables"
-        )
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:

@@ -168,7 +168,7 @@ def cut_metrics(path, step):
 
 
 class NoFiles:
-    """What a process has in place of RunFiles that writes none: the first of several does."""
+    """Stands in for RunFiles in a process that writes no files: of several, the first does."""
 
     kept, old, begun, unwritten = None, False, False, ()
 

@@ -18,7 +18,7 @@ from minigpt.ops.dropout import Rng
 from minigpt.optim.clipping import GRAD_NORM, LOSS_SCALE, SKIPPED, STEPS
 from minigpt.optim.schedule import learning_rate, weight_decay
 from minigpt.params import Params, aligned
-from minigpt.sample.evaluation import EVAL_TOKENS, mean_loss
+from minigpt.sample.evaluation import EVAL_TOKENS, GROUP, mean_loss
 from minigpt.sample.tasks import task_of
 from minigpt.train.config import make_optimizer, optimizer_parts
 from minigpt.train.interrupt import NEVER, Stopped
@@ -183,6 +183,8 @@ class Trainer:
         self.count = sum(self.task.count_targets(targets) for _, targets in batches)
         losses = []
         for i, batch in enumerate(batches):
+            if i:
+                self.ranks.gather(place="a further batch")  # it brings signals
             if stop.signal is not None:
                 raise Stopped
             rng = Rng.of(train_config.seed, step, i)
@@ -216,12 +218,13 @@ class Trainer:
         """Bring the gradients of all ranks together; return the sum of their losses."""
         if self.ranks.size == 1:
             return loss
-        self._sent[-1] = loss  # one sum for both
-        if self.parts is None:
-            self.ranks.sum(self._sent)
+        self._sent[-1] = loss
+        narrow = self.train_config.sum_dtype == "bfloat16"
+        if self.parts is None and not narrow:
+            self.ranks.sum(self._sent)  # one sum for both
         else:
             self.ranks.sum(self._sent[-1:])
-            self.ranks.sum_parts(self.grads.flat, self.parts)
+            self.ranks.sum_gradients(self.grads.flat, self.parts, narrow)
         return as_float(self._sent[-1, ...].copy())
 
     def step_own(self, lr, loss):
@@ -264,7 +267,9 @@ class Trainer:
         batches = self.task.eval_batches(split, self.config, self.eval_rows(), which)
         map = map or self.workers.map
         task, tree, config = self.task, self.tree, self.config
-        loss, self.evaluated = mean_loss(task, tree, config, batches, map, show)
+        at_once = self.ranks.size * self.workers.n
+        group = -(-GROUP // at_once) * at_once  # as many for each thread of each rank
+        loss, self.evaluated = mean_loss(task, tree, config, batches, map, show, group)
         return loss
 
     def eval_rows(self):

@@ -1,4 +1,4 @@
-"""Processes under mpirun, for tests."""
+"""Several processes, under mpirun or by themselves, for tests."""
 
 import contextlib
 import importlib.util
@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,20 @@ def start(ranks, *args, code=COMMAND):
     )
     process.mark = mark
     return process
+
+
+def start_alone(ranks, *args, code=COMMAND):
+    """Start processes as torchrun does, without MPI; return a list of them."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+    with pytest.MonkeyPatch.context() as patch:
+        found = []
+        for rank in range(ranks):
+            for name, value in (meeting | {"RANK": str(rank)}).items():
+                patch.setitem(ENVIRONMENT, name, value)
+            found.append(start(1, *args, code=code))
+        return found
 
 
 def end(process):

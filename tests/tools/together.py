@@ -26,10 +26,16 @@ class Meeting:
 
 
 class Sums:
-    """Sums over threads, in the order of the ranks."""
+    """Sums over threads, in the order of the ranks.
+
+    Attributes
+    ----------
+    sent : int
+        Bytes of parts to other ranks.
+    """
 
     def __init__(self, rank, exchange):
-        self.rank, self.exchange = rank, exchange
+        self.rank, self.exchange, self.sent = rank, exchange, 0
 
     def sum(self, flat):
         """As Mpi's."""
@@ -42,8 +48,15 @@ class Sums:
         flat[...] = np.nan  # nobody may look at what belongs to others
         flat[own] = whole[own]
 
+    def swap(self, x, sizes):
+        """As Mpi's."""
+        at, n = sum(sizes[: self.rank]), sizes[self.rank]
+        self.sent += x.nbytes - n * x.itemsize
+        return np.stack([there[at : at + n] for there in self.exchange(x)])
+
     def spread(self, flat, parts):
         """As Mpi's."""
+        self.sent += flat[parts[self.rank]].nbytes * (len(parts) - 1)
         for part, theirs in zip(parts, self.exchange(flat.copy()), strict=True):
             flat[part] = theirs[part]
 

@@ -17,8 +17,9 @@ from minigpt.model.lora import init_adapter
 from minigpt.optim.sharding import cut_evenly
 from minigpt.train.clock import Clock
 from minigpt.train.interrupt import Interrupt, Stopped
-from minigpt.train.launch import find_place
-from minigpt.train.ranks import ALONE, RankFailed, Together, load_mpi
+from minigpt.train.launch import find_meeting, find_place
+from minigpt.train.narrow import narrow, widen
+from minigpt.train.ranks import ALONE, RankFailed
 from minigpt.train.run import Run, check_same_weights
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
@@ -42,6 +43,9 @@ def train(ranks, steps=15, config=CONFIG, split=IDS, **changes):
     return losses, this
 
 
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "one", "MASTER_PORT": "29500"}
+
+
 @pytest.mark.parametrize("environ, rank, size", [
     ({}, 0, 1),
     ({"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4"}, 3, 4),
@@ -51,14 +55,28 @@ def train(ranks, steps=15, config=CONFIG, split=IDS, **changes):
     ({"RANK": "1", "WORLD_SIZE": "2"}, 1, 2),
     ({"RANK": "2", "WORLD_SIZE": "2"}, 0, 1),
     ({"RANK": "first", "WORLD_SIZE": "2"}, 0, 1),
+    (TORCHRUN | {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, 3, 4),  # srun torchrun
 ])  # fmt: skip
 def test_what_has_started_a_process_says_which_it_is(environ, rank, size):
     assert find_place(environ)[:2] == (rank, size)
 
 
-def test_processes_of_torchrun_have_no_mpi():
-    with pytest.raises(UserError, match="start them by mpirun or srun"):
-        load_mpi(find_place({"RANK": "1", "WORLD_SIZE": "2"}))
+def test_processes_of_torchrun_meet_beside_its_own_port():
+    assert find_meeting(TORCHRUN) == ("one", 29500, "a run")
+    busy = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "7"}
+    assert find_meeting(TORCHRUN | busy) == ("one", 29501, "7")
+    for wrong in ({"MASTER_ADDR": ""}, {"MASTER_PORT": "http"}, {"MASTER_PORT": "65536"}):
+        with pytest.raises(UserError, match="give the machine of rank 0 and a free port"):
+            find_meeting(TORCHRUN | wrong)
+
+
+def test_sums_on_cpus_need_mpi():
+    def work(ranks):
+        ranks.sums = None
+        with pytest.raises(UserError, match="sums on CPUs need MPI"):
+            ranks.use("numpy")
+
+    in_ranks(2, work)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
@@ -151,6 +169,49 @@ def test_pairs_are_trained_on_alike():
         np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
 
 
+def test_bfloat16_rounds_to_the_nearest():
+    x = [1, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, np.inf, -np.inf, 3.4028235e38]
+    expected = [1, 1, 1 + 2**-6, 1 + 2**-7, np.inf, -np.inf, np.inf]
+    np.testing.assert_array_equal(widen(narrow(np.array(x, np.float32))), expected)
+    x = np.ldexp(np.random.default_rng(1).normal(size=500), np.arange(500) // 2 - 124)
+    x = x.astype(np.float32)
+    assert (abs(widen(narrow(x)) - x) <= 2**-8 * abs(x)).all()
+    for bits in (0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001):  # the first is that of a GPU
+        assert np.isnan(widen(narrow(np.array([bits], np.uint32).view(np.float32))))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("size", [2, 3])
+def test_sums_in_bfloat16_are_within_their_bound_at_half_of_the_bytes(size, whole, monkeypatch):
+    monkeypatch.setattr("minigpt.train.narrow.PIECE", 300)
+    each = [np.random.default_rng(rank).normal(size=1000).astype(np.float32) for rank in range(3)]
+    exact, magnitude = (sum(f(x.astype(float)) for x in each[:size]) for f in (np.copy, np.abs))
+    bound = 2**-8 * magnitude + (2**-8 * (abs(exact) + 2**-8 * magnitude) if whole else 0)
+
+    def work(ranks):
+        flat, parts = each[ranks.rank].copy(), cut_evenly(1000, size)
+        ranks.sum_gradients(flat, None if whole else parts, narrow=True)
+        own = slice(None) if whole else parts[ranks.rank]
+        error = abs(flat - exact)[own]
+        assert (error <= bound[own] + 1e-6).all() and error.max() > 2**-9
+        return flat, ranks.sums.sent
+
+    found = in_ranks(size, work)
+    if whole:
+        assert all((flat == found[0][0]).all() for flat, _ in found)
+    sent = sum(sent for _, sent in found)
+    assert sent == 2 * 1000 * (size - 1) * (1 + whole)  # of float32: twice as much
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_training_with_sums_in_bfloat16_stays_close(sharded):
+    expected, _ = train(ALONE)
+    found = in_ranks(2, lambda r: train(r, sum_dtype="bfloat16", shard_optimizer=sharded))
+    assert found[0][0] == found[1][0]
+    difference = abs(np.array(found[0][0]) - expected)
+    assert TOLERANCE < difference.max() < 0.01 and difference[0] < TOLERANCE  # a loss is exact
+
+
 def test_two_runs_of_two_ranks_are_equal_to_the_bit():
     (first, _), (second, _) = (in_ranks(2, train)[0] for _ in range(2))
     assert first == second
@@ -176,27 +237,78 @@ class Never:
     signal = None
 
 
-def test_a_signal_at_one_rank_is_obeyed_by_all_at_the_same_batch(capfd):
+def test_a_signal_at_one_rank_is_announced_at_once_and_obeyed_by_all_at_the_same_batch(capfd):
+    noted, said = threading.Event(), []
+
     def work(ranks):
-        stop = Interrupt()
-        stop.together = stop.patient = True
-        together = Together(stop, ranks)
+        stop = Interrupt(ranks.announce)
+        stop.patient = True
+        together = ranks.together(stop)
         for batch in range(9):
-            if ranks.rank == 1 and batch == 4:
-                stop.note(15, None)
             if together.signal is not None:
                 return batch, together.signal, stop.signal
+            if ranks.rank == 1 and batch == 4:
+                stop.note(15, None)
+                noted.set()
+            if ranks.rank == 0 and batch == 4:  # amid a batch
+                noted.wait()
+                while "finishing this batch" not in "".join(said):
+                    said.append(capfd.readouterr().err)
+            ranks.sum(np.ones(3))
 
-    assert in_ranks(3, work) == [(4, 15, 15)] * 3
-    assert capfd.readouterr().err.count("SIGTERM: finishing this batch and saving") == 1
+    assert in_ranks(3, work) == [(5, 15, 15)] * 3
+    said.append(capfd.readouterr().err)
+    assert "".join(said).count("SIGTERM: finishing this batch and saving") == 1
+
+
+def test_a_signal_that_comes_to_all_is_not_the_second_for_those_that_know_of_it(capfd):
+    def work(ranks):
+        stop = Interrupt(ranks.announce)
+        stop.patient = True
+        together = ranks.together(stop)
+        if ranks.rank == 0:
+            stop.note(15, None)
+        ranks.gather()
+        if ranks.rank == 1:
+            stop.note(15, None)
+            with pytest.raises(KeyboardInterrupt):
+                stop.note(15, None)
+        ranks.gather()
+        return together.signal
+
+    assert in_ranks(2, work) == [15, 15]
+
+
+def test_a_signal_amid_the_batches_of_a_step_leaves_it():
+    def work(ranks):
+        stop = Interrupt(ranks.announce)
+        options = dataclasses.replace(TRAIN, gradient_accumulation_steps=3)
+        with Workers(1) as workers:
+            made = init_params(CONFIG, 1337, np), CONFIG, options, np, workers
+            this, batches = Trainer(*made, ranks=ranks), []
+            gradients = this.gradients
+
+            def count(*args, **kwargs):
+                batches.append(1)
+                stop.signal = 15 if ranks.rank else None
+                return gradients(*args, **kwargs)
+
+            this.gradients = count
+            with pytest.raises(Stopped):
+                this.step(IDS, 0, None, ranks.together(stop))
+            return len(batches)
+
+    assert in_ranks(2, work) == [1, 1]
 
 
 def test_an_evaluation_is_left_by_all_ranks_together():
     def work(ranks):
         stop = Interrupt()
         stop.signal = 2 if ranks.rank == 2 else None
+        shared = ranks.map(map, ranks.together(stop))
+        assert shared(abs, [-1, 2, -3]) == [1, 2, 3]
         with pytest.raises(Stopped):
-            ranks.map(map, ranks.together(stop))(abs, [1, 2, 3])
+            shared(abs, [1, 2, 3])
 
     in_ranks(3, work)
 
