@@ -2,7 +2,8 @@
 
 One process with as many threads as there are cores, beside as many processes of a thread each, in
 turns: the same batch (strong scaling), and as many rows for each process as for the one (weak). The
-time of a sum of the gradients; and from a model, what networks would make of more.
+time of a sum of the gradients, in float32 and in bfloat16, and what the latter is off by; and from
+a model, what networks would make of more.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import numpy as np
 from minigpt.backend.blas import blas_threads
 from minigpt.backend.cores import usable_cores
 from minigpt.model.init import init_params
+from minigpt.ops.dropout import Rng
 from minigpt.train.config import resolve
 from minigpt.train.presets import PRESETS
 from minigpt.train.ranks import join
@@ -69,8 +71,26 @@ def child(args):
             made = init_params(config, 1337, np), config, train_config, np, workers
             trainer = Trainer(*made, ranks=ranks)
             steps = repeat(lambda i: trainer.step(ids, i), args.seconds, ranks)
-            sums = repeat(lambda _: ranks.sum(trainer.grads.flat), args.seconds / 4, ranks)
-        print(json.dumps({"step_s": steps, "sum_s": sums, "bytes": trainer.grads.flat.nbytes}))
+            found = {"step_s": steps, "bytes": trainer.grads.flat.nbytes}
+            found |= time_sums(trainer, ids, args.seconds / 4, ranks)
+        print(json.dumps(found))
+
+
+def time_sums(trainer, ids, seconds, ranks):
+    """Return the seconds of sums over the ranks, and how far off bfloat16 is: its relative norm."""
+    if ranks.size == 1:
+        return {"sum_s": [0.0], "narrow_s": [0.0], "narrow_error": 0.0}
+    x, y = trainer.batches(ids, 0)[0]
+    trainer.gradients(x, y, Rng.of(1337, 0, 0))
+    flat = trainer.grads.flat
+    exact, close = flat.copy(), flat.copy()
+    ranks.sum(exact)
+    ranks.sum_gradients(close, narrow=True)
+    error = float(np.linalg.norm(close - exact) / np.linalg.norm(exact))
+    flat[...] = 0  # or it grows from sum to sum
+    sums = repeat(lambda _: ranks.sum(flat), seconds, ranks)
+    narrow = repeat(lambda _: ranks.sum_gradients(flat, narrow=True), seconds, ranks)
+    return {"sum_s": sums, "narrow_s": narrow, "narrow_error": error}
 
 
 def repeat(fn, seconds, ranks):
@@ -111,12 +131,22 @@ def compare(args, cores):
             found[kind].append(start(args, *how))
     records = []
     for kind, parts in found.items():
-        steps, sums = ([1e3 * median(part[name]) for part in parts] for name in ("step_s", "sum_s"))
-        records.append({"kind": kind, "step_ms": steps, "sum_ms": sums, "bytes": parts[0]["bytes"]})
-        print(
-            f"  {kind:<44} step {median(steps):8.2f} ms ({min(steps):.2f}-{max(steps):.2f})   "
-            f"sum of {parts[0]['bytes'] / 1e6:.1f} MB {median(sums):6.2f} ms"
+        ranks, nbytes = kinds[kind][0], parts[0]["bytes"]
+        sent = 2 * (ranks - 1) * nbytes // ranks  # there and back; of bfloat16 half
+        steps, sums, narrow = (
+            [1e3 * median(part[name]) for part in parts] for name in ("step_s", "sum_s", "narrow_s")
         )
+        records.append({"kind": kind, "step_ms": steps, "sum_ms": sums, "bytes": nbytes})
+        records[-1] |= {"sent_bytes": sent, "narrow_ms": narrow, "narrow_sent_bytes": sent // 2}
+        records[-1] |= {"narrow_error": parts[0]["narrow_error"]}
+        line = f"  {kind:<44} step {median(steps):8.2f} ms ({min(steps):.2f}-{max(steps):.2f})"
+        if ranks > 1:
+            line += (
+                f"   sum {median(sums):6.2f} ms, {sent / 1e6:.1f} MB sent; in bfloat16 "
+                f"{median(narrow):6.2f} ms, {sent / 2e6:.1f} MB, off by "
+                f"{parts[0]['narrow_error']:.1e} of the norm"
+            )
+        print(line)
     return records
 
 

@@ -27,7 +27,7 @@ RECENT = 20
 CONNECT_S = 30.0  # for the connection to the first process
 TOGETHER_S = 120.0  # for all processes to be there, where nothing else has brought them together
 RETRY_S = 0.2
-HELLO_BYTES = 1000
+HELLO_BYTES, WELCOME = 1000, b'{"welcome": true}\n'
 KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}  # a lost machine: 11 s
 HERE = "127.0.0.1"
 LOST = "is gone: killed, or its machine is lost; resume from the last checkpoint by --resume"
@@ -146,9 +146,16 @@ class Lifeline:
             self._start(self._accept)
 
     def call(self, peer):
-        """Take a connection to the first process, and say who this one is."""
-        self._add(0, peer, peer.makefile("rb"))
-        self._send(0, {"rank": self.rank, "password": self._password})
+        """Take a connection to the first process: say who this one is, and wait for its welcome."""
+        hello = {"rank": self.rank, "password": self._password}
+        peer.sendall(json.dumps(hello).encode() + b"\n")
+        file = peer.makefile("rb")
+        if not file.readline(HELLO_BYTES):
+            raise ConnectionError(
+                f"the first process refuses rank {self.rank} of {self.size}: it has one, or is of "
+                "another run or number of processes"
+            )
+        self._add(0, peer, file)
 
     def wait(self, n, seconds):
         """Wait until n connections are there, or so long."""
@@ -226,6 +233,8 @@ class Lifeline:
         with self._lock:
             if rank in self.peers:
                 return False
+            if self.server is not None:
+                peer.sendall(WELCOME)
             self.peers[rank] = peer
             if len(self.peers) == self.size - 1:
                 self._stop_listening()

@@ -419,17 +419,17 @@ def join():
     Raises
     ------
     UserError
-        At the first rank, if they cannot work together; SystemExit at the others.
+        If they cannot work together; under MPI at the first rank, and SystemExit at the others.
     """
     place = find_place()
     if place.size == 1:
         return ALONE
-    try:
-        if place.by == BY_HAND:
-            from minigpt.train.lifeline import meet
+    if place.by == BY_HAND:
+        from minigpt.train.lifeline import meet
 
-            line = meet(place.rank, place.size, *find_meeting())
-            return Ranks(place.rank, place.size, line.exchange, None, line)
+        line = meet(place.rank, place.size, *find_meeting())
+        return Ranks(place.rank, place.size, line.exchange, None, line)
+    try:
         MPI = load_mpi(place)
         world = MPI.COMM_WORLD
         return Ranks(world.rank, world.size, world.Dup().allgather, Mpi(MPI))

@@ -61,6 +61,26 @@ def test_those_that_do_not_come_are_missed(monkeypatch):
         meet(1, 3, HERE, free_port(), "a run")
 
 
+@pytest.mark.parametrize("rank, name", [(1, "a run"), (2, "another")])
+def test_one_of_another_run_or_of_a_rank_that_is_there_is_told(rank, name):
+    port = free_port()
+    lines = [None] * 3
+
+    def begin(rank):
+        lines[rank] = meet(rank, 3, HERE, port, "a run")
+
+    threads = [threading.Thread(target=begin, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    threads[1].join()
+    with pytest.raises(UserError, match=f"the first process refuses rank {rank} of 3: it has one"):
+        meet(rank, 3, HERE, port, name)
+    begin(2)
+    threads[0].join()
+    for line in lines:
+        line.close()
+
+
 def send(port, line):
     """Send a line to a Lifeline; return the connection."""
     peer = socket.create_connection((HERE, port), 5)
@@ -96,7 +116,8 @@ def test_a_process_is_taken_once_and_nobody_is_once_all_are_there():
             with pytest.raises(OSError):
                 socket.create_connection((HERE, port), 5)
             line.close()
-            assert one.recv(99) == two.recv(99) == b'{"end": true}\n'
+            both = one.makefile("rb").read(), two.makefile("rb").read()
+            assert both == (lifeline.WELCOME + b'{"end": true}\n',) * 2
 
 
 @pytest.mark.parametrize("nodes, host", [(["a", "a"], HERE), (["a", "b"], "0.0.0.0")])
@@ -140,6 +161,19 @@ def test_processes_have_as_long_to_meet_as_their_steps_take(monkeypatch):
     for _ in range(lifeline.RECENT):
         line.met()
     assert line.grace_s == lifeline.GRACE_S
+
+
+@pytest.mark.parametrize("heard", [False, True])
+def test_a_failure_that_a_process_does_not_hear_of_in_time_ends_it(heard, monkeypatch, capfd):
+    ended = threading.Event()
+    monkeypatch.setattr("os._exit", lambda code: ended.set())
+    monkeypatch.setattr(lifeline, "GRACE_S", 0.05)
+    line = Lifeline(0, 2, "")
+    line.heard = heard
+    line._take(1, {"failed": [1, "a bug"]})
+    assert ended.wait(0.2 if heard else 5) is not heard
+    said = capfd.readouterr().err
+    assert said == ("" if heard else f"error: rank 1 of 2 has failed: a bug; {lifeline.UNSAVED}\n")
 
 
 def ends(processes):

@@ -233,11 +233,26 @@ def test_an_evaluation_is_shared_out_and_its_loss_is_the_same_to_the_bit():
     assert max(items for _, items in found) < n / 2
 
 
+def test_each_thread_of_each_rank_has_as_many_batches_of_an_evaluation_at_a_time():
+    groups = []
+
+    def record(fn, items):
+        groups.append(len(items))
+        return map(fn, items)
+
+    with Workers(2) as workers:
+        this = Trainer(init_params(CONFIG, 1337, np), CONFIG, TRAIN, np, workers)
+        for size in (1, 3, 12):
+            this.ranks = types.SimpleNamespace(size=size)
+            this.evaluate(np.tile(IDS, 40)[:25_000], None, record)
+    assert groups[0] == 16 and 18 in groups and 24 in groups
+
+
 class Never:
     signal = None
 
 
-def test_a_signal_at_one_rank_is_announced_at_once_and_obeyed_by_all_at_the_same_batch(capfd):
+def test_a_signal_at_one_rank_is_announced_at_once_and_obeyed_by_all_together(capfd):
     noted, said = threading.Event(), []
 
     def work(ranks):
@@ -325,6 +340,25 @@ def test_a_rank_that_fails_ends_the_others_where_they_meet_next():
     said = in_ranks(3, work)
     assert said == [said[0], None, said[0]]
     assert said[0] == "rank 1 of 3 has failed: ValueError: a bug of two lines"
+
+
+def test_an_interrupt_at_the_end_leaves_in_order():
+    def work(ranks):
+        exchange, calls = ranks._exchange, []
+
+        def interrupted(x):
+            calls.append(x)
+            found = exchange(x)
+            if ranks.rank == 1 and len(calls) == 1:
+                raise KeyboardInterrupt
+            return found
+
+        ranks._exchange = interrupted
+        ranks.__exit__(None, None, None)
+        ranks._left = True
+        return len(calls)
+
+    assert in_ranks(2, work) == [2, 2]
 
 
 def test_ranks_at_different_places_end():

@@ -1,6 +1,7 @@
 """Bugs in training by several processes."""
 
 RANKS = "train/test_ranks.py::"
+LINE = "train/test_lifeline.py::"
 
 MUTANTS = {
     "minigpt/train::Alone.rows": [
@@ -16,14 +17,6 @@ MUTANTS = {
             "dropout of a rank begins at its own first row",
             "slice(first + part.start, first + part.stop)",
             "slice(part.start, part.stop)",
-            RANKS + "test_losses_are_those_of_one_process",
-        ),
-    ],
-    "minigpt/train::Trainer.sum_over_ranks": [
-        (
-            "losses of other ranks are left out",
-            "self._sent[-1] = loss  # one sum for both",
-            "self._sent[-1] = loss / self.ranks.size",
             RANKS + "test_losses_are_those_of_one_process",
         ),
     ],
@@ -63,6 +56,170 @@ MUTANTS = {
             "if odd is not None",
             "if False",
             RANKS + "test_weights_that_differ_are_noticed",
+        ),
+    ],
+    "minigpt/train::Ranks.gather": [
+        (
+            "a signal stays at the rank that has received it",
+            "if signals and",
+            "if False and",
+            RANKS
+            + "test_a_signal_at_one_rank_is_announced_at_once_and_obeyed_by_all_together",
+        ),
+    ],
+    "minigpt/train::Ranks.announce": [
+        (
+            "each rank says that it obeys a signal",
+            "if self.rank and self._lifeline.connected",
+            "if False",
+            RANKS
+            + "test_a_signal_at_one_rank_is_announced_at_once_and_obeyed_by_all_together",
+        ),
+    ],
+    "minigpt/train::Interrupt.note": [
+        (
+            "a signal that another process has received makes the first here the second",
+            "first, self._noted, self.signal = not self._noted, True,",
+            "first, self._noted, self.signal = self.signal is None, True,",
+            RANKS + "test_a_signal_that_comes_to_all_is_not_the_second_for_those_that_know_of_it",
+        ),
+    ],
+    "minigpt/train::Trainer.step": [
+        (
+            "ranks learn of no signal between the batches of a step",
+            "if i:",
+            "if False:",
+            RANKS + "test_a_signal_amid_the_batches_of_a_step_leaves_it",
+        ),
+    ],
+    "minigpt/train::Trainer.evaluate": [
+        (
+            "some ranks have no batch of an evaluation",
+            "-(-GROUP // at_once) * at_once",
+            "GROUP",
+            RANKS + "test_each_thread_of_each_rank_has_as_many_batches_of_an_evaluation_at_a_time",
+        ),
+    ],
+    "minigpt/train::Ranks.__exit__": [
+        (
+            "an interrupt at the end leaves the others alone",
+            "except KeyboardInterrupt:",
+            "except ZeroDivisionError:",
+            RANKS + "test_an_interrupt_at_the_end_leaves_in_order",
+        ),
+    ],
+    "minigpt/train::find_place": [
+        (
+            "processes of torchrun are those of srun, which has started it",
+            "if all(map(environ.get, MEETING))",
+            "if False",
+            RANKS + "test_what_has_started_a_process_says_which_it_is",
+        ),
+    ],
+    "minigpt/train::find_meeting": [
+        (
+            "processes meet at the port where torchrun listens",
+            "return host, int(port) + taken,",
+            "return host, int(port),",
+            RANKS + "test_processes_of_torchrun_meet_beside_its_own_port",
+        ),
+    ],
+    "minigpt/train::narrow": [
+        (
+            "numbers are cut off instead of rounded",
+            "(bits + HALF + (bits >> 16 & 1)) >> 16",
+            "bits >> 16",
+            RANKS + "test_bfloat16_rounds_to_the_nearest",
+        ),
+        (
+            "a NaN becomes a number",
+            "where(x == x, rounded, NAN)",
+            "where(True, rounded, NAN)",
+            RANKS + "test_bfloat16_rounds_to_the_nearest",
+        ),
+    ],
+    "minigpt/train::Narrow.sum_parts": [
+        (
+            "sums are rounded to bfloat16 as they grow",
+            "own += widen(other)",
+            "own[...] = widen(narrow(own + widen(other)))",
+            RANKS + "test_sums_in_bfloat16_are_within_their_bound_at_half_of_the_bytes",
+        ),
+    ],
+    "minigpt/train::Narrow.sum": [
+        (
+            "a rank keeps the sum of its own part as it was",
+            "piece[...] = widen(half)",
+            "piece[...], piece[own] = widen(half), piece[own].copy()",
+            RANKS + "test_sums_in_bfloat16_are_within_their_bound_at_half_of_the_bytes",
+        ),
+    ],
+    "minigpt/train::Trainer.sum_over_ranks": [
+        (
+            "losses of other ranks are left out",
+            "self._sent[-1] = loss",
+            "self._sent[-1] = loss / self.ranks.size",
+            RANKS + "test_losses_are_those_of_one_process",
+        ),
+        (
+            "losses travel in bfloat16, too",
+            "self.ranks.sum(self._sent[-1:])",
+            "self.ranks.sum_gradients(self._sent[-1:], None, narrow)",
+            RANKS + "test_training_with_sums_in_bfloat16_stays_close",
+        ),
+    ],
+    "minigpt/train::connect": [
+        (
+            "one machine listens to all others",
+            'HERE if near else ""',
+            '""',
+            LINE + "test_one_machine_listens_to_itself_alone",
+        ),
+    ],
+    "minigpt/train::Lifeline._greet": [
+        (
+            "a stranger needs no password",
+            "secrets.compare_digest(password, self._password.encode())",
+            "True",
+            LINE + "test_a_stranger_is_refused",
+        ),
+    ],
+    "minigpt/train::Lifeline._add": [
+        (
+            "a process is taken twice",
+            "if rank in self.peers",
+            "if False",
+            LINE + "test_a_process_is_taken_once_and_nobody_is_once_all_are_there",
+        ),
+        (
+            "the first process listens for ever",
+            "if len(self.peers) == self.size - 1",
+            "if False",
+            LINE + "test_a_process_is_taken_once_and_nobody_is_once_all_are_there",
+        ),
+    ],
+    "minigpt/train::Lifeline.grace_s": [
+        (
+            "processes have 5 s to meet, however long their steps take",
+            "*(PATIENCE * lap for lap in laps)",
+            "",
+            LINE + "test_processes_have_as_long_to_meet_as_their_steps_take",
+        ),
+    ],
+    "minigpt/train::Lifeline._take_values": [
+        (
+            "values are taken before all are there",
+            "all(self._values[rank] for rank in ranks)",
+            "any(self._values[rank] for rank in ranks)",
+            LINE + "test_processes_that_know_an_address_exchange_values",
+        ),
+    ],
+    "minigpt/train::dry_run": [
+        (
+            "--dry-run shows what one process alone would take",
+            "rate, processes)",
+            "rate)",
+            LINE + "test_a_dry_run_of_processes_without_mpi_shows_what_is_one_s_share",
         ),
     ],
     "minigpt/optim::cut_evenly": [
