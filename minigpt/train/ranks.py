@@ -19,21 +19,18 @@ import platform
 import sys
 import traceback
 
-import numpy
-
 from minigpt import cli
 from minigpt.backend.cores import core_limit, cpu_quota
 from minigpt.backend.devices import load_backend
 from minigpt.errors import UserError
 from minigpt.train.interrupt import NEVER, Stopped, announce, interruptible
 from minigpt.train.launch import BY_HAND, find_meeting, find_place
+from minigpt.train.mpi import Mpi, load_mpi
 from minigpt.train.narrow import Narrow
 from minigpt.train.nccl import Nccl, choose_device
 from minigpt.train.threads import shard_slices
 
 LEAVE = "gone"
-PIECE = 2**28  # numbers in one sum: MPI counts in 32 bits
-INSTALL = "run pip install 'minigpt[mpi]', which needs an MPI library such as Open MPI"
 OWN = {"threads", "data", "out_dir"}  # options that may differ: each machine has its own
 
 
@@ -310,7 +307,7 @@ class Ranks(Alone):
         except KeyboardInterrupt:
             pass  # whatever there was to do is done
         self._quiet.close()
-        if is_bug(error):
+        if self.rank and is_bug(error):
             traceback.print_exception(error)  # each has its own
         self.leave()
         if error is not None and self.rank:
@@ -325,51 +322,6 @@ class Ranks(Alone):
         if not self._left:
             self._exchange((None, LEAVE, None, None))
         self._lifeline.close()
-
-
-class Mpi:
-    """Sums over processes whose arrays are in the memory of the host, on one machine or several.
-
-    Parameters
-    ----------
-    MPI : module
-        mpi4py.MPI.
-    """
-
-    def __init__(self, MPI):
-        self._world, self._in_place = MPI.COMM_WORLD, MPI.IN_PLACE
-
-    def sum(self, flat):
-        """See Ranks.sum."""
-        for start in range(0, flat.size, PIECE):
-            self._world.Allreduce(self._in_place, flat[start : start + PIECE])
-
-    def sum_parts(self, flat, parts):
-        """See Ranks.sum_parts."""
-        part = parts[self._world.rank]
-        own = flat[part].copy()
-        self._world.Reduce_scatter(flat, own, [part.stop - part.start for part in parts])
-        flat[part] = own
-
-    def swap(self, x, sizes):
-        """Return (size, n): from each rank what it has for this one.
-
-        Parameters
-        ----------
-        x : (N,) uint16
-            What is for rank 0, then for the others.
-        sizes : list of int
-            How much is for each.
-        """
-        n = sizes[self._world.rank]
-        found = numpy.empty((len(sizes), n), x.dtype)
-        self._world.Alltoallv([x, sizes], [found, [n] * len(sizes)])
-        return found
-
-    def spread(self, flat, parts):
-        """See Ranks.spread."""
-        sizes = [part.stop - part.start for part in parts]
-        self._world.Allgatherv(self._in_place, [flat, (sizes, [part.start for part in parts])])
 
 
 class Together:
@@ -437,25 +389,6 @@ def join():
         if place.rank:
             raise SystemExit(2) from None
         raise
-
-
-def load_mpi(place):
-    """Return mpi4py.MPI, which must see all processes, or raise a UserError."""
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
-        why = " ".join(str(error).split())
-        raise UserError(
-            f"{place.by} has started {place.size} processes, but there is no MPI to bring them "
-            f"together ({why}); {INSTALL}"
-        ) from None
-    if MPI.COMM_WORLD.size != place.size:
-        raise UserError(
-            f"{place.by} has started {place.size} processes, but MPI sees {MPI.COMM_WORLD.size}: "
-            f"mpi4py uses another MPI ({MPI.Get_library_version().split(',')[0].strip()}); with "
-            "srun, try --mpi=pmix"
-        )
-    return MPI
 
 
 def check_same(run, ranks):
