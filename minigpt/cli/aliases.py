@@ -68,6 +68,7 @@ OLD_DEFAULTS = {
     "wandb": None,
     "report_every": 0,
     "shard_optimizer": False,
+    "sum_dtype": "float32",
 }
 
 

@@ -19,6 +19,7 @@ import socket
 import threading
 import time
 
+from minigpt import cli
 from minigpt.errors import UserError
 
 GRACE_S = 5.0  # for all processes to meet after a failure, at least
@@ -26,7 +27,7 @@ PATIENCE = 3  # ... or this multiple of the longest time between RECENT meetings
 RECENT = 20
 CONNECT_S = 30.0  # for the connection to the first process
 TOGETHER_S = 120.0  # for all processes to be there, where nothing else has brought them together
-RETRY_S = 0.2
+RETRY_S, NOTE_S = 0.2, 10.0
 HELLO_BYTES, WELCOME = 1000, b'{"welcome": true}\n'
 KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}  # a lost machine: 11 s
 HERE = "127.0.0.1"
@@ -82,6 +83,9 @@ def meet(rank, size, host, port, name):
         If they are not together in TOGETHER_S.
     """
     end_s, key = time.monotonic() + TOGETHER_S, f"{name} of {size}"
+    waiting = f"{size} processes are to meet at {host}:{port}, of MASTER_ADDR and MASTER_PORT"
+    note = threading.Timer(NOTE_S, cli.note, [f"{waiting}; this one waits"])
+    note.start()
     try:
         if rank == 0:
             near = host in ("localhost", HERE)
@@ -96,9 +100,11 @@ def meet(rank, size, host, port, name):
         return line
     except OSError as error:
         raise UserError(
-            f"{host}:{port}, of MASTER_ADDR and MASTER_PORT: {error.strerror or error}; give the "
-            "first process's machine, a free port, and all processes the same"
+            f"{waiting}: {error.strerror or error}; give the first process's machine, a free port, "
+            "and all processes the same"
         ) from None
+    finally:
+        note.cancel()
 
 
 def keep_calling(host, port, end_s):

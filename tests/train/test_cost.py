@@ -144,3 +144,21 @@ def test_the_time_is_of_the_whole_run_or_the_steps_that_fit_it():
     text = "\n".join(describe(config, train, 0, rate=rate))
     assert "about 50 ms a step, some 1,200 steps in all" in text
     assert "time on" not in "\n".join(describe(config, train, 0))
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_the_cost_of_a_run_of_several_processes_is_that_of_one_of_them(sharded):
+    values = PRESETS["lecture"] | {"threads": 1, "batch_size": 8, "shard_optimizer": sharded}
+    config, train = resolve(values, {"vocab_size": 65})
+    _, half = resolve(values | {"batch_size": 4}, {"vocab_size": 65})
+
+    def lines(train, **options):
+        return set(describe(config, train, 40_000_000, rate=1e11, **options))
+
+    found, alone = lines(train, processes=2), lines(half)
+    assert "each of the processes      4 sequences at most, and:" in found
+    names = {line.split("  ")[0] for line in alone - found}
+    assert names == {"a step", "the run"} | ({"memory", ""} if sharded else set())
+    parts = memory(config, half)
+    optimizer = parts["optimizer"] // (2 if sharded else 1)
+    assert f"{'  optimizer':<27}{human(optimizer, 'B')}" in found

@@ -53,12 +53,14 @@ def test_processes_that_know_an_address_exchange_values():
     assert at_once(3, work) == [[[[rank, x] for rank in range(3)] for x in values]] * 3
 
 
-def test_those_that_do_not_come_are_missed(monkeypatch):
-    monkeypatch.setattr(lifeline, "TOGETHER_S", 0.1)
+def test_those_that_do_not_come_are_missed(monkeypatch, capsys):
+    monkeypatch.setattr(lifeline, "TOGETHER_S", 0.2)
+    monkeypatch.setattr(lifeline, "NOTE_S", 0.1)
     with pytest.raises(UserError, match="MASTER_PORT: rank 1 of 3 did not come; give the first"):
         meet(0, 3, HERE, free_port(), "a run")
     with pytest.raises(UserError, match="MASTER_PORT: Connection refused; give the first"):
         meet(1, 3, HERE, free_port(), "a run")
+    assert capsys.readouterr().err.count("MASTER_PORT; this one waits") == 2
 
 
 @pytest.mark.parametrize("rank, name", [(1, "a run"), (2, "another")])
