@@ -66,6 +66,7 @@ def in_ranks(size, work):
     meeting, results, errors = Meeting(size), [None] * size, []
 
     def run(rank):
+        ranks = None
         try:
             exchange = functools.partial(meeting.exchange, rank)
             ranks = Ranks(rank, size, exchange, Sums(rank, exchange))
@@ -73,6 +74,8 @@ def in_ranks(size, work):
             ranks.leave()
         except BaseException as error:
             errors.append(error)
+            if ranks is not None:
+                ranks._lifeline.close()  # or the others would end this process
             meeting.barrier.abort()
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
@@ -81,6 +84,8 @@ def in_ranks(size, work):
     for thread in threads:
         thread.join()
     for error in errors:
+        if isinstance(error, KeyboardInterrupt):  # which would end pytest
+            raise AssertionError("a rank was interrupted") from error
         if not isinstance(error, threading.BrokenBarrierError):
             raise error
     assert not errors

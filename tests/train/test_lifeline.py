@@ -1,6 +1,7 @@
 """Connections between processes, of threads of one; and processes that have nothing else."""
 
 import json
+import queue
 import socket
 import threading
 import time
@@ -23,6 +24,17 @@ def free_port():
         return server.getsockname()[1]
 
 
+PATIENCE_S = 3.0  # for threads
+
+
+@pytest.fixture(autouse=True)
+def ended(monkeypatch):
+    """What a Lifeline would end this process with."""
+    codes = queue.SimpleQueue()
+    monkeypatch.setattr("os._exit", codes.put)
+    return codes
+
+
 def at_once(size, work):
     """Return [work(rank)] of threads."""
     results = [None] * size
@@ -30,11 +42,11 @@ def at_once(size, work):
     def run(rank):
         results[rank] = work(rank)
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(size)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(PATIENCE_S)
     return results
 
 
@@ -66,21 +78,23 @@ def test_those_that_do_not_come_are_missed(monkeypatch, capsys):
 @pytest.mark.parametrize("rank, name", [(1, "a run"), (2, "another")])
 def test_one_of_another_run_or_of_a_rank_that_is_there_is_told(rank, name):
     port = free_port()
-    lines = [None] * 3
+    there = threading.Event()
 
-    def begin(rank):
-        lines[rank] = meet(rank, 3, HERE, port, "a run")
-
-    threads = [threading.Thread(target=begin, args=(rank,)) for rank in (0, 1)]
-    for thread in threads:
-        thread.start()
-    threads[1].join()
-    with pytest.raises(UserError, match=f"the first process refuses rank {rank} of 3: it has one"):
-        meet(rank, 3, HERE, port, name)
-    begin(2)
-    threads[0].join()
-    for line in lines:
+    def work(this):
+        if this == 2:
+            there.wait(PATIENCE_S)
+            match = f"the first process refuses rank {rank} of 3: it has one"
+            with pytest.raises(UserError, match=match):
+                meet(rank, 3, HERE, port, name)
+        line = meet(this, 3, HERE, port, "a run")
+        if this == 1:
+            there.set()
+        found = line.exchange(this)
+        line.exchange(None)
         line.close()
+        return found
+
+    assert at_once(3, work) == [[0, 1, 2]] * 3
 
 
 def send(port, line):
@@ -98,10 +112,11 @@ def send(port, line):
 def test_a_stranger_is_refused(stranger):
     server = socket.create_server((HERE, 0))
     line = Lifeline(0, 3, "right", server)
-    with send(server.getsockname()[1], stranger) as peer:
-        assert peer.recv(1) == b""
-    assert line.peers == {}
-    line.close()
+    peer = send(server.getsockname()[1], stranger)
+    told, taken = peer.recv(1), dict(line.peers)
+    line.close()  # before an end would be noticed
+    peer.close()
+    assert (told, taken) == (b"", {})
 
 
 def test_a_process_is_taken_once_and_nobody_is_once_all_are_there():
@@ -166,14 +181,18 @@ def test_processes_have_as_long_to_meet_as_their_steps_take(monkeypatch):
 
 
 @pytest.mark.parametrize("heard", [False, True])
-def test_a_failure_that_a_process_does_not_hear_of_in_time_ends_it(heard, monkeypatch, capfd):
-    ended = threading.Event()
-    monkeypatch.setattr("os._exit", lambda code: ended.set())
+def test_a_failure_that_a_process_does_not_hear_of_in_time_ends_it(
+    heard, ended, monkeypatch, capfd
+):
     monkeypatch.setattr(lifeline, "GRACE_S", 0.05)
     line = Lifeline(0, 2, "")
     line.heard = heard
     line._take(1, {"failed": [1, "a bug"]})
-    assert ended.wait(0.2 if heard else 5) is not heard
+    if heard:
+        with pytest.raises(queue.Empty):
+            ended.get(timeout=0.2)
+    else:
+        assert ended.get(timeout=PATIENCE_S) == 2
     said = capfd.readouterr().err
     assert said == ("" if heard else f"error: rank 1 of 2 has failed: a bug; {lifeline.UNSAVED}\n")
 

@@ -63,7 +63,7 @@ MUTANTS = {
             "a signal stays at the rank that has received it",
             "if signals and",
             "if False and",
-            RANKS + "test_a_signal_at_one_rank_is_announced_at_once_and_obeyed_by_all_together",
+            RANKS + "test_a_signal_at_some_ranks_is_announced_once_and_at_once_and_obeyed_by_all",
         ),
     ],
     "minigpt/train::Ranks.announce": [
@@ -71,7 +71,7 @@ MUTANTS = {
             "each rank says that it obeys a signal",
             "if self.rank and self._lifeline.connected",
             "if False",
-            RANKS + "test_a_signal_at_one_rank_is_announced_at_once_and_obeyed_by_all_together",
+            RANKS + "test_a_signal_at_some_ranks_is_announced_once_and_at_once_and_obeyed_by_all",
         ),
     ],
     "minigpt/train::Interrupt.note": [
