@@ -60,11 +60,21 @@ def test_losses_are_those_of_one_process_and_two_runs_are_equal_to_the_bit(run, 
         code, out, said, err = end(run(ranks, name))
         assert (code, said) == (0, []), err
         assert out.count("step     20 ") == 1 and out.count("a sample") == 1
+        processes = f"{ranks} processes of " if ranks > 1 else ""
+        each = " each" if ranks > 1 else ""
+        assert f", on {processes}1 thread{each}, into " in out
     for name in ("2", "3"):
         difference = losses(tmp_path / name) - losses(tmp_path / "1")
         assert difference.shape == (50, 2) and abs(difference).max() < TOLERANCE
     assert metrics(tmp_path / "2") == metrics(tmp_path / "2 again")
     same(tmp_path / "2", tmp_path / "2 again", "last.safetensors")
+
+
+def test_sums_in_bfloat16_train_nearly_alike(run, tmp_path):
+    for name, flags in (("float32", []), ("bfloat16", ["--sum-dtype=bfloat16"])):
+        assert end(run(2, name, "--max-iters=20", *flags))[0] == 0
+    difference = abs(losses(tmp_path / "bfloat16") - losses(tmp_path / "float32"))
+    assert difference[0].max() < TOLERANCE < difference.max() < 0.01
 
 
 def test_a_sharded_run_of_four_is_resumed_by_any_number(run, tmp_path):
