@@ -57,8 +57,14 @@ class Narrow:
 def narrow(x):
     """Return (N,) float32 rounded to bfloat16, as its bits: (N,) uint16. Ties go to even."""
     bits = x.view("uint32")
-    rounded = (bits + HALF + (bits >> 16 & 1)) >> 16
-    return array_module(x).where(x == x, rounded, NAN).astype("uint16")
+    rounded = bits >> 16  # in place from here on: a fourth of the time
+    rounded &= 1
+    rounded += HALF
+    rounded += bits
+    rounded >>= 16
+    half = rounded.astype("uint16")
+    half[x != x] = NAN
+    return half
 
 
 def widen(half):
