@@ -93,6 +93,7 @@ def meet(rank, size, host, port, name):
             line.wait(size - 1, TOGETHER_S)
             if len(line.peers) < size - 1:
                 missing = sorted({*range(1, size)} - {*line.peers})
+                line.close()
                 raise TimeoutError(f"rank {missing[0]} of {size} did not come")
             return line
         line = Lifeline(rank, size, key)

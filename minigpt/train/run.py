@@ -190,10 +190,9 @@ class Run:
         self.losses.add(loss)
         state.step, state.tokens = state.step + 1, state.tokens + self.trainer.count
         self.unread += 1
-        if train_config.backend != "numpy":
-            state.seconds = self.clock.peek()
-            if not self.decide():
-                return None
+        state.seconds = self.clock.peek()
+        if train_config.backend != "numpy" and not self.decide():
+            return None
         numbers = self.read()
         self.decide()  # on a GPU once more: the clock may have left out a pause
         if state.over and by_clock is not None:
