@@ -1,9 +1,10 @@
-"""Several processes: python bench/ranks.py
+"""Several processes, or ranks, that train one model: python bench/ranks.py
 
-One process with as many threads as there are cores, beside as many processes of a thread each, in
+One process with a thread for each core, beside as many processes of a thread each under mpirun, in
 turns: the same batch (strong scaling), and as many rows for each process as for the one (weak). The
-time of a sum of the gradients, in float32 and in bfloat16, and what the latter is off by; and from
-a model, what networks would make of more.
+time of a sum of the gradients, in float32 and in bfloat16, and what the latter is off by. What each
+of two processes holds of GPT-2, with and without --shard-optimizer. Before that, from a model with
+its assumptions, what networks would make of more GPUs.
 """
 
 import argparse
@@ -20,11 +21,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from bench.lib import report
+from minigpt import cli
 from minigpt.backend.blas import blas_threads
 from minigpt.backend.cores import usable_cores
+from minigpt.errors import UserError
 from minigpt.model.init import init_params
 from minigpt.ops.dropout import Rng
 from minigpt.train.config import resolve
+from minigpt.train.memory import resident
 from minigpt.train.presets import PRESETS
 from minigpt.train.ranks import join
 from minigpt.train.step import Trainer
@@ -33,13 +38,17 @@ from minigpt.train.threads import Workers
 VOCABULARY = 65
 MPIRUN = ("mpirun", "--oversubscribe", "--bind-to", "none")
 ROOT_USER = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
+# A large model on few tokens, so that weights, gradients and moments are nearly all of the memory.
+LARGE = {"preset": "gpt2", "batch_size": 2, "block_size": 64}
 
 # The model of a sum over g GPUs in each of n machines, of N bytes: each GPU sends and receives
 # 2 (g - 1) / g N within its machine, and 2 (n - 1) / n N / g through its share of the network, one
-# after the other, nothing of it behind the passes. Assumed, not measured: bytes per second.
+# after the other. Assumed, not measured: bytes per second, and the time of a step.
 NVLINK = 360e9  # of 450 GB/s each way of an H100
 NETWORKS = {"400 Gb/s a GPU": 45e9, "100 Gb/s a machine of 8": 11e9 / 8}
-GPT2_BYTES, GPT2_STEP_S = 4 * 124_439_808, 0.040  # float32; 16 x 1,024 tokens, assumed
+GPT2_BYTES, GPT2_STEP_S = 4 * 124_439_808, 0.040  # float32; 16 x 1,024 tokens a GPU
+BACKWARD = 2 / 3  # of a step: as long can a sum hide
+GPUS = ((8, 1), (8, 8), (8, 64))  # in a machine, machines
 
 
 def sum_seconds(nbytes, gpus, machines, network):
@@ -49,37 +58,47 @@ def sum_seconds(nbytes, gpus, machines, network):
 
 
 def predict():
-    """Print the model's efficiency, and what halves the bytes."""
-    print("\nGPT-2 124M, 16 x 1,024 tokens a GPU, assumed 40 ms; a sum, and step / (step + sum)")
+    """Print the model's times of a sum, and step / (step + what of the sum is waited for)."""
+    print(
+        f"predicted: GPT-2 124M, 16 x 1,024 tokens a GPU in {1e3 * GPT2_STEP_S:.0f} ms (assumed), "
+        f"{NVLINK / 1e9:.0f} GB/s in a machine\n"
+    )
+    rows = []
     for network in NETWORKS:
-        for gpus, machines in ((8, 1), (8, 8), (8, 64)):
-            parts = []
-            for name, nbytes in (("float32", GPT2_BYTES), ("bfloat16", GPT2_BYTES / 2)):
-                s = sum_seconds(nbytes, gpus, machines, network)
-                parts.append(f"{name} {1e3 * s:6.1f} ms {GPT2_STEP_S / (GPT2_STEP_S + s):4.0%}")
-            print(f"  {gpus * machines:>4} GPUs, {network:<24} {'   '.join(parts)}")
+        for gpus, machines in GPUS:
+            whole = sum_seconds(GPT2_BYTES, gpus, machines, network)
+            half = whole / 2
+            waits = whole, half, max(0.0, half - BACKWARD * GPT2_STEP_S)
+            shares = [f"{GPT2_STEP_S / (GPT2_STEP_S + wait):.0%}" for wait in waits]
+            times = [f"{1e3 * s:.1f} ms" for s in (whole, half)]
+            rows.append([network, str(gpus * machines), *times, *shares])
+    sums, shares = ["sum, float32", "bfloat16"], ["efficiency, float32", "bfloat16", "hidden"]
+    report.print_table(["network", "GPUs", *sums, *shares], rows)
+    print("\nhidden: if sums in bfloat16 ran behind the backward pass, which they do not.\n")
 
 
 def child(args):
     """Time steps and sums in this process and those beside it; the first prints JSON."""
     with join() as ranks:
         own = {"threads": args.threads, "batch_size": args.batch_size}
-        options = PRESETS[args.preset] | own
-        config, train_config = resolve(options, {"vocab_size": VOCABULARY})
+        own |= {"shard_optimizer": args.shard_optimizer}
+        own |= {"block_size": args.block_size} if args.block_size else {}
+        config, train_config = resolve(PRESETS[args.preset] | own, {"vocab_size": VOCABULARY})
         ids = np.random.default_rng(1337).integers(0, VOCABULARY, 100_000, dtype=np.int32)
         with blas_threads(args.threads), Workers(args.threads) as workers:
             made = init_params(config, 1337, np), config, train_config, np, workers
             trainer = Trainer(*made, ranks=ranks)
-            steps = repeat(lambda i: trainer.step(ids, i), args.seconds, ranks)
-            found = {"step_s": steps, "bytes": trainer.grads.flat.nbytes}
-            found |= time_sums(trainer, ids, args.seconds / 4, ranks)
+            found = {"step_s": repeat(lambda i: trainer.step(ids, i), args.seconds, ranks)}
+            moments = sum(getattr(trainer.optimizer, name).flat.nbytes for name in ("m", "v"))
+            found |= {"moments": ranks.gather(moments), "resident": ranks.gather(resident()[0])}
+            found |= {"gradients": trainer.grads.flat.nbytes}
+            if args.sums:
+                found |= time_sums(trainer, ids, args.seconds / 4, ranks)
         print(json.dumps(found))
 
 
 def time_sums(trainer, ids, seconds, ranks):
     """Return the seconds of sums over the ranks, and how far off bfloat16 is: its relative norm."""
-    if ranks.size == 1:
-        return {"sum_s": [0.0], "narrow_s": [0.0], "narrow_error": 0.0}
     x, y = trainer.batches(ids, 0)[0]
     trainer.gradients(x, y, Rng.of(1337, 0, 0))
     flat = trainer.grads.flat
@@ -90,25 +109,26 @@ def time_sums(trainer, ids, seconds, ranks):
     flat[...] = 0  # or it grows from sum to sum
     sums = repeat(lambda _: ranks.sum(flat), seconds, ranks)
     narrow = repeat(lambda _: ranks.sum_gradients(flat, narrow=True), seconds, ranks)
-    return {"sum_s": sums, "narrow_s": narrow, "narrow_error": error}
+    return {"sum_s": median(sums), "narrow_s": median(narrow), "narrow_error": error}
 
 
 def repeat(fn, seconds, ranks):
-    """Return the seconds of calls of fn(i), by the first rank's clock, without the first two."""
+    """Return the seconds of calls of fn(i), by the first rank's clock, without the first."""
     took, start = [], ranks.first(time.perf_counter)
-    while len(took) < 4 or sum(took) < seconds:
+    while len(took) < 3 or sum(took) < seconds:
         fn(len(took))
         now = ranks.first(time.perf_counter)
         took.append(now - start)
         start = now
-    return took[2:]
+    return took[1:]
 
 
-def start(args, ranks, threads, batch_size):
-    """Return what `child` prints of so many ranks."""
-    command = [sys.executable, __file__, "--child", "--preset", args.preset]
-    command += ["--threads", str(threads), "--seconds", str(args.seconds)]
-    command += ["--batch-size", str(batch_size)]
+def start(ranks, threads, **options):
+    """Return what `child` prints of so many ranks; options that are True are flags."""
+    command = [sys.executable, __file__, "--child", "--threads", str(threads)]
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        command += [flag] * bool(value) if isinstance(value, bool) else [flag, str(value)]
     if ranks > 1:
         command = [*MPIRUN, "-n", str(ranks), *command]
     variables = os.environ | dict.fromkeys(ROOT_USER, "1")
@@ -117,59 +137,105 @@ def start(args, ranks, threads, batch_size):
 
 
 def compare(args, cores):
-    """Time all kinds in turns; return a record of each."""
+    """Time all kinds in turns; print and return a record of each."""
     rows = args.batch_size
-    kinds = {
+    kinds = {  # processes, threads, rows
         f"1 process of {cores} threads": (1, cores, rows),
         f"{cores} processes of 1 thread, the same batch": (cores, 1, rows),
         "1 process of 1 thread": (1, 1, rows),
         f"{cores} processes of 1 thread, {rows} rows each": (cores, 1, cores * rows),
     }
     found = {kind: [] for kind in kinds}
-    for _ in range(args.rounds):
-        for kind, how in kinds.items():
-            found[kind].append(start(args, *how))
+    for i in range(args.rounds):
+        for kind, (ranks, threads, batch_size) in kinds.items():
+            print(f"round {i + 1} of {args.rounds}: {kind} ...", file=sys.stderr, flush=True)
+            options = {"preset": args.preset, "batch_size": batch_size, "seconds": args.seconds}
+            sums = ranks > 1 and batch_size == rows
+            found[kind].append(start(ranks, threads, sums=sums, **options))
     records = []
     for kind, parts in found.items():
-        ranks, nbytes = kinds[kind][0], parts[0]["bytes"]
-        sent = 2 * (ranks - 1) * nbytes // ranks  # there and back; of bfloat16 half
-        steps, sums, narrow = (
-            [1e3 * median(part[name]) for part in parts] for name in ("step_s", "sum_s", "narrow_s")
-        )
-        records.append({"kind": kind, "step_ms": steps, "sum_ms": sums, "bytes": nbytes})
-        records[-1] |= {"sent_bytes": sent, "narrow_ms": narrow, "narrow_sent_bytes": sent // 2}
-        records[-1] |= {"narrow_error": parts[0]["narrow_error"]}
-        line = f"  {kind:<44} step {median(steps):8.2f} ms ({min(steps):.2f}-{max(steps):.2f})"
-        if ranks > 1:
-            line += (
-                f"   sum {median(sums):6.2f} ms, {sent / 1e6:.1f} MB sent; in bfloat16 "
-                f"{median(narrow):6.2f} ms, {sent / 2e6:.1f} MB, off by "
-                f"{parts[0]['narrow_error']:.1e} of the norm"
-            )
-        print(line)
+        ranks, threads, batch_size = kinds[kind]
+        steps = [median(part["step_s"]) for part in parts]
+        record = {"preset": args.preset, "processes": ranks, "threads": threads}
+        records.append(record | {"batch_size": batch_size, "rounds_s": steps})
+        if "sum_s" in parts[0]:
+            records[-1] |= sums_of(parts, ranks)
+    print_steps(kinds, records)
     return records
 
 
-def main():
-    """Measure, and predict."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="nanogpt-baby", choices=list(PRESETS))
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", help="file for the record")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+def sums_of(parts, ranks):
+    """Return what belongs to a record of sums."""
+    sent = 2 * (ranks - 1) * parts[0]["gradients"] // ranks  # there and back; of bfloat16 half
+    medians = {name: median(part[name] for part in parts) for name in ("sum_s", "narrow_s")}
+    return {"sent": sent, **medians, "narrow_error": parts[0]["narrow_error"]}
+
+
+def print_steps(kinds, records):
+    """Print a row for each kind, and what is known of the sums."""
+    rows, first = [], median(records[0]["rounds_s"])
+    for kind, record in zip(kinds, records, strict=True):
+        times = record["rounds_s"]
+        spread = f"{1e3 * min(times):.0f}-{1e3 * max(times):.0f}"
+        rows.append([kind, f"{1e3 * median(times):.1f} ms", spread, f"{median(times) / first:.3f}"])
+    report.print_table([records[0]["preset"], "step", "rounds", "over the first"], rows)
+    for record in records:
+        if "sum_s" in record:
+            sent, share = record["sent"] / 1e6, record["sum_s"] / median(record["rounds_s"])
+            print(
+                f"\na sum: {1e3 * record['sum_s']:.1f} ms ({share:.1%} of a step), each sends "
+                f"{sent:.1f} MB; in bfloat16 {1e3 * record['narrow_s']:.1f} ms, {sent / 2:.1f} MB, "
+                f"off by {record['narrow_error']:.1e} of the norm"
+            )
+
+
+def memory_of_moments():
+    """Print and return what each of two processes holds, without and with --shard-optimizer."""
+    records, rows = [], []
+    for sharded in (False, True):
+        print(f"memory{', sharded' * sharded} ...", file=sys.stderr, flush=True)
+        found = start(2, 1, shard_optimizer=sharded, seconds=0, **LARGE)
+        record = {"preset": LARGE["preset"], "processes": 2, "shard_optimizer": sharded}
+        records.append(record | {name: found[name] for name in ("moments", "resident")})
+        figures = zip(found["moments"], found["resident"], strict=True)
+        each = [f"{x / 1e6:,.0f}" for pair in figures for x in pair]
+        rows.append(["sharded" if sharded else "whole", *each])
+    print()
+    headings = [f"rank {rank} {what} MB" for rank in (0, 1) for what in ("moments", "resident")]
+    report.print_table([LARGE["preset"], *headings], rows)
+    return records
+
+
+def arguments(argv):
+    """Read the command line."""
+    parser = cli.parser("python bench/ranks.py", __doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--preset", default="nanogpt-baby", choices=list(PRESETS), metavar="NAME")
+    report.add_number(parser, "--batch-size", 16, "sequences of a batch")
+    report.add_number(parser, "--rounds", 3, "times that each is measured")
+    report.add_number(parser, "--threads", usable_cores(), "threads, or processes instead")
+    add("--seconds", type=float, default=5.0, help="of each measurement (default: 5)")
+    add("--json", metavar="FILE", help="also write the figures there")
+    for flag in ("--child", "--sums", "--shard-optimizer"):
+        add(flag, action="store_true", help=argparse.SUPPRESS)
+    add("--block-size", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args(argv, argparse.Namespace(plot=None))
+
+
+def main(argv=None):
+    """Predict, then measure."""
+    args = arguments(argv)
     if args.child:
-        return child(args)
-    if shutil.which(MPIRUN[0]) is not None:
-        print(f"{args.preset}, medians of {args.rounds} rounds:")
-        records = compare(args, usable_cores())
-        if args.json:
-            Path(args.json).write_text(json.dumps({"records": records}, indent=1) + "\n")
+        child(args)
+        return 0
+    env = report.environment(args.threads)
+    report.print_environment(env)
     predict()
+    if shutil.which(MPIRUN[0]) is None:
+        raise UserError("there is no mpirun; install an MPI library, such as Debian's openmpi-bin")
+    report.finish(args, "ranks", env, compare(args, args.threads) + memory_of_moments(), None)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    report.run(main)

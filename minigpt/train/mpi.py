@@ -26,7 +26,7 @@ class Mpi:
             self._world.Allreduce(self._in_place, flat[start : start + PIECE])
 
     def sum_parts(self, flat, parts):
-        """See Ranks.sum_parts."""
+        """See Ranks.sum_gradients."""
         part = parts[self._world.rank]
         own = flat[part].copy()
         self._world.Reduce_scatter(flat, own, [part.stop - part.start for part in parts])

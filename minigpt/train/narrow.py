@@ -8,6 +8,7 @@ bfloat16 has the range of float32 and 8 bits.
 
 from minigpt.backend import array_module
 from minigpt.optim.sharding import cut_evenly
+from minigpt.params import LINE_ELEMENTS
 
 PIECE = 2**22  # numbers at a time, which bounds the memory
 HALF = 0x7FFF  # of the last bit that stays, but for ties, which go to even
@@ -41,7 +42,8 @@ class Narrow:
 
     def sum_parts(self, flat, parts):
         """See Ranks.sum_gradients."""
-        xp, step = array_module(flat), max(1, PIECE // self.size)
+        # cut_evenly makes the last part of a piece a little longer: it still goes at once.
+        xp, step = array_module(flat), PIECE // self.size + LINE_ELEMENTS
         for start in range(0, max(part.stop - part.start for part in parts), step):
             edges = [
                 [min(part.start + i, part.stop) for i in (start, start + step)] for part in parts

@@ -36,7 +36,7 @@ class Nccl:
         self._comm.allReduce(at, at, flat.size, *self._kind(flat), self._stream())
 
     def sum_parts(self, flat, parts):
-        """See Ranks.sum_parts; parts may differ in length, which reduceScatter cannot have."""
+        """See Ranks.sum_gradients; parts may differ in length, which reduceScatter cannot have."""
         self._nccl.groupStart()
         for root, part in enumerate(parts):
             at, n = flat[part].data.ptr, part.stop - part.start

@@ -100,16 +100,8 @@ class Alone:
     def fail(self, error):
         """Tell the other ranks that this one ends with an exception."""
 
-    def sum(self, flat):
-        """Replace an array by its sum over the ranks, the same to the bit at each."""
-
     def use(self, backend):
         """Prepare for arrays of a backend, which is not loaded yet: each rank has its own GPU."""
-
-    def total(self, x):
-        """Return the sum of a small array over the ranks."""
-        self.sum(x)
-        return x
 
 
 ALONE = Alone()
@@ -231,12 +223,12 @@ class Ranks(Alone):
             announce(number)
 
     def sum(self, flat):
-        """See Alone."""
+        """Replace an array by its sum over the ranks, the same to the bit at each."""
         self.gather(place="a sum")  # none has failed
         self.sums.sum(flat)
 
     def total(self, x):
-        """See Alone; it comes behind another sum."""
+        """Return the sum of a small array over the ranks; it comes behind another sum."""
         self.sums.sum(x)
         return x
 
