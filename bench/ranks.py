@@ -38,8 +38,7 @@ from minigpt.train.threads import Workers
 VOCABULARY = 65
 MPIRUN = ("mpirun", "--oversubscribe", "--bind-to", "none")
 ROOT_USER = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
-# A large model on few tokens, so that weights, gradients and moments are nearly all of the memory.
-LARGE = {"preset": "gpt2", "batch_size": 2, "block_size": 64}
+FEW = {"batch_size": 2, "block_size": 64}  # weights and moments are most of memory
 
 # The model of a sum over g GPUs in each of n machines, of N bytes: each GPU sends and receives
 # 2 (g - 1) / g N within its machine, and 2 (n - 1) / n N / g through its share of the network, one
@@ -189,20 +188,20 @@ def print_steps(kinds, records):
             )
 
 
-def memory_of_moments():
+def memory_of_moments(preset):
     """Print and return what each of two processes holds, without and with --shard-optimizer."""
     records, rows = [], []
     for sharded in (False, True):
         print(f"memory{', sharded' * sharded} ...", file=sys.stderr, flush=True)
-        found = start(2, 1, shard_optimizer=sharded, seconds=0, **LARGE)
-        record = {"preset": LARGE["preset"], "processes": 2, "shard_optimizer": sharded}
+        found = start(2, 1, preset=preset, shard_optimizer=sharded, seconds=0, **FEW)
+        record = {"preset": preset, "processes": 2, "shard_optimizer": sharded}
         records.append(record | {name: found[name] for name in ("moments", "resident")})
         figures = zip(found["moments"], found["resident"], strict=True)
         each = [f"{x / 1e6:,.0f}" for pair in figures for x in pair]
         rows.append(["sharded" if sharded else "whole", *each])
     print()
     headings = [f"rank {rank} {what} MB" for rank in (0, 1) for what in ("moments", "resident")]
-    report.print_table([LARGE["preset"], *headings], rows)
+    report.print_table([preset, *headings], rows)
     return records
 
 
@@ -210,7 +209,9 @@ def arguments(argv):
     """Read the command line."""
     parser = cli.parser("python bench/ranks.py", __doc__.split("\n\n")[0])
     add = parser.add_argument
-    add("--preset", default="nanogpt-baby", choices=list(PRESETS), metavar="NAME")
+    presets = {"choices": list(PRESETS), "metavar": "NAME"}
+    add("--preset", default="nanogpt-baby", help="whose steps are timed", **presets)
+    add("--large", default="gpt2", help="whose memory is shown", **presets)
     report.add_number(parser, "--batch-size", 16, "sequences of a batch")
     report.add_number(parser, "--rounds", 3, "times that each is measured")
     report.add_number(parser, "--threads", usable_cores(), "threads, or processes instead")
@@ -233,7 +234,8 @@ def main(argv=None):
     predict()
     if shutil.which(MPIRUN[0]) is None:
         raise UserError("there is no mpirun; install an MPI library, such as Debian's openmpi-bin")
-    report.finish(args, "ranks", env, compare(args, args.threads) + memory_of_moments(), None)
+    records = compare(args, args.threads) + memory_of_moments(args.large)
+    report.finish(args, "ranks", env, records, None)
     return 0
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import finetune
+from bench import finetune, ranks
 from bench.lib import report, timing, traffic
+from tests.tools.mpirun import NEEDS_MPI
 
 BENCH = Path(__file__).parents[1] / "bench"
 RUN = """
@@ -267,6 +268,30 @@ def test_time_to_loss(tmp_path):
         seconds, steps, losses = zip(*points, strict=True)
         assert steps[0] == 5 and list(seconds) == sorted(seconds) and seconds[-1] < 20
         assert losses[-1] < losses[0]
+
+
+def test_what_is_predicted_of_several_machines_is_in_the_readme(capsys):
+    ranks.predict()
+    text = (BENCH / "README.md").read_text("utf-8")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "b/s a " in line]
+    for line in lines:
+        whole, half, *shares = re.findall(r"[\d.]+(?= ms|%)", line)
+        assert f"| {whole} / {half} ms | {' | '.join(f'{share} %' for share in shares)} |" in text
+    assert len(lines) == 6
+
+
+@pytest.mark.slow
+@NEEDS_MPI
+def test_ranks(tmp_path):
+    flags = ("--preset", "nanogpt-cpu", "--large", "nanogpt-cpu", "--batch-size", "4")
+    entries = records(tmp_path, "ranks.py", *flags, "--rounds", 1, "--seconds", 0.1, "--threads", 2)
+    steps, (whole, sharded) = entries[:-2], entries[-2:]
+    assert [(r["processes"], r["threads"], r["batch_size"]) for r in steps] == [
+        (1, 2, 4), (2, 1, 4), (1, 1, 4), (2, 1, 8),
+    ]  # fmt: skip
+    assert all(len(r["rounds_s"]) == 1 and r["rounds_s"][0] > 0 for r in steps)
+    assert steps[1]["sum_s"] > 0 and 0 < steps[1]["narrow_error"] < 2**-8
+    assert 2 * sum(sharded["moments"]) == sum(whole["moments"])
 
 
 @pytest.mark.slow
