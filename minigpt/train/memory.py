@@ -120,7 +120,9 @@ def in_flight(config, lora, T, training):
 
 def scratch(config, T):
     """Return the numbers in a thread's buffers of a fixed size: tiles of attention and blocks."""
-    rows, columns = (T, T) if T * T <= tiles.KEPT else (tiles.query_rows(T), min(T, tiles.KEYS))
+    rows = columns = T
+    if T * T > tiles.KEPT:
+        rows, columns = tiles.query_rows(T, causal=True), min(T, tiles.KEYS)
     heads = min(config.n_head, max(1, tiles.TILE // (rows * columns)))
     tile = heads * max(rows * columns, max(rows, columns) * config.n_embd // config.n_head)
     drops = 4 * tile if config.dropout else 0  # random words and what becomes of them

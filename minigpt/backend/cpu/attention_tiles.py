@@ -14,12 +14,12 @@ KEYS = 512  # columns of a tile
 KEPT = 2**12  # Tq * Tk up to which the weights are kept between the passes: 16 KB a head
 
 
-def query_rows(Tq):
+def query_rows(Tq, causal):
     """Return the rows of a tile.
 
-    Products of more rows are faster, but half of each diagonal tile is wasted work.
+    Products of more rows are faster, but half of each tile on a causal diagonal is wasted work.
     """
-    return min(Tq, 64 if Tq <= 256 else 128 if Tq <= 2048 else 256)
+    return min(Tq, 256 if Tq > 2048 or not causal else 128 if Tq > 256 else 64)
 
 
 @functools.lru_cache(8)
@@ -43,7 +43,7 @@ class Tiles:
         self.causal, self.key_mask = causal, key_mask
         self.dropout, self.rng = (dropout, rng) if rng is not None and dropout else (0.0, None)
         self.short = self.Tq * self.Tk <= KEPT  # one tile, whose weights are kept
-        self.rows = self.Tq if self.short else query_rows(self.Tq)
+        self.rows = self.Tq if self.short else query_rows(self.Tq, causal)
         self.columns = self.Tk if self.short else min(self.Tk, KEYS)
         self.group = min(self.H, max(1, TILE // (self.rows * self.columns)))
         self.causal_mask = causal_mask(self.rows, q.dtype) if causal else None
