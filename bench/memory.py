@@ -1,9 +1,10 @@
 """The memory of a run beside what --dry-run says of it: python bench/memory.py
 
 Of each preset a fresh process runs `minigpt train` for three steps and an evaluation, with the
-picture and the sample at its end. Its peak is the largest resident set (VmHWM): all that the
-process held, Python and its libraries, data and checkpoints included, as `top` shows it. Beside it
-stands what --dry-run prints, from another process.
+sample, the picture and the page at its end, where their extras are installed. Its peak is the
+largest resident set (VmHWM): all that the process held, Python and its libraries, data and
+checkpoints included, as `top` shows it. Beside it stands what --dry-run prints, from another
+process.
 
 More steps take no more memory, since all batches of a text have one shape, and more batches in a
 step take none either: --gradient-accumulation-steps is 2 at most here. The text has as many

@@ -9,6 +9,7 @@ Both have the same attributes:
     sha256               of the whole data, as text
     train, val           the two parts of the split
     split                how it is made: a resumed run keeps its own
+    part                 "": they are all there is, unlike those of excerpts.py
     notes                what is odd about the data, a sentence each
 """
 
@@ -33,6 +34,11 @@ from minigpt.data.tokenizers import (
 )
 
 MAX_SHOWN = 20  # tokens in a note
+
+
+def split_place(length):
+    """Return how many of the characters of a text are for training: the first nine tenths."""
+    return int(0.9 * length)
 
 
 class TextData:
@@ -61,12 +67,12 @@ class TextData:
         Characters of the part for training.
     """
 
-    split = "position"
+    split, part = "position", ""
 
     def __init__(self, path=None, tokenizer=None, name=None, kind="char", vocab_size=None):
         sources = [builtin_source(name)] if path is None else hold(find_sources(path))
         self.name, found = describe(sources), survey(sources)
-        self.split_at = int(0.9 * found.length)
+        self.split_at = split_place(found.length)
         few = []
         if tokenizer is None:
             tokenizer = self.new_tokenizer(found.chars, sources, kind, vocab_size)
@@ -161,6 +167,8 @@ class PairData:
     fixed : bool
         Whether there is a model already, that of a run that is resumed.
     """
+
+    part = ""
 
     def __init__(
         self,

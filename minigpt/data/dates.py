@@ -13,6 +13,7 @@ Every form means one date. Where numbers alone would be ambiguous, the rule is:
 A weekday in front is the right one, and the letters may be all small or all capital.
 """
 
+import itertools
 from datetime import date, timedelta
 
 import numpy as np
@@ -20,6 +21,7 @@ import numpy as np
 FIRST, DAYS = date(1900, 1, 1), 73049  # to 2099-12-31
 VALIDATION = 2000  # dates of which no form is in the training pairs
 FORMS = 3  # training pairs for each other date
+TRAINING = FORMS * (DAYS - VALIDATION)  # pairs in all
 SHORT_YEARS = range(1969, 2069)
 
 MONTHS = (
@@ -97,7 +99,7 @@ def write_date(day, bits):
     )
 
 
-def date_pairs(seed, validation=VALIDATION, forms=FORMS):
+def date_pairs(seed, validation=VALIDATION, forms=FORMS, most=None):
     """Make the pairs of dates.
 
     Parameters
@@ -107,6 +109,8 @@ def date_pairs(seed, validation=VALIDATION, forms=FORMS):
         Dates to keep for validation, with one form each.
     forms : int
         Pairs for each of the other dates.
+    most : int, optional
+        Pairs for training that are made, the first of them, if not all.
 
     Returns
     -------
@@ -115,9 +119,12 @@ def date_pairs(seed, validation=VALIDATION, forms=FORMS):
     order = np.random.Philox(key=seed).random_raw(DAYS).argsort(kind="stable").tolist()
     counts = [1] * validation + [forms] * (DAYS - validation)
     bits = iter(np.random.Philox(key=seed, counter=1 << 64).random_raw(sum(counts)).tolist())
-    pairs = []
-    for i, n in zip(order, counts, strict=True):
-        day = FIRST + timedelta(i)
-        iso = day.isoformat()
-        pairs.extend((write_date(day, next(bits)), iso) for _ in range(n))
+
+    def made():
+        for i, n in zip(order, counts, strict=True):
+            day = FIRST + timedelta(i)
+            iso = day.isoformat()
+            yield from ((write_date(day, next(bits)), iso) for _ in range(n))
+
+    pairs = [*itertools.islice(made(), None if most is None else validation + most)]
     return pairs[validation:], pairs[:validation]

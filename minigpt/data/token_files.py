@@ -63,7 +63,7 @@ def encode_text(sources, found, tokenizer, split=None):
     if folder is None:
         return in_memory(parts, tokenizer), parts.border, []
     key = key_of(found, tokenizer, split)
-    path = folder / f"{key[:32]}{SUFFIX}"
+    path = path_of(folder, key)
     with make_folder(folder), turn(path):
         kept = read_tokens(path, key)
         if kept is not None:
@@ -89,8 +89,37 @@ def key_of(found, tokenizer, split):
     return hashlib.sha256(found.sha256.encode("ascii") + table + cut).hexdigest()
 
 
+def encode_beginnings(sources, found, tokenizer, split, most):
+    """Return the ids of a text, or of the first `most` characters of its two parts alone.
+
+    They are those of the whole text where it is short, and where they are kept in a file.
+
+    Parameters
+    ----------
+    sources, found, tokenizer, split : as of `encode_text`
+    most : int
+
+    Returns
+    -------
+    ids, border : as from `encode_text`
+    whole : bool
+        Whether they are those of the whole text.
+    """
+    folder = None if found.size < LARGE else cache_folder()
+    if folder is not None:
+        key = key_of(found, tokenizer, split)
+        kept = read_tokens(path_of(folder, key), key)
+        if kept is not None:
+            return *kept, True
+    parts = SmallIds(sources, found, tokenizer, split, most)
+    ids = in_memory(parts, tokenizer)
+    return ids, parts.border, max(split, found.length - split) <= most
+
+
 class SmallIds:
     """The ids of a text, a part at a time, as the dtype of the vocabulary; see `encode_text`.
+
+    With `most`, those of so many characters of each of its two parts alone.
 
     Attributes
     ----------
@@ -98,9 +127,9 @@ class SmallIds:
         How many are before the split, as soon as they have been gone over.
     """
 
-    def __init__(self, sources, found, tokenizer, split=None):
-        self.sources, self.found, self.tokenizer, self.split = sources, found, tokenizer, split
-        self.border = None
+    def __init__(self, sources, found, tokenizer, split=None, most=None):
+        self.sources, self.found, self.tokenizer = sources, found, tokenizer
+        self.split, self.most, self.border = split, most, None
 
     def __iter__(self):
         sha256, count = hashlib.sha256(), 0
@@ -111,7 +140,10 @@ class SmallIds:
                 yield text
 
         dtype = dtype_of(self.tokenizer.vocab_size)
-        for ids in self.tokenizer.encode_parts(cut_at(texts(), self.split)):
+        parts = cut_at(texts(), self.split)
+        if self.most is not None:
+            parts = beginnings(parts, self.most)
+        for ids in self.tokenizer.encode_parts(parts):
             if not len(ids):
                 self.border = count
             count += len(ids)
@@ -134,12 +166,32 @@ def cut_at(texts, split):
         left = None if left is None else left - len(text)
 
 
+def beginnings(texts, most):
+    """Iterate over the parts of texts as far as their first `most` characters go.
+
+    An empty part ends a text, and another begins.
+    """
+    left = most
+    for text in texts:
+        if not text:
+            left = most
+            yield text
+        elif left:
+            yield text[:left]
+            left -= min(left, len(text))
+
+
 def in_memory(parts, tokenizer):
     """Return parts of ids as one array."""
     joined = bytearray()
     for ids in parts:
         joined += ids.data
     return np.frombuffer(joined, dtype_of(tokenizer.vocab_size))
+
+
+def path_of(folder, key):
+    """Return the path of the file of a key."""
+    return folder / f"{key[:32]}{SUFFIX}"
 
 
 @contextlib.contextmanager

@@ -1,30 +1,27 @@
 """What a run has cost, and where the time of a step goes.
 
 What the run has recorded is its own: wall time, tokens per second. The time by op is measured when
-the page is written, for about a second, on the machine that writes it.
+the page is written, for less than a second, on the machine that writes it.
 """
 
 import statistics
 
 import numpy as np
 
-from minigpt.backend.blas import blas_threads, product_rate
+from minigpt.backend.blas import product_rate
 from minigpt.backend.cores import processor, usable_cores
-from minigpt.backend.devices import on_gpu
 from minigpt.cli import plural
-from minigpt.model import count_parameters
 from minigpt.model.flops import count_flops
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.muon import Muon
 from minigpt.params import Params
-from minigpt.report.op_times import REST, by_op
+from minigpt.report.op_times import by_op
 from minigpt.report.page import Section, chart, facts, note, paragraph, table
-from minigpt.report.run_data import validation_batch
 from minigpt.sample.tasks import task_of
 
-FLOPS = 15e9  # of both passes of the batch that is timed, about
-SECONDS, PEAK_S = 0.6, 0.15  # to measure the passes, and the rate of products
-LARGEST = 30 * 10**6  # parameters of a model whose update is timed: it takes a copy of them
+UPDATE_S, PEAK_S = 0.05, 0.1  # to measure a part of the update, and the rate of products
+STEPPED = 4 * 10**6  # numbers that AdamW is timed on: too many for a cache
+MULTIPLIED = 10**10  # multiplications of Muon for a block beyond which it is not timed
 BARS = 12  # ops in the chart
 UPDATE = "update of the weights"
 
@@ -44,86 +41,72 @@ def recorded(lines):
     """
     found = {}
     for name, key in (("steps", "step"), ("tokens", "tokens"), ("seconds", "seconds")):
-        values = [line[key] for line in lines if isinstance(line.get(key), int | float)]
+        values = [line[key] for line in lines if line.get(key) is not None]
         if values:
             found[name] = max(values)
-    rates = [line.get("tokens_per_second") for line in lines]
-    rates = [rate for rate in rates if isinstance(rate, int | float) and rate > 0]
+    rates = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
     if rates:
         found["tokens_per_second"] = statistics.median(rates)
     return found
 
 
-def flops_of(checkpoint, ids, targets):
-    """Return the floating-point operations of both passes over a batch."""
-    sources = None if task_of(checkpoint.config).name == "text" else ids.shape[1]
-    return count_flops(checkpoint.config, *targets.shape, sources)
-
-
-def time_ops(checkpoint, batch, seconds=SECONDS):
-    """Time both passes over a batch by op, on one thread.
-
-    Parameters
-    ----------
-    checkpoint : Checkpoint
-    batch : (ids, targets)
-    seconds : float
-        About; two batches are the least.
-
-    Returns
-    -------
-    records : list of dict
-        As of op_times.by_op, of one batch.
-    flops : int
-        Of one batch.
-    """
-    tree, config, task = checkpoint.params.tree, checkpoint.config, task_of(checkpoint.config)
-    records = by_op(lambda: task.loss_and_gradients(*batch, tree, config), seconds, least=1)
-    return records, flops_of(checkpoint, *batch)
-
-
 def time_update(params, options):
-    """Return the seconds of an optimizer's update of all weights, on one thread.
+    """Return the seconds of an optimizer's update of weights, on one thread; None if it is long.
+
+    It is measured on arrays of the same shapes: Muon's on those of one block, since all are alike,
+    and AdamW's, a pass over all other numbers, on at most STEPPED of them.
 
     Parameters
     ----------
     params : Params
-        They stay as they are.
     options : dict
         Of the run.
     """
-    own = Params(params.shapes, np, "float32", params.flat.copy())
     settings = options["beta1"], options["beta2"], options["weight_decay"] or 0.0
+    rest, seconds = params.size, 0.0
     if options.get("optimizer") == "muon":
-        optimizer = Muon(own, *settings, momentum=options["momentum"])
-    else:
-        optimizer = AdamW(own, *settings)
-    gradients = own.zeros_like().flat
+        block, layers = first_blocks(params.shapes), len(params.shapes["h"])
+        own = Params(block, np, "float32")
+        muon = Muon(own, *settings, momentum=options["momentum"])
+        if sum(group.work for group in muon.groups) > MULTIPLIED:
+            return None
+        seconds, rest = layers * time_steps(muon), rest - layers * own.size
+    if rest:
+        some = Params({"some": (min(rest, STEPPED),)}, np, "float32")
+        seconds += rest / some.size * time_steps(AdamW(some, *settings))
+    return seconds
+
+
+def first_blocks(shapes):
+    """Return the first block of each stack in the shapes of a model."""
+    inner = {"encoder": first_blocks(shapes["encoder"])} if "encoder" in shapes else {}
+    return {**inner, "h": shapes["h"][:1]}
+
+
+def time_steps(optimizer):
+    """Return the seconds of a step of an optimizer."""
+    gradients = optimizer.params.zeros_like().flat
     gradients[...] = 1e-3
-    (record,) = [
-        record
-        for record in by_op(lambda: optimizer.step(gradients, 1e-3), 0.1, least=1)
-        if record["op"] == REST
-    ]
+    (record,) = by_op(lambda: optimizer.step(gradients, 1e-3), UPDATE_S, least=1)
     return record["seconds"]
 
 
-def of_a_step(records, update_s, targets, options):
+def of_a_step(records, update_s, shape, options):
     """Return records of a step of the run: those of a batch for as many tokens, and the update.
 
     Parameters
     ----------
     records : list of dict
     update_s : float or None
-    targets : (B, T) int
+    shape : (B, T)
         Of the batch.
     options : dict
         Of the run.
     """
     rows = options.get("batch_size", 1) * options.get("gradient_accumulation_steps", 1)
-    scale = rows / len(targets)
+    scale = rows / shape[0]
     if options.get("task", "text") == "text":
-        scale *= options["block_size"] / targets.shape[1]
+        scale *= options["block_size"] / shape[1]
     found = [{"op": r["op"], "seconds": scale * r["seconds"]} for r in records]
     if update_s is not None:
         found.append({"op": UPDATE, "seconds": update_s})
@@ -132,15 +115,15 @@ def of_a_step(records, update_s, targets, options):
     return sorted(found, key=lambda r: -r["seconds"])
 
 
-def cost_section(checkpoint, data, lines):
+def cost_section(checkpoint, passes, lines):
     """Return the Section of a run's cost.
 
     Parameters
     ----------
     checkpoint : Checkpoint
         As of load_plain, of the run: its state has the options.
-    data : TextData or PairData, or None
-        Without them, what needs a batch is left out.
+    passes : Passes or None
+        Without them, the time by op is left out.
     lines : list of dict
         Of the metrics.
     """
@@ -157,10 +140,10 @@ def cost_section(checkpoint, data, lines):
         rows["the run's own rate"] = f"{rate} (median)"
     rows |= work_of(checkpoint, found, options)
     html = facts(rows)
-    if data is None or on_gpu(checkpoint.params.flat):
-        html += note("Time by op is left out: it takes the run's data, and a model on the CPU.")
+    if passes is None:
+        html += note("Time by op is left out: it takes the run's data.")
     else:
-        html += ops_html(checkpoint, data, options)
+        html += ops_html(checkpoint, passes, options)
     return Section("cost", "Cost of the run", html)
 
 
@@ -188,21 +171,18 @@ def prefixed(number):
     return f"{number:.3g} "
 
 
-def ops_html(checkpoint, data, options):
+def ops_html(checkpoint, passes, options):
     """Return the time by op as HTML: a chart, a table, and the share of the machine's peak."""
-    batch = validation_batch(checkpoint, data, FLOPS)
-    records, flops = time_ops(checkpoint, batch)
-    with blas_threads(1):
-        peak = product_rate(1, PEAK_S)
-    passes_s = sum(r["seconds"] for r in records)
-    small = count_parameters(checkpoint.config) <= LARGEST and checkpoint.adapter is None
+    peak = product_rate(1, PEAK_S)
+    passes_s = sum(r["seconds"] for r in passes.records)
     known = {"beta1", "beta2", "weight_decay", "momentum"} <= options.keys()
-    update_s = time_update(checkpoint.params, options) if small and known else None
+    trained = (checkpoint.adapter or checkpoint).params
+    update_s = time_update(trained, options) if known else None
     block = {"block_size": checkpoint.config.block_size}
-    step = of_a_step(records, update_s, batch[1], options | block)
+    step = of_a_step(passes.records, update_s, passes.shape, options | block)
     text = (
         f"Measured now on one thread of {processor()} ({plural(usable_cores(), 'core')}), over a "
-        f"batch of {len(batch[1])} x {batch[1].shape[1]}, and scaled to the tokens of a step: "
+        f"batch of {passes.shape[0]} x {passes.shape[1]}, and scaled to the tokens of a step: "
         f"{time_text(sum(r['seconds'] for r in step))}."
     )
     if options.get("backend") == "cupy":
@@ -216,9 +196,9 @@ def ops_html(checkpoint, data, options):
     if update_s is None:
         text += " The update of the weights is not among them."
     rates = {
-        "both passes": f"{prefixed(flops / passes_s)}FLOP/s",
+        "both passes": f"{prefixed(passes.flops / passes_s)}FLOP/s",
         "products alone (SGEMM)": f"{prefixed(peak)}FLOP/s",
-        "share of the peak": f"{flops / passes_s / peak:.0%}",
+        "share of the peak": f"{passes.flops / passes_s / peak:.0%}",
     }
     return paragraph(text) + facts(rates) + step_html(step)
 

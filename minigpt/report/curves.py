@@ -31,7 +31,7 @@ def points(lines, names):
         {"step": line["step"], "value": line[key], "series": name}
         for key, name in names.items()
         for line in lines
-        if isinstance(line.get(key), int | float)
+        if line.get(key) is not None
     ]
 
 

@@ -1,4 +1,4 @@
-"""How large the gradients are, by layer and part: one backward pass over validation data.
+"""How large the gradients are, by layer and part: of a batch of validation data.
 
 Where a network learns, and whether a part gets next to nothing (vanishing) or far too much
 (exploding), is seen in the norms of its gradients.
@@ -10,16 +10,13 @@ from minigpt.backend import to_host
 from minigpt.model.lora import ends_in
 from minigpt.params import leaves
 from minigpt.report.page import Section, chart, note, paragraph, table
-from minigpt.report.run_data import validation_batch
-from minigpt.sample.tasks import task_of
 
-FLOPS = 15e9  # of both passes, about: a second or less
 PARTS = {"attn": "attention", "cross": "cross attention", "mlp": "MLP"}
 NAMES = {"wte": "embedding", "wpe": "embedding", "wbe": "embedding", "lm_head": "head"}
 
 
-def gradient_norms(checkpoint, batch):
-    """Return the norms of the gradients of a loss, by layer and part, in the order of the model.
+def gradient_norms(checkpoint, gradients):
+    """Return the norms of gradients by layer and part, in the order of the model.
 
     Of an adapter that is merged into the weights they are those of its factors, as it has been
     trained: all else is frozen.
@@ -28,19 +25,20 @@ def gradient_norms(checkpoint, batch):
     ----------
     checkpoint : Checkpoint
         As of load_plain.
-    batch : (ids, targets)
+    gradients : tree of arrays
+        Of its weights.
 
     Returns
     -------
     rows : list of {"layer", "part", "norm", "parameters"}
     """
-    p, config = checkpoint.params.tree, checkpoint.config
-    _, grads = task_of(config).loss_and_gradients(*batch, p, config)
-    named = leaves(grads) if checkpoint.adapter is None else adapter_gradients(checkpoint, grads)
+    named = leaves(gradients)
+    if checkpoint.adapter is not None:
+        named = adapter_gradients(checkpoint, gradients)
     squares, sizes = {}, {}
     for name, gradient in named:
         gradient = to_host(gradient).reshape(-1)
-        place = place_of(name, config)
+        place = place_of(name, checkpoint.config)
         squares[place] = squares.get(place, 0.0) + float(gradient @ gradient)
         sizes[place] = sizes.get(place, 0) + gradient.size
     return [
@@ -85,23 +83,21 @@ def order_of(layer):
     return "decoder" in side or last == "head", int(last) if stage is None else stage
 
 
-def gradients_section(checkpoint, data):
+def gradients_section(checkpoint, passes):
     """Return the Section of gradient norms, or None where there are no data.
 
     Parameters
     ----------
     checkpoint : Checkpoint
         As of load_plain.
-    data : TextData or PairData, or None
+    passes : Passes or None
     """
-    if data is None:
+    if passes is None:
         return None
-    batch = validation_batch(checkpoint, data, FLOPS)
-    rows = gradient_norms(checkpoint, batch)
-    count = task_of(checkpoint.config).count_targets(batch[1])
+    rows = gradient_norms(checkpoint, passes.gradients)
     text = paragraph(
-        f"Norms of the gradient of the loss over {count:,} tokens of the validation data, at this "
-        "checkpoint: one backward pass, before any clipping."
+        f"Norms of the gradient of the loss over {passes.count:,} tokens of the validation data, "
+        "at this checkpoint: one backward pass, before any clipping."
     )
     if checkpoint.adapter is not None:
         targets = ", ".join(checkpoint.adapter.lora.targets)

@@ -81,7 +81,7 @@ def extremes(lines, which, key, most):
     groups, kept = max(most // 2, 1), []
     for j in range(groups):
         group = which[j * len(which) // groups : (j + 1) * len(which) // groups]
-        known = [i for i in group if isinstance(lines[i].get(key), int | float)] or group[:1]
+        known = [i for i in group if lines[i].get(key) is not None] or group[:1]
         kept += {min(known, key=lambda i: lines[i].get(key) or 0.0)}
         kept += {max(known, key=lambda i: lines[i].get(key) or 0.0)}
     return kept

@@ -27,9 +27,7 @@ Colours are CSS variables of page.css: no section names any, so that light and d
 reader's system. There is no inline event handler, and no request: the page's policy forbids them.
 """
 
-import functools
 import html
-import importlib.util
 import json
 import math
 import os
@@ -38,16 +36,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minigpt.cli import one_line
 from minigpt.cli.characters import visible
 from minigpt.errors import UserError
 from minigpt.files import write_atomically, writing
+from minigpt.report.vega import library
 
-INSTALL = "pip install 'minigpt[report]'"
-LICENCE = (
-    "// Vega, Vega-Lite and vega-embed: University of Washington Interactive Data Lab and "
-    "contributors, BSD 3-clause licence\n"
-)
 POLICY = (  # no request can leave the page; Vega compiles its expressions
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
     "img-src data:; base-uri 'none'; form-action 'none'"
@@ -79,36 +72,6 @@ class Section(NamedTuple):
     html: str
     data: Any = None
     script: str = ""
-
-
-class NoLibrary(UserError):
-    """The plotting library is not installed; the message, one line, says how to get it."""
-
-
-def check_library():
-    """Raise a NoLibrary if charts cannot be made, before the work for them."""
-    if importlib.util.find_spec("vl_convert") is None:
-        raise NoLibrary(f"the charts of a page need vl-convert-python: {INSTALL}")
-
-
-@functools.cache
-def library():
-    """Return Vega, Vega-Lite and vega-embed as one script, 0.9 MB.
-
-    Raises
-    ------
-    NoLibrary
-    UserError
-        If it is there and fails.
-    """
-    check_library()
-    try:
-        import vl_convert
-
-        return LICENCE + vl_convert.javascript_bundle()
-    except Exception as error:  # an extra fails in ways that nobody can list
-        why = one_line(f"{type(error).__name__}: {error}")
-        raise UserError(f"the charts of a page cannot be made: vl_convert: {why}") from error
 
 
 def check_place(where, path, example, force):

@@ -49,6 +49,8 @@ def passages_section(checkpoint, data, why=None):
             f"Looked at: {ranking.scored:,} of {ranking.total:,} validation tokens, at even "
             "distances, to bound the time."
         )
+    if data.part:
+        html += note(f"Read for this page: {data.part}.")
     words = ("Worst", "Best") if pairs else ("Most surprising", "Best predicted")
     for word, passages in zip(words, (ranking.worst, ranking.best), strict=True):
         answers = answers_to(checkpoint, passages) if pairs else [None] * len(passages)

@@ -6,10 +6,9 @@ Section, or None where the run has nothing of the kind.
 
 import copy
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -17,24 +16,26 @@ from minigpt import cli
 from minigpt.backend.blas import blas_threads
 from minigpt.cli import plural
 from minigpt.data.datasets import PairData, TextData
+from minigpt.data.excerpts import Excerpt
 from minigpt.errors import UserError
 from minigpt.files import METRICS, PAGE, describe_size
 from minigpt.interchange.loading import open_on_host
 from minigpt.model import count_parameters, describe_model
 from minigpt.model.base import load_plain
 from minigpt.model.checkpoint import Checkpoint, find_checkpoint
-from minigpt.report import page
 from minigpt.report.anatomy import anatomy_section
 from minigpt.report.cost import cost_section
 from minigpt.report.curves import curve_section
 from minigpt.report.gradients import gradients_section
 from minigpt.report.heads import attention_section
 from minigpt.report.metrics import read_run
-from minigpt.report.page import GENERATOR, check_library, check_place, facts, paragraph, write_page
+from minigpt.report.page import GENERATOR, check_place, facts, paragraph, write_page
 from minigpt.report.passages import passages_section
+from minigpt.report.passes import run_passes
 from minigpt.report.run_data import open_run_data
 from minigpt.report.samples import samples_section
 from minigpt.report.tokens import tokens_section
+from minigpt.report.vega import check_library
 from minigpt.sample.tasks import Task, task_of
 
 TOKENS, SAMPLE_S = 100, 0.5  # of a sample, at most
@@ -53,13 +54,14 @@ PARTS = (
     attention_section,
     lambda run: passages_section(run.checkpoint, run.data, run.why),
     anatomy_section,
-    lambda run: gradients_section(run.checkpoint, run.data),
+    lambda run: gradients_section(run.checkpoint, run.passes),
     lambda run: tokens_section(run.checkpoint, run.data),
-    lambda run: cost_section(run.checkpoint, run.data, run.lines),
+    lambda run: cost_section(run.checkpoint, run.passes, run.lines),
 )
 
 
-class Shown(NamedTuple):
+@dataclass(frozen=True)
+class Shown:
     """A run as its page shows it.
 
     Attributes
@@ -72,7 +74,7 @@ class Shown(NamedTuple):
     checkpoint : Checkpoint
         The best, without moments, an adapter merged; on the host.
     task : Task
-    data : TextData or PairData, or None
+    data : TextData, PairData or Excerpt, or None
     why : str or None
         Why there are no data, a part of a sentence.
     prompt : str or None
@@ -86,7 +88,7 @@ class Shown(NamedTuple):
     notes: list
     checkpoint: Checkpoint
     task: Task
-    data: TextData | PairData | None
+    data: TextData | PairData | Excerpt | None
     why: str | None = None
     prompt: str | None = None
     made: dict | None = None
@@ -101,6 +103,11 @@ class Shown(NamedTuple):
     def train(self):
         """The options of the training, a dict; {} of a model that was not trained here."""
         return self.checkpoint.state.get("train", {})
+
+    @cached_property
+    def passes(self):
+        """Both passes over some of the data, as Passes; None without data."""
+        return None if self.data is None else run_passes(self.checkpoint, self.data)
 
 
 @dataclass(frozen=True)
@@ -199,11 +206,9 @@ def write_run_page(place, path=None, prompt=None, refresh=None, data=None, force
     checkpoint = load_plain(find_checkpoint(place), np, open_on_host)
     check_library()
     # The threads of BLAS would wait for each other in every product, long where cores are busy.
-    with ThreadPoolExecutor(1) as beside, blas_threads(1):
-        bundle = beside.submit(page.library)  # two seconds, without Python's lock
+    with blas_threads(1):
         run = open_run(place, prompt, data, checkpoint)
         sections = [section for part in PARTS if (section := part(run)) is not None]
-    bundle.result()
     lead = paragraph(sentence(run)) + facts(figures(run))
     size = write_page(path, f"minigpt: {folder.resolve().name}", sections, lead, refresh)
     return path, size, run.notes

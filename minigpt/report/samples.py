@@ -14,11 +14,7 @@ def samples_of(lines):
     lines : list of dict
         Of the metrics; those of older runs, and of a run with `--sample-tokens 0`, have none.
     """
-    found = [
-        (title_of(line), line["sample"])
-        for line in lines
-        if isinstance(line.get("sample"), str | list)
-    ]
+    found = [(title_of(line), line["sample"]) for line in lines if line.get("sample")]
     if len(found) <= MOST:
         return found
     return [*some_of(found[:-1], MOST - 1), found[-1]]
@@ -55,8 +51,7 @@ def sample_html(sample, title):
     if isinstance(sample, str):
         return f'<pre class="sample">{escape(begin(sample))}</pre>\n'
     keys = "source", "expected", "answer"
-    answers = [one for one in sample if isinstance(one, dict)]
-    rows = [[begin(str(one.get(key, ""))) for key in keys] for one in answers]
+    rows = [[begin(str(one.get(key, ""))) for key in keys] for one in sample]
     return table([*keys], rows, f"Answers at {title}")
 
 

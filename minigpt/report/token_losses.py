@@ -25,8 +25,8 @@ from minigpt.sample.tasks import task_of
 SPAN, BEFORE = 64, 40  # tokens of a passage, and of the text shown before it
 SHORTEST, LONGEST = 128, 256  # tokens of context and passages together: of large models, at most
 FLOPS = 20e9  # of the forward pass over a window, about, beyond which it is a shorter one
-SCORED = 20_000  # tokens whose loss is taken, at most
-SECONDS = 1.5  # after which no further batch is begun
+SCORED = 10_000  # tokens whose loss is taken, at most
+SECONDS = 0.5  # after which no further batch is begun
 TOP = 3  # tokens that the model expected
 SHOWN = 4  # passages of each kind
 LOGITS = 2**23  # numbers at a time

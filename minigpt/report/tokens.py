@@ -77,22 +77,24 @@ def tokens_section(checkpoint, data):
     """
     if checkpoint.tokenizer is None:
         return None
-    html = []
+    html, part = [], "" if data is None else data.part
     if data is None:
         html.append(note("How often tokens come is not known without the run's data."))
+    if part:
+        html.append(note(f"Counted in a part of the data: {part}."))
     for name, labels, arrays in vocabularies(checkpoint, data):
         html += [f"<h3>{name.capitalize()}</h3>\n"] * bool(name)
-        html.append(vocabulary_html(name, labels, arrays))
+        html.append(vocabulary_html(name, labels, arrays, bool(part)))
     return Section("tokens", "Tokens", "".join(html))
 
 
-def vocabulary_html(name, labels, arrays):
-    """Return one vocabulary as HTML; parameters as from `vocabularies`."""
+def vocabulary_html(name, labels, arrays, part=False):
+    """Return one vocabulary as HTML; parameters as from `vocabularies`, `part`: not of all data."""
     of, head, counts, html = f" of {name}" if name else "", ["id", "token"], None, ""
     sizes = {f"tokens in the vocabulary{of}": f"{len(labels):,}"}
     if arrays is not None:
         counts, counted, total = count_tokens(arrays, len(labels))
-        sizes[f"tokens in the data{of}"] = f"{total:,}"
+        sizes[f"tokens in {'that part' if part else 'the data'}{of}"] = f"{total:,}"
         sizes["that never come"] = f"{int((counts == 0).sum()):,}"
         head.append("count")
         if counted < total:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from minigpt.data import batches, pair_files, pairs
 from minigpt.data.datasets import PairData, TextData
+from minigpt.data.excerpts import pair_excerpt, text_excerpt
 from minigpt.errors import SMALLER_DATA, memory_for
 from minigpt.model import encoder_decoder, gpt
 from minigpt.sample import answers, scoring, text
@@ -49,6 +50,8 @@ class Task:
         (options, tokenizer=None, name=None, split=None) -> data set. Of options it reads data,
         seed, share_embedding and, if no tokenizer is given, tokenizer and vocab_size; the others
         are those of a run that is resumed.
+    excerpt : callable
+        (options, tokenizer, name, split) -> Excerpt of the data set of a run.
     builtin_sizes : dict or None
         Vocabulary sizes of the data that there are without --data, if known without reading them.
     batch : callable
@@ -103,6 +106,7 @@ class Task:
     samplers: tuple
     padded_vocab: bool
     open_data: Callable
+    excerpt: Callable
     builtin_sizes: dict | None
     batch: Callable
     eval_batches: Callable
@@ -140,6 +144,12 @@ def open_text(options, tokenizer=None, name=None, split=None):
     return TextData(options.get("data"), tokenizer, name, *made)
 
 
+@memory_for("while the text was read", SMALLER_DATA)
+def excerpt_of_text(options, tokenizer, name, split):
+    """Return the Excerpt of a run's text."""
+    return text_excerpt(options.get("data"), tokenizer, name)
+
+
 def text_batch(ids, config, train_config, number, row):
     """Return a batch of windows of a text."""
     return batches.random_batch(
@@ -170,6 +180,12 @@ def open_pairs(options, tokenizer=None, name=None, split=None):
     seed = options.get("seed", 0)
     made = options.get("tokenizer") or "char", options.get("vocab_size")
     return PairData(options.get("data"), seed, shared, tokenizer, split or "source", *made)
+
+
+@memory_for("while the pairs were read", SMALLER_DATA)
+def excerpt_of_pairs(options, tokenizer, name, split):
+    """Return the Excerpt of a run's pairs."""
+    return pair_excerpt(options.get("data"), options.get("seed", 0), tokenizer, split)
 
 
 def pair_batch(split, config, train_config, number, row):
@@ -245,6 +261,7 @@ TASKS = {
         samplers=tuple(batches.SAMPLERS),
         padded_vocab=True,
         open_data=open_text,
+        excerpt=excerpt_of_text,
         builtin_sizes={"vocab_size": 65},  # tiny Shakespeare
         batch=text_batch,
         eval_batches=text_windows,
@@ -274,6 +291,7 @@ TASKS = {
         samplers=("uniform",),
         padded_vocab=False,
         open_data=open_pairs,
+        excerpt=excerpt_of_pairs,
         builtin_sizes=None,
         batch=pair_batch,
         eval_batches=pair_windows,

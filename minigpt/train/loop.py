@@ -11,7 +11,7 @@ from minigpt.backend.blas import blas_threads
 from minigpt.backend.devices import PRECISIONS, tf32_products
 from minigpt.errors import SMALLER_MODEL, memory_for
 from minigpt.files import LAST, METRICS
-from minigpt.report.page import check_library
+from minigpt.report.vega import check_library
 from minigpt.train.interrupt import Stopped
 from minigpt.train.means import Throughput
 from minigpt.train.nonfinite import Diverged, WeightsDiffer

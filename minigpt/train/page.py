@@ -3,7 +3,7 @@
 import time
 
 from minigpt import cli
-from minigpt.report.page import NoLibrary, check_library
+from minigpt.report.vega import NoLibrary, check_library
 
 REFRESH_S = 10  # seconds after which a browser looks for a newer page, while the run goes on
 PAGE_S = 5.0  # that a page takes, at most about, as long as none has shown it

@@ -42,6 +42,11 @@ def test_train_and_validation_share_no_date():
     assert len(years) > 100  # spread over the two centuries
 
 
+def test_the_first_pairs_can_be_made_alone(pairs):
+    train, val = pairs
+    assert date_pairs(seed=1, forms=1, most=50) == (train[:50], val)
+
+
 @pytest.mark.slow
 def test_the_seed_decides(pairs):
     assert date_pairs(seed=1, forms=1) == pairs != date_pairs(seed=2, forms=1)

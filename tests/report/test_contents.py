@@ -14,12 +14,14 @@ from minigpt.model.gpt import GPTConfig
 from minigpt.model.init import init_params
 from minigpt.model.lora import Lora, init_adapter, join, merge
 from minigpt.params import leaves
+from minigpt.report import passes as passes_of
 from minigpt.report import run_data
 from minigpt.report.cost import UPDATE, cost_section
 from minigpt.report.gradients import gradient_norms, gradients_section
 from minigpt.report.metrics import read_run, thin
 from minigpt.report.passages import passages_section
-from minigpt.report.run_data import open_run_data, validation_batch
+from minigpt.report.passes import run_passes, validation_batch
+from minigpt.report.run_data import open_run_data
 from minigpt.report.samples import LONGEST, MOST, samples_section
 from minigpt.report.tokens import PART, count_tokens, tokens_section
 from minigpt.sample.tasks import task_of
@@ -119,19 +121,22 @@ def test_many_lines_are_thinned_out_and_extremes_and_evaluations_stay(tmp_path):
     assert len(steps) <= 1002 and 5000 in steps
 
 
-def direct_norms(checkpoint, batch, tree=None):
-    """Norms of the gradients by name, from the passes."""
-    config = checkpoint.config
+def direct_norms(checkpoint, data, tree=None):
+    """Squares of the norms of the gradients by name, from the passes."""
+    batch, config = validation_batch(checkpoint, data, 1e6), checkpoint.config
     tree = checkpoint.params.tree if tree is None else tree
     _, grads = task_of(config).loss_and_gradients(*batch, tree, config)
     return {name: float((g.astype(float) ** 2).sum()) for name, g in leaves(grads)}
 
 
+def norms_of(checkpoint, data):
+    """What a page shows of the gradients."""
+    return gradient_norms(checkpoint, run_passes(checkpoint, data, 1e6, 0.0).gradients)
+
+
 def test_gradient_norms_are_those_of_the_backward_pass(text):
     checkpoint, data = text
-    batch = validation_batch(checkpoint, data, 1e6)
-    rows = gradient_norms(checkpoint, batch)
-    squares = direct_norms(checkpoint, batch)
+    rows, squares = norms_of(checkpoint, data), direct_norms(checkpoint, data)
     found = {(row["layer"], row["part"]): row["norm"] for row in rows}
     assert [row["layer"] for row in rows][0] == "embedding" and rows[-1]["layer"] == "end"
     assert sum(norm**2 for norm in found.values()) == pytest.approx(sum(squares.values()), rel=1e-5)
@@ -140,20 +145,19 @@ def test_gradient_norms_are_those_of_the_backward_pass(text):
     norms = {n: s for n, s in squares.items() if n.startswith("h.0.ln")}
     assert found["layer 0", "norms"] == pytest.approx(sum(norms.values()) ** 0.5, rel=1e-5)
     assert sum(row["parameters"] for row in rows) == checkpoint.params.size
-    section = gradients_section(checkpoint, data)
-    assert "layer 1" in section.html and gradients_section(checkpoint, None) is None
+    passes = run_passes(checkpoint, data, 1e6, 0.0)
+    html = gradients_section(checkpoint, passes).html
+    assert "layer 1" in html and f"over {passes.count:,} tokens" in html
+    assert gradients_section(checkpoint, None) is None
 
 
 def test_gradient_norms_of_pairs_are_by_encoder_and_decoder(pairs):
-    checkpoint, data = pairs
-    batch = validation_batch(checkpoint, data, 1e6)
-    rows = gradient_norms(checkpoint, batch)
+    rows, squares = norms_of(*pairs), direct_norms(*pairs)
     layers = [*dict.fromkeys(row["layer"] for row in rows)]
     assert layers == [
         *("encoder embedding", "encoder layer 0", "encoder end"),
         *("decoder embedding", "decoder layer 0", "decoder end"),
     ]
-    squares = direct_norms(checkpoint, batch)
     found = {(row["layer"], row["part"]): row["norm"] for row in rows}
     cross = sum(s for n, s in squares.items() if ".cross." in n)
     assert found["decoder layer 0", "cross attention"] == pytest.approx(cross**0.5, rel=1e-5)
@@ -169,20 +173,19 @@ def test_gradient_norms_of_an_adapter_are_those_that_training_would_have(text):
         params=merge(base.params, adapter, lora),
         adapter=Checkpoint(base.config, None, adapter, None, {}, lora),
     )
-    batch = validation_batch(merged, data, 1e6)
-    rows = gradient_norms(merged, batch)
-    squares = direct_norms(merged, batch, join(base.params, adapter, lora))
+    rows = norms_of(merged, data)
+    squares = direct_norms(merged, data, join(base.params, adapter, lora))
     own = {n: s for n, s in squares.items() if n.rpartition(".")[2] in ("lora_a", "lora_b")}
     found = {(row["layer"], row["part"]): row["norm"] for row in rows}
     assert {part for _, part in found} == {"attention", "MLP"}
     for layer, part, keys in (("layer 0", "attention", "h.0.attn."), ("layer 1", "MLP", "h.1.mlp")):
         square = sum(s for n, s in own.items() if n.startswith(keys))
         assert found[layer, part] == pytest.approx(square**0.5, rel=1e-4)
-    assert "frozen" in gradients_section(merged, data).html
+    assert "frozen" in gradients_section(merged, run_passes(merged, data, 1e6, 0.0)).html
 
 
 def test_a_batch_is_as_large_as_its_work_may_be(text, pairs, monkeypatch):
-    monkeypatch.setattr(run_data, "LEAST_TOKENS", 5)  # less than a window
+    monkeypatch.setattr(passes_of, "LEAST_TOKENS", 5)  # less than a window
     for checkpoint, data in (text, pairs):
         few, many = (validation_batch(checkpoint, data, flops)[1] for flops in (0, 1e12))
         few, many = ((x >= 0).sum() for x in (few, many))
@@ -232,7 +235,7 @@ def test_of_a_large_vocabulary_the_first_are_shown_and_it_is_said():
     tokenizer = SimpleNamespace(vocab_size=n, label=lambda i: f"<{i}>")
     checkpoint = SimpleNamespace(tokenizer=tokenizer, config=SimpleNamespace())
     ids = np.repeat(np.arange(n, dtype=np.uint16), np.arange(n))
-    html = tokens_section(checkpoint, SimpleNamespace(train=ids, val=ids[:0])).html
+    html = tokens_section(checkpoint, SimpleNamespace(train=ids, val=ids[:0], part="")).html
     assert "The first 300 of 1,000 tokens" in html and "&lt;299&gt;" in html
     assert "&lt;999&gt;" in html and "&lt;500&gt;" not in html  # among the most frequent
 
@@ -252,12 +255,13 @@ def computed_sections(folder):
     """The Sections of a run, by id."""
     checkpoint = load(find_checkpoint(folder), with_optimizer=False)
     (data, why), lines = open_run_data(checkpoint, folder), read_run(folder).lines
+    passes = None if data is None else run_passes(checkpoint, data, 1e6, 0.0)
     found = (
         samples_section(lines),
-        gradients_section(checkpoint, data),
+        gradients_section(checkpoint, passes),
         tokens_section(checkpoint, data),
         passages_section(checkpoint, data, why),
-        cost_section(checkpoint, data, lines),
+        cost_section(checkpoint, passes, lines),
     )
     return {section.id: section for section in found if section is not None}
 

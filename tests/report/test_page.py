@@ -9,7 +9,8 @@ import pytest
 
 from minigpt.errors import UserError
 from minigpt.report import page
-from minigpt.report.page import NoLibrary, Section
+from minigpt.report.page import Section
+from minigpt.report.vega import NoLibrary
 
 EVIL = '</script><script>alert("1")</script> & \ud800'
 

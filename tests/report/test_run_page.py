@@ -3,12 +3,14 @@
 import base64
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from minigpt.__main__ import main
+from minigpt.data import excerpts
 from minigpt.errors import UserError
 from minigpt.files import BEST, METRICS, PAGE
 from minigpt.model.gpt import GPTConfig
@@ -16,7 +18,9 @@ from minigpt.report import heads, page, run_data, run_page
 from minigpt.report.anatomy import anatomy_section, by_group, count
 from minigpt.report.curves import curve, curve_section, points
 from minigpt.report.heads import attention_section
+from minigpt.report.passages import passages_section
 from minigpt.report.samples import samples_section
+from minigpt.report.tokens import tokens_section
 from tests.tools import training
 
 PAIRS = "".join(f"number {i}\t{i}\n" for i in range(60))
@@ -120,7 +124,7 @@ def test_attention_is_shown_for_a_text_that_is_worth_a_look(run):
     block_size = shown.checkpoint.config.block_size
     for sample, found in (("the square of the first", "the square of the first"), ("42", val)):
         lines = [{"step": 1, "sample": sample}]
-        assert heads.find_prompt(shown._replace(lines=lines)) == found.strip()[:block_size]
+        assert heads.find_prompt(replace(shown, lines=lines)) == found.strip()[:block_size]
 
 
 def test_a_text_of_broken_characters_is_passed_over(run):
@@ -129,10 +133,10 @@ def test_a_text_of_broken_characters_is_passed_over(run):
         decode=lambda ids: bytes(ids).decode("utf-8", "replace"),
     )
     shown = run_page.open_run(run)
-    shown = shown._replace(checkpoint=shown.checkpoint._replace(tokenizer=tokenizer))
+    shown = replace(shown, checkpoint=shown.checkpoint._replace(tokenizer=tokenizer))
     lines, val = [{"step": 1, "sample": "漢\ufffd字 漢字 漢字 漢字 漢字"}], "éx" * 30
     data = SimpleNamespace(val=np.array(tokenizer.encode(val)))
-    found = heads.find_prompt(shown._replace(lines=lines, data=data))
+    found = heads.find_prompt(replace(shown, lines=lines, data=data))
     assert found and val.startswith(found)
 
 
@@ -213,8 +217,18 @@ def test_a_checkpoint_stands_for_its_run(run, library, capsys):
 
 
 def test_data_that_take_long_to_read_are_left_out(run, monkeypatch):
-    monkeypatch.setattr(run_data, "LARGEST_SUBWORDS", 1000)  # not of characters
-    assert run_page.open_run(run).data is not None
     monkeypatch.setattr(run_data, "LARGEST", 1000)
     shown = run_page.open_run(run)
-    assert shown.data is None and shown.why.endswith("the one that training writes has them")
+    assert shown.data is None and shown.passes is None
+    assert shown.why.endswith("the one that training writes has them")
+
+
+def test_a_page_of_a_long_text_is_of_its_beginnings_and_says_so(run, monkeypatch):
+    monkeypatch.setattr(excerpts, "CHARACTERS", 150)
+    shown = run_page.open_run(run)
+    assert len(shown.data.train) == len(shown.data.val) == 150
+    part = "the first 150 characters of the training and of the validation part"
+    assert f"Read for this page: {part}." in passages_section(shown.checkpoint, shown.data).html
+    html = tokens_section(shown.checkpoint, shown.data).html
+    assert f"Counted in a part of the data: {part}." in html
+    assert "<dt>tokens in that part</dt><dd>300</dd>" in html

@@ -17,7 +17,7 @@ from minigpt.errors import UserError
 from minigpt.files import LAST, METRICS, PAGE
 from minigpt.model.checkpoint import load
 from minigpt.report import page, run_page
-from minigpt.report.page import INSTALL
+from minigpt.report.vega import INSTALL
 from minigpt.train import loop as train_loop
 from minigpt.train import page as train_page
 from minigpt.train.run import OVERHEAD_S, Run

@@ -407,6 +407,30 @@ MUTANTS = {
             "data/test_token_files.py::test_a_text_that_changes_while_it_is_read_is_refused",
         ),
     ],
+    "minigpt/data::beginnings": [
+        (
+            "a later part goes on where the one before has ended",
+            "left = most\n            yield text",
+            "yield text",
+            "data/test_excerpts.py::test_parts_of_texts_end_after_so_many_characters",
+        ),
+    ],
+    "minigpt/data::encode_beginnings": [
+        (
+            "ids that are kept in a file are not used",
+            "if kept is not None:",
+            "if False:",
+            "data/test_excerpts.py::test_ids_that_are_kept_in_a_file_are_all_there",
+        ),
+    ],
+    "minigpt/data::pair_excerpt": [
+        (
+            "an excerpt of pairs is of their beginning",
+            "part[:: -(-len(part) // PAIRS)]",
+            "part[:PAIRS]",
+            "data/test_excerpts.py::test_of_many_pairs_some_are_there_at_even_distances",
+        ),
+    ],
     "minigpt/data::read_tokens": [
         (
             "the border in a file is not read",

@@ -53,9 +53,17 @@ MUTANTS = {
     "minigpt/report::open_run_data": [
         (
             "data that have changed are taken for the run's",
-            "data.sha256 != data_of(state)",
+            "data.sha256 not in (None, data_of(state))",
             "False",
             CONTENTS + "test_the_data_of_a_run_are_found_again_or_it_is_said_why_not",
+        ),
+    ],
+    "minigpt/report::read_kept": [
+        (
+            "a damaged script is put into pages",
+            "head + end == head_of(script)",
+            "True",
+            "report/test_vega.py::test_the_script_is_made_once_and_anew_if_its_file_is_damaged",
         ),
     ],
     "minigpt/report::token_losses": [
@@ -84,10 +92,10 @@ MUTANTS = {
     ],
     "minigpt/report::time_update": [
         (
-            "the update is of the model itself",
-            "params.flat.copy()",
-            "params.flat",
-            "report/test_cost.py::test_the_update_is_timed_on_a_copy",
+            "the update is that of one block",
+            "layers * time_steps(muon)",
+            "time_steps(muon)",
+            "report/test_cost.py::test_the_update_is_timed_of_all_weights",
         ),
     ],
 }
