@@ -48,6 +48,7 @@ OLD_DEFAULTS = {
     "lora_rslora": False,
     "max_iters": 2000,
     "max_seconds": None,
+    "max_passes": None,
     "learning_rate": 1e-3,
     "min_lr": 1e-4,
     "warmup_iters": 100,
@@ -118,7 +119,7 @@ WANDB, TENSORBOARD = "use --wandb PROJECT", "use --tensorboard"
 PRETRAINED = "use --init-from MODEL to fine-tune one; --preset NAME sets the size of a new model"
 PROCESSES = "one process trains on one GPU or one CPU; --threads N shards a batch over CPU cores"
 LORA = "use --lora-rank N"
-STEPS = "the length of a run is given in steps: use --max-iters N, or --max-seconds X"
+EPOCHS = "use --max-passes N"
 BFLOAT16 = "use --backend cupy with --dtype bfloat16"
 
 ANYWHERE = {  # flags of other programs, answered by every command that lacks them
@@ -131,7 +132,7 @@ TRAIN = {  # nanoGPT, transformers, Lightning, torchrun
     **dict.fromkeys(("--bf16", "--bfloat16"), BFLOAT16),
     **dict.fromkeys(("--model", "--model-name-or-path", "--model-type"), PRETRAINED),
     **dict.fromkeys(("--dataset", "--dataset-name", "--train-file", "--input"), "use --data FILE"),
-    **dict.fromkeys(("--epochs", "--num-epochs", "--max-epochs", "--num-train-epochs"), STEPS),
+    **dict.fromkeys(("--epochs", "--num-epochs", "--max-epochs", "--num-train-epochs"), EPOCHS),
     **dict.fromkeys(("--steps", "--iters", "--max-steps", "--num-steps"), "use --max-iters N"),
     "--lr": "use --learning-rate X",
     "--lr-scheduler-type": "use --lr-schedule cosine or --lr-schedule wsd",

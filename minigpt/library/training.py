@@ -14,6 +14,7 @@ from minigpt.data.sources import STDIN, find_sources
 from minigpt.errors import UserError
 from minigpt.library.model import load
 from minigpt.sample.tasks import TASKS
+from minigpt.train.begin import new_run
 from minigpt.train.config import TrainConfig, check_options
 from minigpt.train.interrupt import NEVER
 from minigpt.train.loop import reported, started, train_or_save
@@ -21,7 +22,6 @@ from minigpt.train.options import options as options_of
 from minigpt.train.page import stop_page
 from minigpt.train.progress import Bar, Silent, progress_of
 from minigpt.train.resume import folder_of, resume_run
-from minigpt.train.run import new_run
 from minigpt.train.run_dir import check_folder, keep, locked
 
 

@@ -1,4 +1,4 @@
-r"""The learning rate over a run: warm-up, then decay, by steps or by wall-clock time.
+r"""The learning rate over a run: warm-up, then decay, by steps or by the run's progress.
 
 cosine: half a cosine, as in nanoGPT. wsd (warmup-stable-decay): constant, then a line. Hu et al.
 2024, arXiv:2404.06395, section 4; with a linear decay, as in Hägele et al. 2024, arXiv:2405.18392.
@@ -10,6 +10,7 @@ cosine: half a cosine, as in nanoGPT. wsd (warmup-stable-decay): constant, then 
 
 A run by steps is the same to the bit however often it is repeated or resumed. One with a wall-clock
 budget depends on how long its steps take: it ends in time, decay included, but no two are alike.
+What the progress of a run is, by time and by passes through its data: train/limits.py.
 """
 
 import math
@@ -17,7 +18,7 @@ import math
 SHAPES = ("cosine", "wsd")
 FORGET, PASSES = 1 / 16, 24  # fraction lost in a pass, for each pass of the run up to so many
 MOST = 0.01  # of the weights in a step
-WARMUP_FRACTION = 0.1  # of a wall-clock budget: the warm-up is over then at the latest
+WARMUP_FRACTION = 0.1  # of a run by its progress: the warm-up is over then at the latest
 
 
 def learning_rate(step, config, progress=None):
@@ -26,8 +27,8 @@ def learning_rate(step, config, progress=None):
         up     learning_rate (step + 1) / (warmup_iters + 1)           the first warmup_iters steps
         down   min_lr + decay(progress) (learning_rate - min_lr)
 
-    With a wall-clock budget, where nobody knows how many steps there will be, the warm-up ends
-    after a tenth of it at the latest.
+    By progress, where a run has a budget of time or passes and its steps may be few, the warm-up
+    ends after a tenth at the latest.
 
     Parameters
     ----------
@@ -36,8 +37,8 @@ def learning_rate(step, config, progress=None):
     config : object
         With learning_rate, min_lr, warmup_iters, lr_decay_iters, lr_schedule and lr_decay_fraction.
     progress : float, optional
-        With a wall-clock budget, the fraction of it that is used up. Without one, and if left out,
-        the fraction of the steps between warmup_iters and lr_decay_iters.
+        The fraction of the run that is over, with a budget of time or passes. Without one, and if
+        left out, the fraction of the steps between warmup_iters and lr_decay_iters.
     """
     lr, warmup, last = config.learning_rate, config.warmup_iters, config.lr_decay_iters
     up = lr * (step + 1) / (warmup + 1)
@@ -89,9 +90,21 @@ def weight_decay(passes, per_step, lr):
     return min(a_pass * per_step, MOST) / lr if lr else 0.0
 
 
-def describe(config):
-    """Return the schedule in words: learning rate, warm-up, decay."""
+def describe(config, by_progress=False, steps=None):
+    """Return the schedule in words: learning rate, warm-up, decay.
+
+    Parameters
+    ----------
+    config : object
+        As of learning_rate.
+    by_progress : bool
+        Whether it goes by the progress.
+    steps : int, optional
+        Of the run at most, if that is known; by progress alone it matters.
+    """
     lr, low, warmup = config.learning_rate, config.min_lr, config.warmup_iters
+    if by_progress and steps:
+        warmup = min(warmup, math.ceil(WARMUP_FRACTION * steps))
     steps = "1 step" if warmup == 1 else f"{warmup:,} steps"
     text = f"{lr:g}" + (f" after {steps} of warm-up" if warmup else "")
     if low == lr or (config.lr_schedule == "wsd" and not config.lr_decay_fraction):
@@ -99,7 +112,7 @@ def describe(config):
     shape = "by a cosine"
     if config.lr_schedule == "wsd":
         shape = f"in a line, over the last {config.lr_decay_fraction:.0%}"
-    early = config.max_seconds is None and config.lr_decay_iters != config.max_iters
+    early = not by_progress and config.lr_decay_iters != config.max_iters
     end = f", at step {config.lr_decay_iters:,}" if early else ""
     return f"{text}, down to {low:g} {shape}{end}"
 

@@ -253,8 +253,9 @@ def figures(run):
     last = {key: value for line in run.lines for key, value in line.items() if value is not None}
     rows = {}
     if last.get("step") is not None:
-        of = f" of {train['max_iters']:,}" if not train.get("max_seconds") else ""
-        rows["steps"] = f"{last['step']:,}{of if train.get('max_iters') else ''}"
+        by_steps = not (train.get("max_seconds") or train.get("max_passes"))
+        of = f" of {train['max_iters']:,}" if by_steps and train.get("max_iters") else ""
+        rows["steps"] = f"{last['step']:,}{of}"
     for name, key, form in FIGURES:
         if last.get(key) is not None:
             rows[name] = form.format(last[key])

@@ -53,7 +53,8 @@ class Task:
     excerpt : callable
         (options, tokenizer, name, split) -> Excerpt of the data set of a run.
     builtin_sizes : dict or None
-        Vocabulary sizes of the data that there are without --data, if known without reading them.
+        Of the data that there are without --data, if known without reading them: vocab_size, and
+        train, the tokens of their training part.
     batch : callable
         (split, config, train_config, number, row) -> (ids, targets): the batch of that number,
         whose first row is row number `row` of the run.
@@ -262,7 +263,7 @@ TASKS = {
         padded_vocab=True,
         open_data=open_text,
         excerpt=excerpt_of_text,
-        builtin_sizes={"vocab_size": 65},  # tiny Shakespeare
+        builtin_sizes={"vocab_size": 65, "train": 1_003_854},  # tiny Shakespeare
         batch=text_batch,
         eval_batches=text_windows,
         eval_size=count_windows,

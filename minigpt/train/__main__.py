@@ -18,11 +18,13 @@ from minigpt.optim.schedule import describe as describe_schedule
 from minigpt.report.loss_curve import draw_losses
 from minigpt.report.picture import NoPicture, NotInstalled
 from minigpt.sample.command import sample
-from minigpt.sample.tasks import TASKS
+from minigpt.sample.tasks import TASKS, task_of
 from minigpt.train.base import open_base
+from minigpt.train.begin import new_run, open_data
 from minigpt.train.config import resolve, train_config_of
 from minigpt.train.cost import describe, describe_trained
 from minigpt.train.interrupt import Interrupt
+from minigpt.train.limits import Limits
 from minigpt.train.loop import reported, started, train_run
 from minigpt.train.memory import longest, resident
 from minigpt.train.nonfinite import Diverged
@@ -30,8 +32,7 @@ from minigpt.train.options import PROG, options, parse
 from minigpt.train.page import end_page, stop_page
 from minigpt.train.progress import format_bits, format_measures
 from minigpt.train.ranks import ALONE, check_alike, check_same, join
-from minigpt.train.resume import folder_of, resume_run, stored_run
-from minigpt.train.run import new_run, open_data
+from minigpt.train.resume import folder_of, limits_of, resume_run, stored_run
 from minigpt.train.run_dir import locked
 
 
@@ -39,7 +40,8 @@ def dry_run(own, options, processes):
     """Print the cost of a run that so many processes share."""
     data, rate = None, None
     if own["resume"]:
-        config, train_config = stored_run(options)[2:]
+        _, state, config, train_config = stored_run(options)
+        limits = limits_of(state, train_config)
     else:
         base, options = open_base(options)
         train_config = train_config_of(options)
@@ -53,9 +55,12 @@ def dry_run(own, options, processes):
         config, train_config = resolve(options, sizes)
         if data is not None:
             data.check(config.block_size)
+        train = range(sizes["train"]) if data is None else data.train
+        limits = Limits(train_config, task_of(config).eval_size(train, config)[0])
     if train_config.backend == "numpy":
         rate = product_rate(min(train_config.threads, usable_cores()))
-    print("\n".join(describe(config, train_config, *resident(), longest(data), rate, processes)))
+    spent = *resident(), longest(data)
+    print("\n".join(describe(config, train_config, *spent, rate, processes, limits)))
     for note in note_on_threads(train_config.workers()):
         cli.note(note)
 
@@ -70,7 +75,8 @@ def finish(run):
     if state.best_loss is not None:  # there is none if it could not be saved
         best = f", {state.best_loss:.4f} (best, step {state.best_step:,})"
     measured = f"{format_bits(run.val_bpb)}{format_measures(state.measures)}"
-    print(f"\nvalidation loss {last}){best}{measured}, {state.seconds:.1f} s")
+    print(f"\n{run.limits.reason(state.step, state.seconds)}")
+    print(f"validation loss {last}){best}{measured}, {state.seconds:.1f} s")
     # The run is done, whatever becomes of its picture and its sample.
     try:
         print(f"picture: {cli.printable(str(draw_losses(run.folder)))}")
@@ -97,13 +103,13 @@ def finish(run):
 def introduce(run):
     """Print what is about to be trained."""
     config, train_config, state = run.config, run.train_config, run.state
-    threads, seconds = train_config.workers(), train_config.max_seconds
-    hardware = cli.plural(threads, "thread")
+    limits, by_progress = run.limits, not run.limits.by_steps
+    hardware = cli.plural(train_config.workers(), "thread")
     if train_config.backend == "cupy":
         hardware = f"cupy in {train_config.dtype}"
     if run.ranks.size > 1:
         hardware = f"{run.ranks.size} processes of {hardware} each"
-    end = f"for {seconds:g} seconds" if seconds else f"to step {train_config.max_iters:,}"
+    end = f"for {limits.length()}" if by_progress else f"to step {limits.steps:,}"
     start = f"from step {state.step:,} " if state.step else ""
     begun = f", from {train_config.init_from}" if train_config.init_from else ""
     if train_config.lora is not None:
@@ -111,12 +117,13 @@ def introduce(run):
     found = train_config.weight_decay is None
     decay = "; weight decay by the passes through the data" * found
     batch = f"{train_config.batch_size} {run.task.batch_unit.format(T=config.block_size)}"
+    schedule = describe_schedule(train_config, by_progress, limits.steps)
     text = (
         f"{run.data.description}\n"
         f"model: {count_parameters(config):,} parameters, {describe_model(config)}"
         f"{', with a bigram embedding' * config.bigram}{begun}\n"
         f"training: {start}{end}, batches of {batch}, on {hardware}, into {run.folder}\n"
-        f"learning rate: {describe_schedule(train_config)}{decay}\n"
+        f"learning rate: {schedule}{decay}\n"
         f"loss of random guessing: {math.log(config.vocab_size):.4f} nats per token"
     )
     print(cli.printable(text), flush=True)
@@ -162,8 +169,8 @@ def train(own, options, stop, ranks=ALONE):
 
 def stopped(run, space):
     """Return where a run has stopped, what is saved of it, and how to go on after a space."""
-    seconds, step = run.train_config.max_seconds, run.state.step
-    end = f"a run of {seconds:g} seconds" if seconds else f"{run.train_config.max_iters:,}"
+    limits, step = run.limits, run.state.step
+    end = f"{limits.steps:,}" if limits.by_steps else f"a run of {limits.length()}"
     place = f"stopped {'in the evaluation of' if run.state.due else 'at'} step {step:,} of {end}"
     if run.saved is None:
         return f"{place}, no {LAST} is saved"

@@ -160,6 +160,13 @@ class TrainConfig(cli.Config):
         "max-iters; not reproducible",
         **COUNT,
     )
+    max_passes: float | None = option(
+        None,
+        "passes (epochs) through the training data after which the run ends, in place of "
+        "max-iters; with --max-seconds it ends at whichever comes first",
+        above=0,
+        below=2**48,
+    )
     sampler: str = option(
         "weyl",
         "where windows start: uniform random, or spread evenly over the text (weyl)",
@@ -431,8 +438,8 @@ def check_together(train_config):
             f"min_lr is {low:g}, above learning_rate, which is {lr:g}: the learning rate would "
             f"rise to it; give a min_lr of at most {lr:g}"
         )
-    if train_config.max_seconds:
-        return  # the warm-up and the decay go by the clock
+    if train_config.max_seconds or train_config.max_passes:
+        return  # the warm-up and the decay go by the progress
     for name in ("max_iters", "lr_decay_iters"):
         last = getattr(train_config, name)
         if train_config.warmup_iters > last:

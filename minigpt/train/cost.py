@@ -9,6 +9,7 @@ from minigpt.model.flops import count_flops
 from minigpt.model.lora import count_adapter
 from minigpt.params import leaves
 from minigpt.sample.tasks import task_of
+from minigpt.train.limits import Limits
 from minigpt.train.memory import memory, run_peak
 
 
@@ -78,7 +79,17 @@ def describe_memory(parts, train_config, loaded, load_peak):
     return rows | {f"  {part}": human(value, "B") for part, value in parts.items()}
 
 
-def describe(config, train_config, loaded, load_peak=0, lengths=None, rate=None, processes=1):
+def run_time(limits, step_s):
+    """Return in words how long the steps of a run take, or how many of them its time allows."""
+    fitting = limits.seconds / step_s if limits.seconds else math.inf
+    if limits.steps is not None and limits.steps <= fitting:
+        return f", {duration(limits.steps * step_s)} of training"
+    return f", some {fitting:,.0f} steps in all" if limits.seconds else ""
+
+
+def describe(
+    config, train_config, loaded, load_peak=0, lengths=None, rate=None, processes=1, limits=None
+):
     """Return the lines that --dry-run prints.
 
     Parameters
@@ -91,19 +102,23 @@ def describe(config, train_config, loaded, load_peak=0, lengths=None, rate=None,
         Of products on this machine, in FLOP/s, for the time that the run takes.
     processes : int
         That share each batch: time and memory are those of one with the most rows.
+    limits : Limits, optional
+        Those of the run, where its data are known.
     """
+    limits = limits or Limits(train_config)
     n, per_step = count_parameters(config), flops_per_step(config, train_config)
     sequences = train_config.batch_size * train_config.gradient_accumulation_steps
-    tokens, steps = sequences * config.block_size, train_config.max_iters
+    tokens, steps = sequences * config.block_size, limits.steps
     named = leaves(config.shapes())
     positions = sum(math.prod(shape) for name, shape in named if name.endswith("wpe"))
     bracket = f" ({n - positions:,} without positions)" if positions else ""
-    budget, lora = train_config.max_seconds, train_config.lora
+    lora = train_config.lora
     of_lora = {} if lora is None else {"LoRA": describe_trained(config, lora)}
-    if budget is None:
-        length = f"{steps:,} steps, {steps * tokens:,} tokens, {human(steps * per_step, 'FLOP')}"
-    else:
-        length = f"{budget:g} seconds, as many steps as they allow"
+    length = limits.length()
+    if steps is not None:
+        length += f", {steps * tokens:,} tokens, {human(steps * per_step, 'FLOP')}"
+    elif not limits.passes:
+        length += ", as many steps as they allow"
     rows = {
         "model": f"{describe_model(config)}, vocabulary {config.vocab_size}",
         "parameters": f"{n:,}{bracket}",
@@ -120,10 +135,6 @@ def describe(config, train_config, loaded, load_peak=0, lengths=None, rate=None,
         rows["each of the processes"] = f"{share.batch_size} sequences at most, and:"
     if rate:
         step_s = step_seconds(config, flops_per_step(config, share), rate)
-        if budget is None:
-            total = f"{duration(steps * step_s)} of training"
-        else:
-            total = f"some {budget / step_s:,.0f} steps in all"
-        rows["time on this machine"] = f"about {duration(step_s)} a step, {total}"
+        rows["time on this machine"] = f"about {duration(step_s)} a step{run_time(limits, step_s)}"
     rows |= describe_memory(parts, train_config, loaded, load_peak)
     return [f"{name:<27}{value}" for name, value in rows.items()]

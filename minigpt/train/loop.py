@@ -12,6 +12,7 @@ from minigpt.backend.devices import PRECISIONS, tf32_products
 from minigpt.errors import SMALLER_MODEL, memory_for
 from minigpt.files import LAST, METRICS
 from minigpt.report.vega import check_library
+from minigpt.train.evaluate import evaluate, evaluate_rest
 from minigpt.train.interrupt import Stopped
 from minigpt.train.means import Throughput
 from minigpt.train.nonfinite import Diverged, WeightsDiffer
@@ -55,7 +56,7 @@ def train_steps(run, shown, stop):
         shown.step(None if numbers is None else rate)
         shown.notes()
     if state.over and not state.due:
-        run.evaluate_rest(stop, shown.evaluating)
+        evaluate_rest(run, stop, shown.evaluating)
 
 
 def record(run, numbers, rate, shown, stop):
@@ -64,7 +65,7 @@ def record(run, numbers, rate, shown, stop):
     if evaluated:
         stop.release()
         shown.evaluating(0, 1)
-        run.evaluate(stop, shown.evaluating)
+        evaluate(run, stop, shown.evaluating)
         measures = {"val_loss": state.val_loss, "val_bpb": run.val_bpb, **state.measures}
         measures |= {} if run.sample is None else {"sample": run.sample}
     line = {"step": state.step, "tokens": state.tokens, "seconds": round(state.seconds, 3)}

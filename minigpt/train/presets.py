@@ -1,6 +1,7 @@
 """Named sets of options, and how they are put together with those that are given."""
 
 from minigpt import cli
+from minigpt.errors import UserError
 from minigpt.model.encoder_decoder import Seq2SeqConfig
 from minigpt.model.gpt import GPTConfig
 from minigpt.sample.tasks import TASKS
@@ -39,7 +40,7 @@ PRESETS = {
     "quick": {"bigram": "auto"},
     # The lowest that half an hour on two cores gives; its end is timed, on any machine.
     # It sees the text many times, on fast cores more often: weight decay, which grows with the
-    # passes, is what keeps it from overfitting.
+    # passes, is what keeps it from overfitting. Beyond 16 passes no decay makes it better.
     "quality": {
         "n_layer": 6,
         "n_embd": 256,
@@ -48,6 +49,7 @@ PRESETS = {
         "batch_size": 16,
         "max_iters": 2000,
         "max_seconds": 1800.0,
+        "max_passes": 16.0,
         "momentum": 0.95,
         "learning_rate": 0.006,
         "warmup_iters": 40,
@@ -200,20 +202,37 @@ def training_options(preset, lora=False):
 def put_together(base, given):
     """Return the options of `base` with those given on top.
 
-    Steps that are given win over a time budget of `base`, a decay that ends with the last step of
+    Steps that are given win over time and passes of `base`, a decay that ends with the last step of
     `base` ends with theirs, and a warm-up that would take more than half of them takes a tenth. A
     lower learning rate lowers the floor of its decay in proportion.
+
+    Raises
+    ------
+    UserError
+        As check_length.
     """
+    check_length(given)
     follow, lr = {}, given.get("learning_rate")
     if lr is not None and lr < base.get("learning_rate", 0.0):
         follow["min_lr"] = base.get("min_lr", 0.0) * lr / base["learning_rate"]
     if "max_iters" in given:
-        follow["max_seconds"] = None
+        follow |= {"max_seconds": None, "max_passes": None}
         if base.get("lr_decay_iters") == base.get("max_iters"):
             follow["lr_decay_iters"] = None
         if 2 * base.get("warmup_iters", 0) > given["max_iters"]:
             follow["warmup_iters"] = given["max_iters"] // 10
     return {**base, **follow, **given}
+
+
+def check_length(given):
+    """Raise a UserError if passes are given beside steps, which they take the place of."""
+    passes = given.get("max_passes")
+    for name in ("max_iters", "lr_decay_iters"):
+        if passes is not None and given.get(name) is not None:
+            raise UserError(
+                f"{name} is {given[name]}, but max_passes is {passes:g}, by which the run ends and "
+                "its learning rate decays: leave one out"
+            )
 
 
 def configs_of(preset=DEFAULT, vocab_size=65, source_vocab_size=65, **options):

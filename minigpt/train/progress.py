@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 
-BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {elapsed}, {remaining} left{postfix}"
+BAR = "{percentage:3.0f}%|{bar}| {desc}, {elapsed}, {remaining} left{postfix}"
 REFRESH_S = 0.1  # seconds between two pictures of the bar during an evaluation
 FIRST_S, LONGEST_S = 10.0, 300.0  # seconds before the first line, and at most between two of them
 
@@ -88,18 +88,13 @@ class Lines(Silent):
 
     def left(self):
         """Return the seconds until the end of the run, about."""
-        state, train_config = self.run.state, self.run.train_config
-        if train_config.max_seconds:
-            return max(train_config.max_seconds - state.seconds, 0.0)
-        done = max(state.step - self.first, 1)
-        return (time.monotonic() - self.began) * (train_config.max_iters - state.step) / done
+        state = self.run.state
+        step_s = (time.monotonic() - self.began) / max(state.step - self.first, 1)
+        return self.run.limits.seconds_left(state.step, state.seconds, step_s)
 
     def report(self, text):
         """Show a line that begins with how far the run has come."""
-        state, train_config = self.run.state, self.run.train_config
-        limit = train_config.max_seconds
-        of = f", {state.seconds:.0f} of {limit:g} s" if limit else f" of {train_config.max_iters:,}"
-        self.note(f"step {state.step:,}{of}{text}")
+        self.note(f"{self.run.place}{text}")
         self.pause_s = min(2 * self.pause_s, LONGEST_S)
         self.next = time.monotonic() + self.pause_s
 
@@ -120,12 +115,13 @@ class Bar(Silent):
 
     def __init__(self, run, cls):
         super().__init__(run)
-        state, seconds = run.state, run.train_config.max_seconds
         # Without tqdm's thread, which only wakes up a bar that has not been updated for long.
         self.bar = type("Bar", (cls,), {"monitor_interval": 0})(
-            total=round(seconds or run.train_config.max_iters),
-            initial=int(state.seconds) if seconds else state.step,
+            total=1.0,
+            initial=run.progress,
+            desc=run.place,
             bar_format=BAR,
+            miniters=0,
             dynamic_ncols=True,
             leave=False,
             smoothing=0,
@@ -137,11 +133,11 @@ class Bar(Silent):
 
     def step(self, rate=None):
         """Move the bar."""
-        state, seconds = self.run.state, self.run.train_config.max_seconds
         if rate is not None:
             self.bar.set_postfix_str(self.numbers(rate), False)
-        self.bar.update(int(state.seconds) - self.bar.n if seconds else 1)
-        if state.over:
+        self.bar.set_description_str(self.run.place, False)
+        self.bar.update(max(self.run.progress - self.bar.n, 0.0))
+        if self.run.state.over:
             self.bar.refresh()  # tqdm leaves out what follows the last drawing closely
 
     def evaluating(self, done, total):

@@ -15,10 +15,11 @@ from minigpt.sample.tasks import TASKS
 from minigpt.train.base import check_same_model, model_options, same_base
 from minigpt.train.config import SCHEDULE, SIZES, TrainConfig, check_together, resolve
 from minigpt.train.input import folder_given, keep_pipe
+from minigpt.train.limits import Limits, describe_passes
 from minigpt.train.presets import put_together
 from minigpt.train.ranks import ALONE, RankFailed
 from minigpt.train.run import Run, backend_of
-from minigpt.train.state import RunState
+from minigpt.train.state import RunState, taken_ahead
 from minigpt.train.trackers import check_trackers
 
 ADAPTER = "lora_rank", "lora_alpha", "lora_targets", "lora_rslora"  # options that make one
@@ -93,23 +94,35 @@ def stored_run(given):
     return checkpoint, state, config, train_config
 
 
+def limits_of(state, train_config):
+    """Return the Limits of a run that goes on as `train_config` says, on the data that it had."""
+    return Limits(train_config, state.data_rows, taken_ahead(state, train_config)[1])
+
+
+def limits_before(state):
+    """Return the Limits of a run as it was saved."""
+    return limits_of(state, dataclasses.replace(TrainConfig(), **state.train))
+
+
 def check_incomplete(state, train_config):
     """Raise a UserError if there is nothing left to do in a run."""
-    limit = train_config.max_seconds
     if state.due:
         return  # the last evaluation
-    if limit:
-        before = state.train.get("max_seconds")
-        done, more = f"has used {state.seconds:.1f} s of its {limit:g} s", "--max-seconds"
-        complete = before and state.over and limit <= before
+    limits, before = limits_of(state, train_config), limits_before(state)
+    no_more_time = before.seconds and limits.seconds and limits.seconds <= before.seconds
+    if limits.used_up(state.step) and limits.by_steps:
+        done, more = f"is at step {state.step} of {limits.steps}", "--max-iters"
+    elif limits.used_up(state.step):
+        done, more = f"has made its {describe_passes(limits.passes)}", "--max-passes"
+    elif no_more_time and state.over and not before.used_up(state.step):
+        done = f"has used {state.seconds:.1f} s of its {limits.seconds:g} s"
+        more = "--max-seconds"
     else:
-        done = f"is at step {state.step} of {train_config.max_iters}"
-        more, complete = "--max-iters", state.step >= train_config.max_iters
-    if complete:
-        raise UserError(
-            f"--resume: the run in {train_config.out_dir} is complete: it {done}; give a larger "
-            f"{more} to train on"
-        )
+        return
+    raise UserError(
+        f"--resume: the run in {train_config.out_dir} is complete: it {done}; give a larger "
+        f"{more} to train on"
+    )
 
 
 def resume_run(given, ranks=ALONE):
@@ -138,7 +151,7 @@ def resume_run(given, ranks=ALONE):
         raise
     except UserError as error:
         raise UserError(f"--resume: the run was trained on {trained_on}, but {error}") from None
-    limits = ("max_iters", "max_seconds")
+    limits = ("max_iters", "max_seconds", "max_passes")
     same = all(state.train[name] == getattr(train_config, name) for name in limits)
     state.over = bool(state.over and state.due and same)
     if data.sha256 != sha256:
@@ -204,13 +217,16 @@ def compare_best(run, same_losses):
 
 def compare_rates(state, train_config):
     """Return a note where the learning rate rises because a run has become longer."""
-    before = dataclasses.replace(TrainConfig(), **state.train)
-    if before.max_seconds or train_config.max_seconds or not state.step:
+    before, limits, step = limits_before(state), limits_of(state, train_config), state.step
+    if before.seconds or limits.seconds or not step:
         return []
-    last, first = learning_rate(state.step - 1, before), learning_rate(state.step, train_config)
-    if first <= 1.5 * last or state.step <= train_config.warmup_iters:
+    config = dataclasses.replace(TrainConfig(), **state.train)
+    last = learning_rate(step - 1, config, before.schedule(step - 1))
+    first = learning_rate(step, train_config, limits.schedule(step))
+    if first <= 1.5 * last or step <= train_config.warmup_iters:
         return []
+    end = train_config.lr_decay_iters if limits.by_steps else limits.steps
     return [
         f"the learning rate goes up again, from {last:.2g} to {first:.2g}: its decay now ends at "
-        f"step {train_config.lr_decay_iters:,}"
+        f"step {end:,}"
     ]

@@ -1,4 +1,4 @@
-"""A training run in its folder: what it consists of, how it advances, evaluates and is saved."""
+"""A training run in its folder: what it consists of, how it advances and is saved."""
 
 import dataclasses
 import hashlib
@@ -17,35 +17,23 @@ from minigpt.model.checkpoint import moved, save
 from minigpt.model.init import init_params
 from minigpt.model.lora import init_adapter
 from minigpt.optim.clipping import GRAD_SCALE
-from minigpt.optim.schedule import budget_used
-from minigpt.sample.evaluation import bits_per_byte, count_bytes
-from minigpt.sample.tasks import TASKS, task_of
-from minigpt.train.base import base_of, open_base
+from minigpt.sample.tasks import task_of
 from minigpt.train.clock import Clock
-from minigpt.train.config import resolve, train_config_of
-from minigpt.train.input import keep_pipe
 from minigpt.train.interrupt import NEVER
+from minigpt.train.limits import Limits
 from minigpt.train.means import LossMean
 from minigpt.train.memory import smaller_step
-from minigpt.train.nonfinite import (
-    Diverged,
-    Skips,
-    WeightsDiffer,
-    first_in_evaluation,
-    first_in_step,
-)
+from minigpt.train.nonfinite import Diverged, Skips, WeightsDiffer, first_in_step
 from minigpt.train.page import Pages
 from minigpt.train.ranks import ALONE, RankFailed
-from minigpt.train.run_dir import NoFiles, RunFiles, check_folder
+from minigpt.train.run_dir import NoFiles, RunFiles
 from minigpt.train.samples import Samples
-from minigpt.train.state import RunState, optimizer_numbers, taken_ahead
+from minigpt.train.state import optimizer_numbers, taken_ahead
 from minigpt.train.step import Trainer
-from minigpt.train.trackers import check_trackers
 from minigpt.train.validation import Validation
 
 FEW = 10  # steps, which are too few for a warm-up and a decay
 CUT_SHORT = 0.3  # of the way down: where a learning rate ends that has missed its decay
-BEFORE = {"learning_rate": 0.0, "grad_norm": None}  # in the metrics of step 0: no step is taken
 OVERHEAD_S = 1.5  # of a command before it reads its data and after its last checkpoint, about
 
 
@@ -73,6 +61,8 @@ class Run:
     ----------
     trainer : Trainer
         From `start` on.
+    limits : Limits
+        Where it ends.
     losses : LossMean
     lr, grad_norm : float
         Of the last step; the norm is that before clipping, and stays on a GPU until it is read.
@@ -120,6 +110,9 @@ class Run:
         self.saved_s = state.seconds
         began = ranks.first(lambda: time.perf_counter() if began is None else began)
         self.clock = Clock(state.seconds, began, ranks.first)
+        state.data_rows = self.task.eval_size(data.train, config)[0]
+        ahead = taken_ahead(state, train_config)[1]
+        self.limits = Limits(train_config, state.data_rows, ahead)
         size = self.task.eval_size(data.val, config)
         self.validation = Validation(*size, train_config, state.eval_targets)
         if self.task.measure:
@@ -183,9 +176,9 @@ class Run:
         state, train_config = self.state, self.train_config
         if state.step % train_config.log_interval == 0:
             self.losses.clear()
-        by_clock = self.progress if train_config.max_seconds else None
+        progress = self.limits.schedule(state.step, state.seconds, self.reserve_s)
         with memory_for("in a training step", lambda: smaller_step(train_config)):
-            step = self.trainer.step(self.data.train, state.step, by_clock, stop)
+            step = self.trainer.step(self.data.train, state.step, progress, stop)
         loss, self.grad_norm, self.lr = step
         self.losses.add(loss)
         state.step, state.tokens = state.step + 1, state.tokens + self.trainer.count
@@ -195,7 +188,7 @@ class Run:
             return None
         numbers = self.read()
         self.decide()  # on a GPU once more: the clock may have left out a pause
-        if state.over and by_clock is not None:
+        if state.over and not self.limits.used_up(state.step):
             self.check_decay()
         state.due = numbers if self.evaluated else None
         return numbers
@@ -280,9 +273,12 @@ class Run:
     @property
     def progress(self):
         """The fraction of the run that is over: 0 to 1, at 1 it is complete."""
-        if self.train_config.max_seconds:
-            return budget_used(self.state.seconds, self.train_config.max_seconds, self.reserve_s)
-        return min(self.state.step / self.train_config.max_iters, 1.0)
+        return self.limits.progress(self.state.step, self.state.seconds, self.reserve_s)
+
+    @property
+    def place(self):
+        """How far the run has come, in words."""
+        return self.limits.place(self.state.step, self.state.seconds)
 
     @property
     def train_rate(self):
@@ -294,91 +290,6 @@ class Run:
         part_s, rest_s = self.validation.seconds(self.train_rate)
         end_s = self.save_s + self.pages.reserve_s
         return OVERHEAD_S + (self.clock.step_s or 0.0) + part_s + rest_s + end_s
-
-    @memory_for("in an evaluation", f"use fewer --threads; or {SMALLER_MODEL}")
-    def evaluate(self, stop, show=None):
-        """Take validation loss and measures, and write the best checkpoint if this is it.
-
-        Parameters
-        ----------
-        stop : object
-            Its attribute `signal` is looked at before every batch.
-        show : callable, optional
-            show(done, total), in tokens, is called now and then.
-
-        Raises
-        ------
-        Stopped
-            If `signal` is not None; state.due is left for another try.
-        """
-        state, validation = self.state, self.validation
-        check_same_weights(self.trainer, state.step)
-        map = self.ranks.map(self.trainer.workers.map, stop)
-        if validation.limit is None and validation.budget_s and not self.trainer.count:
-            self.loss_of(*validation.trial(), map, None)  # no step has shown how fast this is
-        note = validation.choose(self.train_rate)
-        self.notes += [note] if note else []
-        state.eval_targets = validation.limit
-        state.val_loss = self.loss_of(validation.which, 0, validation.limit, map, show)
-        self.val_bpb = self.bits_per_byte(state.val_loss, validation.which)
-        start = self.clock.seconds
-        if self.task.measure:
-            model = self.data, self.trainer.params, self.config
-            state.measures = self.task.measure(*model, map, validation.share_s, self.ranks.first)
-            self.count_seconds(self.clock.lap(validation.share_s))
-        own = self.ranks.own(stop)  # the sample is the first rank's
-        self.sample = self.ranks.first(lambda: self.samples.take(self, own))
-        self.count_seconds(self.clock.lap())
-        validation.measure_s = self.clock.seconds - start
-        before = state.best_loss, state.best_step
-        if state.best_loss is None or state.val_loss < state.best_loss:
-            state.best_loss, state.best_step = state.val_loss, state.step
-            if not self.try_to_save(BEST):
-                state.best_loss, state.best_step = before
-
-    @memory_for("in an evaluation", f"use fewer --threads; or {SMALLER_MODEL}")
-    def evaluate_rest(self, stop, show=None):
-        """Take the loss of the whole split, at the end of a run whose evaluations take a part.
-
-        Where the rest does not fit the wall-clock budget, that is noted.
-
-        Raises
-        ------
-        Stopped
-            As `evaluate`.
-        """
-        validation, part_loss = self.validation, self.state.val_loss
-        part, total = self.trainer.evaluated, validation.targets
-        if validation.which is None:
-            return
-        if not validation.fits((total - part) / validation.rate):
-            self.notes.append("there is no time left to evaluate the whole validation split")
-            return
-        map = self.ranks.map(self.trainer.workers.map, stop)
-        loss = self.loss_of(validation.rest, part, total, map, show)
-        self.whole_loss = (part * part_loss + (total - part) * loss) / total
-        self.val_bpb = self.bits_per_byte(self.whole_loss)
-        whole = {"whole_val_loss": self.whole_loss, "whole_val_bpb": self.val_bpb}
-        self.files.log({"step": self.state.step, **whole})
-
-    def bits_per_byte(self, loss, which=None):
-        """Return the bits per byte of a loss over the validation split, or items `which` of it."""
-        lengths = self.data.tokenizer.byte_lengths
-        sizes = count_bytes(self.task, self.data.val, self.config, lengths, which)
-        return bits_per_byte(loss, *sizes)
-
-    def loss_of(self, which, done, total, map, show):
-        """Return the loss of items of the validation split; `done` of `total` targets before it."""
-        self.count_seconds(self.clock.lap())
-        start, rate = self.clock.seconds, self.validation.rate
-        step = (lambda n: show(done + n, total)) if show else None
-        loss = self.trainer.evaluate(self.data.val, which, map, step)
-        if not math.isfinite(loss):
-            reason = f"the validation loss after step {self.state.step} is {loss}"
-            raise self.diverged(reason, first_in_evaluation(self.trainer, self.data.val))
-        self.count_seconds(self.clock.lap((total - done) / rate if rate else None))
-        self.validation.rate = (total - done) / max(self.clock.seconds - start, 1e-9)
-        return loss
 
     @memory_for("while a checkpoint was saved", SMALLER_MODEL)
     def save(self, name, optimizer=None):
@@ -457,46 +368,3 @@ def backend_of(train_config):
     xp = load_backend(train_config.backend)
     check_precision(train_config.dtype, xp)
     return xp
-
-
-def open_data(train_config, options, base=None):
-    """Return the data set that a new run is trained on.
-
-    Parameters
-    ----------
-    train_config : TrainConfig
-    options : dict
-        Of the run; share_embedding is one of the model's.
-    base : Checkpoint, optional
-        Of the model that it begins from, whose tokenizer reads the data.
-    """
-    options = {**dataclasses.asdict(train_config), **options}
-    tokenizer = None if base is None else base.tokenizer
-    return TASKS[train_config.task].open_data(options, tokenizer)
-
-
-def new_run(options, overwrite, ranks=ALONE):
-    """Return the Run that a dict of options describes, in a folder of its own."""
-    began = time.perf_counter()
-    base, options = open_base(options)
-    train_config = train_config_of(options)  # reports what is wrong with them before any work
-    ranks.use(train_config.backend)
-    backend_of(train_config)
-    ranks.first(lambda: check_trackers(train_config))
-    ranks.first(lambda: check_folder(Path(train_config.out_dir), overwrite))
-    with keep_pipe(train_config, ranks) as (name, file):
-        options = {**options, "data": name}
-        adapted = base_of(train_config, base)
-        data = open_data(train_config, options, base)
-        config, train_config = resolve(options, data.sizes)
-        if config.block_size > options.get("block_size", config.block_size):
-            data.notes.append(
-                f"block_size is {config.block_size}, as the longest pair needs "
-                f"{data.sizes['block_size']} tokens"
-            )
-        state = RunState.of(train_config, data)
-        if base is not None:
-            state.due = dict(BEFORE)
-        run = Run(config, train_config, data, state, None, began, base, adapted, ranks)
-        run.files.kept = file
-        return run

@@ -18,7 +18,8 @@ from minigpt.optim.clipping import (
 from minigpt.train.config import TrainConfig
 from minigpt.train.input import folder_given
 
-COUNTS = "step", "tokens", "loss_count", "best_step", "skips_in_a_row", "eval_targets"
+COUNTS = "step", "tokens", "loss_count", "best_step", "skips_in_a_row"
+COUNTS += "eval_targets", "data_rows"
 NUMBERS = "seconds", "loss_sum", "val_loss", "best_loss"
 RENAMED = {"text": "data_name", "text_sha256": "data_sha256", "bad": "skips_in_a_row"}
 
@@ -43,6 +44,8 @@ class RunState:
         The TrainConfig.
     data_name, data_sha256 : str
         What the run is trained on.
+    data_rows : int or None
+        As of train/limits.Limits; None in older checkpoints.
     data_folder : str
         Where option data was given, if it has a relative name; else "".
     skips_in_a_row : int
@@ -85,6 +88,7 @@ class RunState:
     ahead: list = dataclasses.field(default_factory=lambda: [0, 0])
     eval_targets: int | None = None
     wandb_id: str | None = None
+    data_rows: int | None = None
 
     def __post_init__(self):
         checks = {

@@ -159,7 +159,7 @@ class Trainer:
         split : (N,) int, or Pairs
             What is trained on.
         progress : float, optional
-            The fraction of the wall-clock budget that is used up: see schedule.learning_rate.
+            Of the run, where it has a budget of time or passes: see schedule.learning_rate.
         stop : Interrupt or Never
             Its attribute `signal` is looked at before every batch. It is held from the update of
             the weights on, until the caller has counted the step and releases it.

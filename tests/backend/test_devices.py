@@ -22,10 +22,10 @@ from minigpt.model.init import init_params
 from minigpt.optim.clipping import LOSS_SCALE, SKIPPED, STEPS
 from minigpt.sample import __main__ as sample
 from minigpt.sample.generate import generate
+from minigpt.train.begin import new_run as begun
 from minigpt.train.config import resolve
 from minigpt.train.presets import PRESETS
 from minigpt.train.run import Run
-from minigpt.train.run import new_run as begun
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers
 from tests.tools.dtypes import DTYPES, UNIT

@@ -24,13 +24,15 @@ TIMES = ("seconds", "tokens_per_second", "sample")  # samples end by the clock
 def begin(folder, *flags):
     """Train on TEXT into `folder`; return the exit code. Flags given come last, and win.
 
-    A run of one step has no warm-up.
+    A run of one step has no warm-up; one by passes is not given steps.
     """
     text = folder.parent / "text.txt"
     if not text.exists():
         text.write_text(TEXT, encoding="utf-8")
     one = ["--warmup-iters=0"] * ("--max-iters=1" in flags)
-    return train.main([f"--out-dir={folder}", f"--data={text}", *FLAGS, *one, *flags])
+    by_passes = any(flag.startswith("--max-passes") for flag in flags)
+    usual = [flag for flag in FLAGS if not (by_passes and flag.startswith("--max-iters"))]
+    return train.main([f"--out-dir={folder}", f"--data={text}", *usual, *one, *flags])
 
 
 def resume(folder, *flags):

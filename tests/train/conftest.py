@@ -1,4 +1,5 @@
 import sys
+import time
 
 import pytest
 
@@ -24,3 +25,19 @@ def gathered(monkeypatch):
         threads, "gather", lambda flat, *a: sizes.append(flat.size) or gather(flat, *a)
     )
     return sizes
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that is told how long things take; reading it takes 0.1 ms."""
+
+    class Told:
+        now, reading = 0.0, 1e-4
+
+        def __call__(self):
+            self.now += self.reading
+            return self.now
+
+    told = Told()
+    monkeypatch.setattr(time, "perf_counter", told)
+    return told

@@ -1,7 +1,6 @@
 """The clock of a run: pauses do not count, and no evaluation eats up a budget."""
 
 import itertools
-import time
 
 import numpy as np
 import pytest
@@ -17,22 +16,6 @@ from minigpt.train.validation import Validation
 from tests.tools.training import begin, metrics, resume
 
 pytestmark = pytest.mark.usefixtures("no_picture")
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that is told how long things take; reading it takes 0.1 ms."""
-
-    class Told:
-        now, reading = 0.0, 1e-4
-
-        def __call__(self):
-            self.now += self.reading
-            return self.now
-
-    told = Told()
-    monkeypatch.setattr(time, "perf_counter", told)
-    return told
 
 
 def slow(monkeypatch, clock, name, seconds):

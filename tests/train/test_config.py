@@ -140,8 +140,8 @@ def test_fractions_are_between_zero_and_one(name):
 
 def test_every_number_has_a_bound():
     numbers = {n for n, field in fields_of(TrainConfig).items() if field.kind in (int, float)}
-    of_lora = {"lora_rank", "lora_alpha", "lora_dropout"}  # in test_lora.py
-    assert numbers == {*BOUNDS, *FRACTIONS, *of_lora}
+    elsewhere = {"lora_rank", "lora_alpha", "lora_dropout", "max_passes"}  # test_lora, test_limits
+    assert numbers == {*BOUNDS, *FRACTIONS, *elsewhere}
     for cls in (GPTConfig, Seq2SeqConfig):
         for name, field in fields_of(cls).items():
             assert field.option["bounds"] or field.kind not in (int, float), name
@@ -199,7 +199,8 @@ def test_a_preset_takes_options_in_python_as_on_the_command_line():
     model_config, train_config = configs_of("lecture", vocab_size=80, n_layer=2, max_iters=10)
     assert (model_config.vocab_size, model_config.n_layer, model_config.tie_head) == (80, 2, False)
     assert (train_config.max_iters, train_config.lr_decay_iters) == (10, 10)
-    assert configs_of("quality", max_iters=10)[1].max_seconds is None
+    quality = configs_of("quality", max_iters=10)[1]
+    assert quality.max_seconds is None and quality.max_passes is None
     with pytest.raises(UserError, match="^unknown option 'n_layers'; did you mean 'n_layer'?"):
         configs_of("quick", n_layers=3)
     with pytest.raises(UserError, match="^preset is 'qick'; choose from quick, .* mean 'quick'?"):
@@ -212,7 +213,7 @@ def test_nothing_is_left_to_decide_in_a_config():
     for preset in PRESETS:
         for config in configs_of(preset):
             left = {name for name, value in vars(config).items() if value is None}
-            usual = {"data", "init_from", "max_seconds", "tokenizer", "wandb"}
+            usual = {"data", "init_from", "max_seconds", "max_passes", "tokenizer", "wandb"}
             usual |= {"weight_decay"} if preset == "quality" else set()  # a step finds it
             assert left <= usual | {"lora_alpha", "lora_targets"}
     assert GPTConfig(bias=True).qkv_bias and not GPTConfig(bias=True, qkv_bias=False).qkv_bias

@@ -15,10 +15,12 @@ from minigpt.files import LAST
 from minigpt.model.init import init_params
 from minigpt.model.lora import init_adapter
 from minigpt.optim.sharding import cut_evenly
+from minigpt.train.begin import new_run
 from minigpt.train.clock import Clock
 from minigpt.train.interrupt import Interrupt, Stopped
 from minigpt.train.launch import find_meeting, find_place
 from minigpt.train.narrow import narrow, widen
+from minigpt.train.presets import options_of, put_together
 from minigpt.train.ranks import ALONE, RankFailed
 from minigpt.train.run import Run, check_same_weights
 from minigpt.train.step import Trainer
@@ -26,6 +28,7 @@ from minigpt.train.threads import Workers
 from tests.tools.options import gpt_config, train_config
 from tests.tools.stepping import IDS, dates
 from tests.tools.together import in_ranks
+from tests.tools.training import TEXT
 
 CONFIG = gpt_config(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=16, dropout=0.2)
 TRAIN = train_config(batch_size=5, max_iters=50, warmup_iters=5, learning_rate=3e-3)
@@ -400,6 +403,24 @@ def test_the_clock_is_that_of_the_first_rank():
 
     one, other = in_ranks(2, work)
     assert one == other
+
+
+def test_a_run_by_passes_and_the_clock_ends_at_the_same_step_at_all_ranks(tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    given = {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 8, "batch_size": 3, "threads": 1}
+    given |= {"data": str(tmp_path / "text.txt"), "out_dir": str(tmp_path / "run")}
+    given |= {"max_passes": 0.2, "max_seconds": 90.0, "weight_decay": None}
+
+    def work(ranks):
+        run = new_run(put_together(options_of("nanogpt-cpu"), given), False, ranks)
+        with Workers(1) as workers:
+            run.start(workers)
+            while not run.state.over:
+                run.advance()
+        return run.state.step, run.lr, run.trainer.optimizer.weight_decay
+
+    one, other = in_ranks(2, work)
+    assert one == other and one[0] == 15
 
 
 def test_cores_are_shared_with_the_ranks_of_the_same_machine(monkeypatch):

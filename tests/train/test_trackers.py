@@ -143,7 +143,7 @@ def test_without_the_library_nothing_begins(tmp_path, capsys, monkeypatch, flags
     for module in (name, *(m for m in sys.modules if m.startswith(f"{name}."))):
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setattr(
-        "minigpt.train.run.open_data", lambda *_: pytest.fail("the data were opened")
+        "minigpt.train.begin.open_data", lambda *_: pytest.fail("the data were opened")
     )
     error = refusal(capsys, begin, tmp_path / "run", *flags)
     start = f"error: --{name}: {name} is not installed: pip install 'minigpt[{name}]', or go on "

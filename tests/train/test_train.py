@@ -58,9 +58,13 @@ def test_a_dry_run_prints_the_cost_and_does_nothing(
 @pytest.mark.parametrize(
     "flags, told",
     [
-        ([], "1800 seconds, as many steps as they allow"),
+        ([], r"at most 1800 seconds and 16 passes through the training data \(3,922 steps\), 16,"),
         (["--max-iters=7"], "7 steps"),
         (["--max-iters=7", "--max-seconds=9"], "9 seconds, as many steps as they allow"),
+        (
+            ["--max-passes=0.5"],
+            r"at most 1800 seconds and 0.5 passes .* \(123 steps\), 503,808 tok",
+        ),
     ],
 )
 def test_a_preset_by_the_clock_goes_by_steps_where_steps_are_asked_for(capsys, flags, told):

@@ -13,9 +13,9 @@ from minigpt.errors import UserError
 from minigpt.files import LAST
 from minigpt.model.checkpoint import load
 from minigpt.train import __main__ as train
+from minigpt.train.begin import new_run
 from minigpt.train.options import options
 from minigpt.train.resume import resume_run
-from minigpt.train.run import new_run
 from minigpt.train.state import RunState
 from tests.tools.training import metrics, refusal
 

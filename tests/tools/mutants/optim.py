@@ -100,6 +100,14 @@ MUTANTS = {
             COSINE,
         ),
     ],
+    "minigpt/optim::describe": [
+        (
+            "the warm-up of a run by passes is said to be longer than it is",
+            "min(warmup, math.ceil(WARMUP_FRACTION * steps))",
+            "warmup",
+            "train/test_limits.py::test_a_warm_up_longer_than_a_tenth_of_the_passes_is_over_then",
+        ),
+    ],
     "minigpt/optim::budget_used": [
         (
             "a run by the clock leaves no time for its end",

@@ -3,7 +3,7 @@
 UNINTERRUPTED = "train/test_resume.py::test_interrupted_and_resumed_is_uninterrupted"
 
 MUTANTS = {
-    "minigpt/train::Run.evaluate": [
+    "minigpt/train::evaluate": [
         (
             "the best checkpoint is the last one",
             "state.best_loss is None or state.val_loss < state.best_loss",
@@ -238,10 +238,10 @@ MUTANTS = {
             "train/test_clock.py::test_evaluations_fit_the_budget",
         ),
     ],
-    "minigpt/train::Run.evaluate_rest": [
+    "minigpt/train::evaluate_rest": [
         (
             "at the end, bits per byte are those of a part",
-            "self.val_bpb = self.bits_per_byte(self.whole_loss)",
+            "run.val_bpb = bits_of(run, run.whole_loss)",
             "pass",
             "train/test_run.py::test_bits_per_byte_are_of_the_very_targets_of_an_evaluation",
         ),
@@ -293,7 +293,97 @@ MUTANTS = {
             UNINTERRUPTED,
         ),
     ],
+    "minigpt/train::Limits.__init__": [
+        (
+            "a run ends before its last pass is whole",
+            "math.ceil(",
+            "math.floor(",
+            "train/test_limits.py::test_passes_are_rounded_up_to_whole_steps",
+        ),
+        (
+            "1.1 passes of ten rows are twelve",
+            "Fraction(str(self.passes))",
+            "Fraction(self.passes)",
+            "train/test_limits.py::test_passes_are_rounded_up_to_whole_steps",
+        ),
+        (
+            "rows of batches of another size are no part of a pass",
+            "(rows - ahead)",
+            "rows",
+            "train/test_limits.py::test_rows_of_another_batch_size_count",
+        ),
+    ],
+    "minigpt/train::Limits.progress": [
+        (
+            "a run goes by what comes last",
+            "max(passes, time)",
+            "min(passes, time)",
+            "train/test_limits.py::test_a_run_is_as_far_as_what_comes_first",
+        ),
+    ],
+    "minigpt/train::Limits.seconds_left": [
+        (
+            "what is left is what the clock leaves",
+            "min(by_steps, by_clock)",
+            "by_clock",
+            "train/test_limits.py::test_what_is_left_is_the_lesser_of_steps_and_time",
+        ),
+    ],
+    "minigpt/train::Limits.reason": [
+        (
+            "a run that had no time left has made its passes",
+            "if not self.used_up(step):",
+            "if False:",
+            "train/test_limits.py::test_limits_in_words",
+        ),
+    ],
+    "minigpt/train::Run.advance": [
+        (
+            "the schedule of a run by passes counts steps",
+            "self.limits.schedule(state.step, state.seconds, self.reserve_s)",
+            "None",
+            "train/test_limits.py::test_a_run_by_passes_ends_after_them_and_says_so",
+        ),
+        (
+            "a few steps are blamed on the clock where the passes were over",
+            "if state.over and not self.limits.used_up(state.step):",
+            "if state.over:",
+            "train/test_limits.py::test_a_fast_machine_ends_after_the_passes",
+        ),
+    ],
+    "minigpt/train::check_length": [
+        (
+            "steps beside passes are without effect, in silence",
+            "if passes is not None and given.get(name) is not None:",
+            "if False:",
+            "train/test_limits.py::test_what_contradicts_passes_is_one_line",
+        ),
+    ],
+    "minigpt/train::check_incomplete": [
+        (
+            "a run that has made its passes needs more time",
+            "elif no_more_time and state.over and not before.used_up(state.step):",
+            "elif no_more_time and state.over:",
+            "train/test_limits.py::"
+            "test_a_run_that_is_over_by_passes_goes_on_if_it_is_given_more_of_them",
+        ),
+    ],
+    "minigpt/train::resume_run": [
+        (
+            "passes that are added do not count where the last evaluation is due",
+            'limits = ("max_iters", "max_seconds", "max_passes")',
+            'limits = ("max_iters", "max_seconds")',
+            "train/test_limits.py::test_a_last_evaluation_is_no_end_where_passes_are_added",
+        ),
+    ],
     "minigpt/train::Run.__init__": [
+        (
+            "a run whose batches have grown counts their rows as before",
+            "Limits(train_config, state.data_rows, ahead)",
+            "Limits(train_config, state.data_rows)",
+            "train/test_limits.py::"
+            "test_passes_are_those_of_all_batches_where_these_change_their_size",
+        ),
         (
             "bad steps in a row are forgotten",
             "Skips(state.skips_in_a_row)",
@@ -451,6 +541,12 @@ MUTANTS = {
         ),
     ],
     "minigpt/train::put_together": [
+        (
+            "steps that are given leave a preset its passes",
+            '{"max_seconds": None, "max_passes": None}',
+            '{"max_seconds": None}',
+            "train/test_config.py::test_a_preset_takes_options_in_python_as_on_the_command_line",
+        ),
         (
             "a lower learning rate keeps its floor",
             'follow["min_lr"] = base.get("min_lr", 0.0) * lr / base["learning_rate"]',
