@@ -80,7 +80,7 @@ def child(args):
     """Time steps and sums in this process and those beside it; the first prints JSON."""
     with join() as ranks:
         own = {"threads": args.threads, "batch_size": args.batch_size}
-        own |= {"shard_optimizer": args.shard_optimizer}
+        own |= {"shard_optimizer": args.shard_optimizer, "gradient_accumulation_steps": 1}
         own |= {"block_size": args.block_size} if args.block_size else {}
         config, train_config = resolve(PRESETS[args.preset] | own, {"vocab_size": VOCABULARY})
         ids = np.random.default_rng(1337).integers(0, VOCABULARY, 100_000, dtype=np.int32)
