@@ -215,8 +215,8 @@ MUTANTS = {
     "minigpt/train::dry_run": [
         (
             "--dry-run shows what one process alone would take",
-            "rate, processes)",
-            "rate)",
+            "rate, processes, limits)",
+            "rate, 1, limits)",
             LINE + "test_a_dry_run_of_processes_without_mpi_shows_what_is_one_s_share",
         ),
     ],
