@@ -25,7 +25,7 @@ from minigpt.sample.evaluation import EVAL_TOKENS
 from minigpt.train.threads import STACK, shard_slices
 
 FLOAT = 4  # bytes of float32
-PAGE = 300 * 10**6  # bytes of a page, at the end of a run: the library, activations; measured
+PAGE = 200 * 10**6  # bytes of a page, at the end of a run: the library or activations; measured
 PICTURE = 35 * 10**6  # bytes of matplotlib, at the end of a run: measured
 DEVICE_SCRATCH = 2**20  # numbers in buffers of a fixed size on a GPU, about
 
