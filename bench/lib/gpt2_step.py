@@ -11,7 +11,6 @@ import time
 import numpy as np
 
 from bench.lib import timing
-from minigpt.backend.blas import blas_threads
 from minigpt.model import count_parameters
 from minigpt.model.init import init_params
 from minigpt.model.lora import Lora, init_adapter
@@ -45,7 +44,7 @@ def minigpt_step(args, lora, recompute):
         own = {"lora_rank": RANK, "lora_alpha": ALPHA, "init_from": "memory"}
         train_config = dataclasses.replace(train_config, **own)
     ids = np.random.default_rng(0).integers(0, config.vocab_size, 40 * T).astype(np.uint16)
-    with blas_threads(args.threads), Workers(train_config.workers()) as workers:
+    with Workers(train_config.workers()) as workers:
         trainer = Trainer(params, config, train_config, np, workers, frozen)
         times = timed(lambda step: trainer.step(ids, step), args.steps)
     return times | {"trained": trainer.params.size, "parameters": count_parameters(config)}

@@ -10,7 +10,7 @@ import numpy
 from threadpoolctl import ThreadpoolController
 
 _lock = threading.Lock()
-_limits = []  # of the contexts that are open, in any thread
+_limits = {}  # of the contexts that are open, in any thread: a key of each, and its n
 _held = None  # (the lowest of them, what gives BLAS its own number back)
 
 
@@ -23,7 +23,7 @@ def _controller():
 def _apply():
     """Bring BLAS to the lowest limit, or back to its own number where there is none."""
     global _held
-    lowest = min(_limits, default=None)
+    lowest = min(_limits.values(), default=None)
     if _held is not None and _held[0] != lowest:
         _held[1].restore_original_limits()
         _held = None
@@ -43,14 +43,15 @@ def blas_threads(n):
     n : int
         1 or more.
     """
-    with _lock:
-        _limits.append(n)
-        _apply()
+    key = object()
     try:
+        with _lock:
+            _limits[key] = n
+            _apply()
         yield
     finally:
         with _lock:
-            _limits.remove(n)
+            _limits.pop(key, None)  # it is not there where Ctrl-C came first
             _apply()
 
 

@@ -7,7 +7,6 @@ import traceback
 import numpy
 
 from minigpt import cli
-from minigpt.backend.blas import blas_threads
 from minigpt.backend.devices import PRECISIONS, tf32_products
 from minigpt.errors import SMALLER_MODEL, memory_for
 from minigpt.files import LAST, METRICS
@@ -97,7 +96,6 @@ def started(run):
     train_config = run.train_config
     try:
         with (
-            blas_threads(train_config.threads),
             Workers(train_config.workers()) as workers,
             contextlib.nullcontext() if run.ranks.rank else tracked(run),
         ):

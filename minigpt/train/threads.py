@@ -36,9 +36,8 @@ class Workers:
     Parameters
     ----------
     n : int
-        With 1, everything runs in the caller's thread and BLAS keeps its own threads. With more,
-        BLAS has one thread in each of them, and all n for a piece of work that is alone. All of
-        them handle overflows as the caller's does at the start (numpy.errstate).
+        With 1, everything runs in the caller's thread. BLAS has one thread in each of them. All
+        handle overflows as the caller's does at the start (numpy.errstate).
 
     Raises
     ------
@@ -49,14 +48,15 @@ class Workers:
     def __init__(self, n):
         self.n = n
         self._blas, self._errors = contextlib.ExitStack(), np.geterr()
-        self._share_blas(1)
-        self._queues = [queue.SimpleQueue() for _ in range(n - 1)]
-        self._done = queue.SimpleQueue()
+        self._blas.enter_context(blas_threads(1))
+        self._queues, self._threads = [queue.SimpleQueue() for _ in range(n - 1)], []
         try:
             for i, tasks in enumerate(self._queues):
-                threading.Thread(
+                thread = threading.Thread(
                     target=self._work, args=(tasks,), name=f"shard-{i + 1}", daemon=True
-                ).start()
+                )
+                thread.start()
+                self._threads.append(thread)
         except (RuntimeError, MemoryError) as error:
             self.close()
             raise UserError(
@@ -64,30 +64,23 @@ class Workers:
                 "--threads"
             ) from None
 
-    def _share_blas(self, threads):
-        """Let BLAS have that many threads in each product, where several threads work."""
-        self._blas.close()
-        if self.n > 1:
-            self._blas.enter_context(blas_threads(threads))
-
     def _work(self, tasks):
         np.seterr(**self._errors)  # of this thread alone
         while (task := tasks.get()) is not None:
-            fn, i, item = task
+            fn, i, item, outcomes, done = task
             try:
-                done = i, fn(item), None
+                outcomes[i] = fn(item), None
             except BaseException as error:  # carried to the caller's thread
-                done = i, None, error
-            del task, fn, item  # before the caller goes on: its memory is free then
-            self._done.put(done)
-            del done
+                outcomes[i] = None, error
+            del task, fn, item, outcomes  # before the caller goes on: its memory is free then
+            done.put(None)
 
     def map(self, fn, items):
         """Return [fn(item) for item in items], item i on thread i mod n, at the same time.
 
         Each item is a piece of work, of a kind with those that the same function does: see
-        backend.cpu.pool. A single one, such as a batch of one row, has BLAS on all n threads, and
-        lends them to the ops: see backend.cpu.crew.
+        backend.cpu.pool. A single one, such as a batch of one row, lends all n threads to the ops:
+        see backend.cpu.crew.
         """
         items = list(items)
         kind = getattr(fn, "__code__", None)  # a nested function is another object every time
@@ -98,37 +91,37 @@ class Workers:
 
         if len(items) != 1:
             return self._map(work, items)
-        self._share_blas(self.n)
-        try:
-            with crew.lend(self._spread if self.n > 1 else None):
-                return self._map(work, items)
-        finally:
-            self._share_blas(1)
+        with crew.lend(self.n, self._spread):
+            return self._map(work, items)
 
     def _map(self, fn, items):
         """Do as `map`, for a list of parts of a piece of work."""
-        results = [None] * len(items)
-        sent = 0
-        for i, item in enumerate(items):
-            if i % self.n:
-                self._queues[i % self.n - 1].put((fn, i, item))
-                sent += 1
-        errors = []
+        outcomes, done = [None] * len(items), queue.SimpleQueue()  # (result, error) of each
+        away = [i for i in range(len(items)) if i % self.n]
+        queues = [self._queues[i % self.n - 1] for i in away]
+        tasks = [(fn, i, items[i], outcomes, done) for i in away]
+        sent, errors = [], []
         try:
+            # All in one call of C, so that Ctrl-C comes before or after: `sent` says what is away.
+            sent.extend(map(queue.SimpleQueue.put, queues, tasks))
             for i in range(0, len(items), self.n):
-                results[i] = fn(items[i])
+                outcomes[i] = fn(items[i]), None
         except BaseException as error:
             errors.append(error)
-        for _ in range(sent):  # wait for all, even after an error: none may outlive this call
-            i, results[i], error = self._done.get()
-            if error is not None:
+        while True:  # wait for all, even after an error or Ctrl-C: none may outlive this call
+            try:
+                while sent and any(outcomes[i] is None for i in away):
+                    done.get()
+                break
+            except BaseException as error:
                 errors.append(error)
+        errors += [outcome[1] for outcome in outcomes if outcome is not None and outcome[1]]
         try:
             if errors:
                 raise errors[0]
         finally:
             del errors  # or its traceback, which refers to it, keeps the memory of the pieces
-        return results
+        return [result for result, _ in outcomes]
 
     def _spread(self, fn, items):
         """Run fn on a part of the list `items` in each thread."""
@@ -138,9 +131,9 @@ class Workers:
         """Return fn(start, stop) of each thread, for n elements or units of work.
 
         They are cut at multiples of 16, so that no two threads write to one cache line of an array
-        that begins at one.
+        that begins at one. Of none there is one range, which is empty.
         """
-        line, lines = LINE_ELEMENTS, -(-n // LINE_ELEMENTS)
+        line, lines = LINE_ELEMENTS, max(-(-n // LINE_ELEMENTS), 1)
         return self._map(
             lambda s: fn(s.start * line, min(s.stop * line, n)), shard_slices(lines, self.n)
         )
@@ -150,7 +143,9 @@ class Workers:
         pool.give_back()
         for tasks in self._queues:
             tasks.put(None)
-        self._queues = []
+        for thread in self._threads:
+            thread.join()
+        self._queues = self._threads = []
         self._blas.close()
 
     def __enter__(self):

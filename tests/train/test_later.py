@@ -1,6 +1,7 @@
 """Gradients of weights on a CPU: in their places, or made of what the shards of a batch leave."""
 
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -8,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt.backend import places, plain
-from minigpt.backend.blas import blas_threads
-from minigpt.backend.cpu import attention, attention_tiles, cross_entropy, pool
+from minigpt.backend.cpu import attention, attention_tiles, blocking, crew, cross_entropy, pool
 from minigpt.model.init import init_params
 from minigpt.model.lora import init_adapter
 from minigpt.ops.dropout import Rng
@@ -18,6 +18,7 @@ from minigpt.optim.clipping import GRAD_NORM
 from minigpt.train import threads
 from minigpt.train.step import Trainer
 from minigpt.train.threads import Workers, multiply
+from tests.tools.calling import assert_same
 from tests.tools.options import gpt_config, train_config
 from tests.tools.stepping import dates
 
@@ -55,7 +56,7 @@ def trainer(name, workers, dtype="float64"):
 
 def gradients(name, n, use_places=True, dtype="float64"):
     """The gradients of two batches, on n threads, by name."""
-    with blas_threads(1), Workers(n) as workers:
+    with Workers(n) as workers:
         this = trainer(name, workers, dtype)
         if not use_places:
             this._places = {}
@@ -262,10 +263,49 @@ def test_a_row_alone_has_the_same_gradients_on_any_number_of_threads(n, monkeypa
     monkeypatch.setattr(attention, "share", seen)
 
     def gradients(n):
-        with blas_threads(1), Workers(n) as workers:
+        with Workers(n) as workers:
             this = Trainer(init_params(config, 1337, np), config, TRAIN, np, workers)
             this.gradients(IDS[None, :128], IDS[None, 1:129], Rng.of(1, 0, 0))
             return this.grads.flat
 
     np.testing.assert_array_equal(gradients(n), gradients(1))  # each head is one thread's
     assert shared == [4] * 8
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+@pytest.mark.parametrize("n", [2, 3])
+def test_a_row_alone_is_shared_out_by_rows_and_blocks(n, activation, monkeypatch):
+    config = dataclasses.replace(CONFIG, block_size=128, n_head=3, activation=activation)
+    monkeypatch.setattr(crew, "PART", 1)
+    monkeypatch.setattr(blocking, "BLOCK", 2**10)
+    names, heads, matmul, share = set(), [], np.matmul, attention.share
+
+    def seen(*args, **options):
+        names.add(threading.current_thread().name)
+        return matmul(*args, **options)
+
+    def seen_heads(fn, items):
+        heads.append(len(items))
+        share(fn, items)
+
+    def gradients(n):
+        with Workers(n) as workers:
+            this = Trainer(init_params(config, 1337, np), config, TRAIN, np, workers)
+            return this.gradients(IDS[None, :128], IDS[None, 1:129], Rng.of(1, 0, 0)), this.grads
+
+    loss, one = gradients(1)
+    monkeypatch.setattr(np, "matmul", seen)
+    monkeypatch.setattr(attention, "share", seen_heads)
+    again = [gradients(n) for _ in range(2)]
+    assert len(names) == n and set(heads) == {n}
+    np.testing.assert_array_equal(again[0][1].flat, again[1][1].flat)
+    for shared_loss, shared in again:
+        assert_same(shared_loss, loss, 1e-6)
+        assert_same(shared.tree, one.tree, 1e-5)
+
+
+def test_a_small_row_alone_wakes_up_no_thread(monkeypatch):
+    with Workers(2) as workers:
+        this = Trainer(init_params(CONFIG, 1337, np), CONFIG, TRAIN, np, workers)
+        monkeypatch.setattr(workers, "_spread", None)
+        this.gradients(IDS[None, :4], IDS[None, 1:5], Rng.of(1, 0, 0))

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from minigpt.backend.cpu.blocking import BLOCK, block_rows, column_sums, row_blocks, rows_of
+from minigpt.backend.cpu.crew import share
 from minigpt.backend.cpu.pool import empty
 
 # Hastings' erf: Abramowitz & Stegun 1964, formula 7.1.26. Its absolute error is 1.5e-7, that of Phi
@@ -88,12 +89,16 @@ def activate(x, kind, b=None):
     into = INTO[kind]
     y, slope = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
     x2, y2, slope2 = (rows_of(a, x.shape[-1]) for a in (x, y, slope))
-    scratch = empty((3, block_rows(*x2.shape), x.shape[-1]), x.dtype)
-    for _, xr, yr, slope_r in row_blocks(x2, y2, slope2):
-        total, *buffers = scratch[:, : len(xr)]
-        if b is not None:
-            xr = np.add(xr, b, out=total)
-        into(xr, yr, slope_r, *buffers)
+
+    def run(blocks):
+        scratch = empty((3, block_rows(*x2.shape), x.shape[-1]), x.dtype)
+        for _, xr, yr, slope_r in blocks:
+            total, *buffers = scratch[:, : len(xr)]
+            if b is not None:
+                xr = np.add(xr, b, out=total)
+            into(xr, yr, slope_r, *buffers)
+
+    share(run, list(row_blocks(x2, y2, slope2)))
     return y, slope
 
 
@@ -102,10 +107,17 @@ def multiply_by_slope(dy, slope, db=None):
     C = slope.shape[-1]
     dx = empty(slope.shape, slope.dtype)
     dx2, dy2, slope2 = (rows_of(a, C) for a in (dx, dy, slope))
-    for _, dxr, dyr, slope_r in row_blocks(dx2, dy2, slope2):
-        np.multiply(dyr, slope_r, out=dxr)
-        if db is not None:
-            db += column_sums(dxr)
+    sums = {}  # of each block, by its start: they are added in order
+
+    def run(blocks):
+        for start, dxr, dyr, slope_r in blocks:
+            np.multiply(dyr, slope_r, out=dxr)
+            if db is not None:
+                sums[start] = column_sums(dxr)
+
+    share(run, list(row_blocks(dx2, dy2, slope2)))
+    for start in sorted(sums):
+        db += sums[start]
     return dx
 
 

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 
+from minigpt.backend.cpu import crew
 from minigpt.backend.cpu.dropout import mix, random_words
 from minigpt.backend.cpu.pool import empty
 from minigpt.ops.dropout import GAMMA, LANES, threshold
@@ -45,7 +46,8 @@ class Tiles:
         self.short = self.Tq * self.Tk <= KEPT  # one tile, whose weights are kept
         self.rows = self.Tq if self.short else query_rows(self.Tq, causal)
         self.columns = self.Tk if self.short else min(self.Tk, KEYS)
-        self.group = min(self.H, max(1, TILE // (self.rows * self.columns)))
+        each = -(-self.H // crew.size())  # heads of a thread
+        self.group = min(each, max(1, TILE // (self.rows * self.columns)))
         self.causal_mask = causal_mask(self.rows, q.dtype) if causal else None
 
     def heads(self):

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from minigpt.backend.cpu.crew import parts, share
 from minigpt.backend.cpu.pool import empty, zeros
 from minigpt.backend.places import is_later, leave, place_of
 from minigpt.ops import cross_entropy
@@ -53,10 +54,13 @@ def compute(x, targets, w, b, count, dloss=None, frozen=False):
         p = empty((len(x2) if later else min(len(x2), max(1, KEPT // V)), V), x.dtype)
     size = (1, ROWS) if gradients is None else (V, KEPT)
     for rows in cross_entropy.row_chunks(len(x2), *size):
-        terms = None if p is None else p[rows] if later else p[: rows.stop - rows.start]
-        lse[rows], total = normalize(x2[rows], w, b, terms)
-        if gradients is not None:
-            add_gradients(gradients, x2, w, t, factor, total, rows, terms)
+        if gradients is None:
+            head(x2[rows], t[rows], w, b, lse[rows])
+            continue
+        terms = p[rows] if later else p[: rows.stop - rows.start]
+        dx = gradients[0].reshape(x2.shape)[rows]
+        head(x2[rows], t[rows], w, b, lse[rows], terms, factor[rows], dx)
+        add_weights(gradients[1], x2[rows], terms, first=rows.start == 0)
     if later:
         gradients[1]["w"] = leave(w, p, x2)  # w is (V, C), p dlogits: dw = dlogits^T x
     right = np.vecdot(x2, w[t])  # a target of -1 picks some logit: unused
@@ -80,24 +84,45 @@ def room(w, b, later):
     return grads
 
 
-def add_gradients(gradients, x, w, t, factor, total, rows, p):
-    """Add what some rows contribute, from p = exp(logits - top); dlogits takes its place."""
-    dx, grads = gradients
-    dx = dx.reshape(x.shape)[rows]
-    xr, tr, factor = x[rows], t[rows], factor[rows]
+def head(x, t, w, b, lse, terms=None, factor=None, dx=None):
+    """Write lse of the logits of some rows x; with `terms` (n, V), dlogits there, and add to dx."""
+
+    def run(parts_of_rows):
+        for rows in parts_of_rows:
+            p = None if terms is None else terms[rows]
+            lse[rows], total = normalize(x[rows], w, b, p)
+            if p is not None:
+                differentiate(p, t[rows], w, factor[rows], total, dx[rows])
+
+    share(run, parts(len(x), len(x) * w.size))
+
+
+def differentiate(p, t, w, factor, total, dx):
+    """Make dlogits of p = exp(logits - top), in its place, and add dlogits w to dx."""
     scale = factor / total
     for columns in vocabulary_tiles(*p.shape):
         dlogits = p[:, columns]
         dlogits *= scale
-        (here,) = np.nonzero((tr >= columns.start) & (tr < columns.stop))
-        dlogits[here, tr[here] - columns.start] -= factor[here, 0]
+        (here,) = np.nonzero((t >= columns.start) & (t < columns.stop))
+        dlogits[here, t[here] - columns.start] -= factor[here, 0]
         dx += dlogits @ w[columns]
-        if "w" in grads and rows.start == 0:
-            np.matmul(dlogits.T, xr, out=grads["w"][columns])
-        elif "w" in grads:
-            grads["w"][columns] += dlogits.T @ xr
-        if "b" in grads:
-            grads["b"][columns] += dlogits.sum(axis=0)
+
+
+def add_weights(grads, x, dlogits, first):
+    """Add what some rows x contribute to dw and db; the `first` of them begin dw."""
+
+    def run(tiles):
+        for columns in tiles:
+            dl = dlogits[:, columns]
+            if "w" in grads and first:
+                np.matmul(dl.T, x, out=grads["w"][columns])
+            elif "w" in grads:
+                grads["w"][columns] += dl.T @ x
+            if "b" in grads:
+                grads["b"][columns] += dl.sum(axis=0)
+
+    if grads:
+        share(run, list(vocabulary_tiles(*dlogits.shape)))
 
 
 def normalize(x, w, b, terms=None):

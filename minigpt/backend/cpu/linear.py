@@ -1,8 +1,7 @@
 """Linear layers on the CPU: products into memory that is reused."""
 
-import numpy as np
-
 from minigpt.backend.cpu.blocking import column_sums, row_blocks, rows_of
+from minigpt.backend.cpu.crew import product
 from minigpt.backend.cpu.pool import empty
 from minigpt.backend.places import is_later, leave, place_of
 from minigpt.ops.linear import check_bias
@@ -14,7 +13,7 @@ def linear_forward(x, w, b=None):
         check_bias(w, b)
     y = empty((*x.shape[:-1], w.shape[1]), w.dtype)
     y2 = rows_of(y, w.shape[1])
-    np.matmul(rows_of(x, w.shape[0]), w, out=y2)
+    product(rows_of(x, w.shape[0]), w, y2)
     if b is not None:
         for _, yr in row_blocks(y2):
             yr += b
@@ -29,7 +28,7 @@ def linear_backward(dy, cache):
     dw = weight_gradient(w, rows_of(x, n_in), dy2)
     grads = {"w": dw} if b is None else {"w": dw, "b": column_sums(dy2)}
     dx = empty((*dy.shape[:-1], n_in), w.dtype)
-    np.matmul(dy2, w.T, out=rows_of(dx, n_in))
+    product(dy2, w.T, rows_of(dx, n_in))
     return dx, grads
 
 
@@ -39,7 +38,7 @@ def weight_gradient(w, x, dy):
         return leave(w, x, dy)
     place, add = place_of(w)
     dw = empty(w.shape, w.dtype) if place is None or add else place
-    np.matmul(x.T, dy, out=dw)
+    product(x.T, dy, dw)
     if add:
         place += dw
     return dw if place is None else place

@@ -1,8 +1,7 @@
 """Frozen linear layers and their adapters on the CPU: the adapter's share is added by blocks."""
 
-import numpy as np
-
 from minigpt.backend.cpu.blocking import row_blocks, rows_of
+from minigpt.backend.cpu.crew import product
 from minigpt.backend.cpu.linear import linear_forward
 from minigpt.backend.cpu.pool import empty
 from minigpt.ops.dropout import dropout_backward, dropout_forward
@@ -27,7 +26,7 @@ def lora_backward(dy, cache):
     dy2 = rows_of(dy, w.shape[1])
     dx = empty((*dy.shape[:-1], len(w)), w.dtype)
     dx2 = rows_of(dx, len(w))
-    np.matmul(dy2, w.T, out=dx2)
+    product(dy2, w.T, dx2)
     if lora_a is None:
         return dx, {}
     du = dy2 @ lora_b.T

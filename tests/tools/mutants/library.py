@@ -49,7 +49,7 @@ MUTANTS = {
     "minigpt/backend/blas.py::blas_threads": [
         (
             "the first to end takes the limit from all",
-            "_limits.remove(n)",
+            "_limits.pop(key, None)",
             "_limits.clear()",
             "backend/test_blas.py::test_blas_gets_its_threads_back_from_contexts_that_overlap",
         ),
@@ -57,8 +57,8 @@ MUTANTS = {
     "minigpt/backend/blas.py::_apply": [
         (
             "the last limit holds and not the lowest",
-            "min(_limits, default=None)",
-            "max(_limits, default=None)",
+            "min(_limits.values(), default=None)",
+            "max(_limits.values(), default=None)",
             "backend/test_blas.py::test_blas_gets_its_threads_back_from_contexts_that_overlap",
         ),
     ],

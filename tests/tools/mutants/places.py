@@ -61,36 +61,48 @@ MUTANTS = {
     ],
     "minigpt/train/threads.py::Workers.map": [
         (
-            "a piece of work that is alone has one thread of BLAS",
-            "self._share_blas(self.n)",
-            "",
-            f"{THREADS}test_blas_has_all_threads_for_a_piece_of_work_that_is_alone",
-        ),
-        (
-            "BLAS keeps all threads when other pieces come",
-            "finally:\n            self._share_blas(1)",
-            "finally:\n            pass",
-            f"{THREADS}test_blas_has_all_threads_for_a_piece_of_work_that_is_alone",
-        ),
-        (
             "a piece of work that is alone lends no threads",
-            "self._spread if self.n > 1 else None",
-            "None",
+            "crew.lend(self.n, self._spread)",
+            "crew.lend(1, None)",
             f"{THREADS}test_ops_share_their_parts_where_a_piece_of_work_is_alone",
+        ),
+    ],
+    "minigpt/train/threads.py::Workers.ranges": [
+        (
+            "a part of no weights has no range",
+            "max(-(-n // LINE_ELEMENTS), 1)",
+            "-(-n // LINE_ELEMENTS)",
+            f"{THREADS}test_a_part_of_no_weights_has_a_norm_and_a_step",
         ),
     ],
     "minigpt/backend/cpu/crew.py::share": [
         (
             "an op that shares its parts lends threads to the ops within",
-            "lend(None), blas_threads(1)",
-            "blas_threads(1)",
+            "lend(*NOBODY)",
+            "lend(n, spread)",
             f"{THREADS}test_ops_share_their_parts_where_a_piece_of_work_is_alone",
         ),
+    ],
+    "minigpt/backend/cpu/crew.py::parts": [
         (
-            "threads that share the parts of an op have BLAS on all threads",
-            "lend(None), blas_threads(1)",
-            "lend(None)",
-            f"{THREADS}test_ops_share_their_parts_where_a_piece_of_work_is_alone",
+            "the last part of a product is nobody's",
+            "range(count + 1)",
+            "range(count if count > 1 else 2)",
+            f"{LATER}test_a_row_alone_is_shared_out_by_rows_and_blocks",
+        ),
+        (
+            "small products wake up threads",
+            "work // PART",
+            "work",
+            f"{LATER}test_a_small_row_alone_wakes_up_no_thread",
+        ),
+    ],
+    "minigpt/backend/cpu/attention_tiles.py::Tiles.__init__": [
+        (
+            "one thread has the heads of all",
+            "-(-self.H // crew.size())",
+            "self.H",
+            f"{LATER}test_a_row_alone_is_shared_out_by_rows_and_blocks",
         ),
     ],
     "minigpt/train/threads.py::sum_gradients": [

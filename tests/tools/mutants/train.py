@@ -173,6 +173,13 @@ MUTANTS = {
             "if False:",
             "train/test_threads.py::test_an_exception_reaches_the_caller_and_the_workers_live_on",
         ),
+        (
+            "Ctrl-C leaves threads at work",
+            "errors.append(error)\n        errors +=",
+            "errors.append(error)\n                break\n        errors +=",
+            "train/test_threads.py"
+            "::test_ctrl_c_waits_for_all_threads_and_the_next_results_are_their_own",
+        ),
     ],
     "minigpt/train::locked": [
         (
