@@ -3,7 +3,8 @@
 minigpt with its KV cache; torch without one, recomputing the whole context for every token as
 nanoGPT does; and GPT2LMHeadModel of transformers with its KV cache, where that is installed. All
 have the same weights, prompt and number of tokens, and draw from the full distribution. Reading
-the prompt is part of the time. Before anything is timed, the logits after a prompt are compared;
+the prompt is part of the time. minigpt runs as `minigpt sample` does, with BLAS on one thread;
+torch has all. Before anything is timed, the logits after a prompt are compared;
 a difference ends with exit code 1. With --backend cupy all run on the GPU, and torch has a cache,
 too.
 """
@@ -22,6 +23,7 @@ import threadpoolctl
 from bench.lib import rates, report, timing
 from minigpt import cli
 from minigpt.backend import to_device
+from minigpt.backend.blas import blas_threads
 from minigpt.backend.devices import check_precision, load_backend
 from minigpt.errors import UserError
 from minigpt.model.init import init_params
@@ -49,7 +51,12 @@ def minigpt_candidate(config, params, ids, n, place):
     p, kv = Params(params.shapes, xp, dtype, flat).tree, KVCache(config, len(ids), xp, dtype)
     next_logits(ids[:, :-1], p, config, kv)
     last = next_logits(ids[:, -1:], p, config, kv)
-    return last.astype(np.float32), lambda: list(generate(p, config, ids, n))
+
+    def draw():
+        with blas_threads(1):
+            return list(generate(p, config, ids, n))
+
+    return last.astype(np.float32), draw
 
 
 def torch_candidate(config, params, ids, n, place, cached=False):
