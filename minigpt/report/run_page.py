@@ -209,9 +209,10 @@ def write_run_page(place, path=None, prompt=None, refresh=None, data=None, force
     with blas_threads(1):
         run = open_run(place, prompt, data, checkpoint)
         sections = [section for part in PARTS if (section := part(run)) is not None]
-    lead = paragraph(sentence(run)) + facts(figures(run))
+    lead, notes = paragraph(sentence(run)) + facts(figures(run)), run.notes
+    del run, checkpoint  # the library needs memory of its own
     size = write_page(path, f"minigpt: {folder.resolve().name}", sections, lead, refresh)
-    return path, size, run.notes
+    return path, size, notes
 
 
 def check_own_place(path):

@@ -298,8 +298,9 @@ def run_peak(parts, loaded, load_peak):
     loaded, load_peak : int
         Bytes of libraries and data, and the most while they were loaded.
     """
-    # At the end the sample has weights of its own, beside the file that they are read from.
-    end = parts["weights"] * 3 + parts["optimizer"]
+    # At the end the sample has weights of its own, beside the file that they are read from, and
+    # all of the run but activations is still there.
+    end = parts["weights"] * 3 + parts["gradients"] + parts["optimizer"]
     if importlib.util.find_spec("matplotlib"):
         end += PICTURE
     if importlib.util.find_spec("vl_convert"):
