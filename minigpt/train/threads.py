@@ -20,6 +20,7 @@ from minigpt.errors import UserError
 from minigpt.optim.gradients import gather
 from minigpt.params import LINE_ELEMENTS
 
+IDLE = (), (), (), None  # no call of `_map` is under way
 STACK = 2**20  # numbers of x, or of a product to be added, that a thread has at one time
 
 
@@ -50,6 +51,7 @@ class Workers:
         self._blas, self._errors = contextlib.ExitStack(), np.geterr()
         self._blas.enter_context(blas_threads(1))
         self._queues, self._threads = [queue.SimpleQueue() for _ in range(n - 1)], []
+        self._call = IDLE
         try:
             for i, tasks in enumerate(self._queues):
                 thread = threading.Thread(
@@ -63,6 +65,9 @@ class Workers:
                 f"{n} threads cannot be started: {error or 'out of memory'}; take fewer by "
                 "--threads"
             ) from None
+        except BaseException:  # Ctrl-C
+            self.close()
+            raise
 
     def _work(self, tasks):
         np.seterr(**self._errors)  # of this thread alone
@@ -95,33 +100,40 @@ class Workers:
             return self._map(work, items)
 
     def _map(self, fn, items):
-        """Do as `map`, for a list of parts of a piece of work."""
+        """Do as `map`, for a list of parts of a piece of work.
+
+        Ctrl-C leaves at once; what the threads are at then is waited for by the next call.
+        """
+        self._wait()
         outcomes, done = [None] * len(items), queue.SimpleQueue()  # (result, error) of each
-        away = [i for i in range(len(items)) if i % self.n]
+        away, sent = [i for i in range(len(items)) if i % self.n], []
         queues = [self._queues[i % self.n - 1] for i in away]
         tasks = [(fn, i, items[i], outcomes, done) for i in away]
-        sent, errors = [], []
+        self._call = outcomes, away, sent, done
+        # All in one call of C, so that Ctrl-C comes before or after: `sent` says which.
+        sent.extend(map(queue.SimpleQueue.put, queues, tasks))
+        del tasks
         try:
-            # All in one call of C, so that Ctrl-C comes before or after: `sent` says what is away.
-            sent.extend(map(queue.SimpleQueue.put, queues, tasks))
             for i in range(0, len(items), self.n):
                 outcomes[i] = fn(items[i]), None
-        except BaseException as error:
-            errors.append(error)
-        while True:  # wait for all, even after an error or Ctrl-C: none may outlive this call
-            try:
-                while sent and any(outcomes[i] is None for i in away):
-                    done.get()
-                break
-            except BaseException as error:
-                errors.append(error)
-        errors += [outcome[1] for outcome in outcomes if outcome is not None and outcome[1]]
+        except Exception as error:
+            outcomes[i] = None, error
+        self._wait()  # even after an error: no part may outlive this call
+        error = next((outcome[1] for outcome in outcomes if outcome and outcome[1]), None)
+        if error is None:
+            return [result for result, _ in outcomes]
+        del outcomes
         try:
-            if errors:
-                raise errors[0]
+            raise error
         finally:
-            del errors  # or its traceback, which refers to it, keeps the memory of the pieces
-        return [result for result, _ in outcomes]
+            del error  # or its traceback, which refers to it, keeps the memory of the pieces
+
+    def _wait(self):
+        """Wait for what the threads have been sent in the last call."""
+        outcomes, away, sent, done = self._call
+        while sent and any(outcomes[i] is None for i in away):
+            done.get()
+        self._call = IDLE
 
     def _spread(self, fn, items):
         """Run fn on a part of the list `items` in each thread."""
@@ -139,14 +151,19 @@ class Workers:
         )
 
     def close(self):
-        """End the threads, give BLAS its own back, and the memory that all of them kept."""
-        pool.give_back()
-        for tasks in self._queues:
-            tasks.put(None)
-        for thread in self._threads:
-            thread.join()
-        self._queues = self._threads = []
-        self._blas.close()
+        """End the threads, give BLAS its own back, and the memory that all of them kept.
+
+        Those that Ctrl-C has left at work end after it.
+        """
+        try:
+            pool.give_back()
+            for tasks in self._queues:
+                tasks.put(None)
+            for thread in self._threads if self._call is IDLE else ():
+                thread.join()
+        finally:
+            self._queues = self._threads = ()
+            self._blas.close()
 
     def __enter__(self):
         return self

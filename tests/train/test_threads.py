@@ -1,6 +1,9 @@
+import contextlib
+import gc
 import signal
 import threading
 import time
+import weakref
 from threading import Thread
 
 import numpy as np
@@ -87,25 +90,59 @@ def ctrl_c():
 
 
 @pytest.mark.parametrize("at", [0, 1])  # in the caller's own part, in its wait for the others
-def test_ctrl_c_waits_for_all_threads_and_the_next_results_are_their_own(ctrl_c, at):
-    ended = []
+def test_ctrl_c_leaves_at_once_and_the_next_call_waits_for_what_is_left(ctrl_c, at):
+    events = []
 
     def work(item):
         i, name = item
-        if name == "interrupted" and i == at:
-            stop = time.monotonic() + 0.3
+        events.append(("begins", i, name))
+        if name == "left" and i >= at:
+            stop = time.monotonic() + 0.4
             while time.monotonic() < stop:
                 time.sleep(0.01)
-        ended.append(i)
+        events.append(("ends", i, name))
         return name
 
     with Workers(2) as workers:
         ctrl_c(0.05)
         with pytest.raises(KeyboardInterrupt):
-            workers.map(work, [(0, "interrupted"), (1, "interrupted")])
-        assert 1 in ended  # the other thread
+            workers.map(work, [(0, "left"), (1, "left")])
+        assert ("ends", 1, "left") not in events
         for name in "next", "last":
             assert workers.map(work, [(0, name), (1, name)]) == [name, name]
+    assert events.index(("ends", 1, "left")) < events.index(("begins", 0, "next"))
+
+
+def test_what_ctrl_c_leaves_at_work_ends_after_the_workers(ctrl_c):
+    with pytest.raises(KeyboardInterrupt), Workers(2) as workers:
+        [thread] = workers._threads
+        ctrl_c(0.05)
+        workers.map(lambda i: time.sleep(0.4 * i), [0, 1])
+    assert thread.is_alive()
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_an_error_keeps_no_memory_of_the_pieces(at):
+    class Large:
+        pass
+
+    kept = []
+
+    def work(i):
+        large = Large()
+        kept.append(weakref.ref(large))
+        if i == at:
+            raise ValueError
+
+    gc.disable()
+    try:
+        with Workers(2) as workers, contextlib.suppress(ValueError):
+            workers.map(work, [0, 1])
+        assert [ref() for ref in kept] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_threads_end_with_the_workers():

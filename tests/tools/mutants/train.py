@@ -169,16 +169,30 @@ MUTANTS = {
     "minigpt/train::Workers._map": [
         (
             "what goes wrong in a shard is passed over",
-            "if errors:",
-            "if False:",
+            "outcome and outcome[1])",
+            "outcome and False)",
             "train/test_threads.py::test_an_exception_reaches_the_caller_and_the_workers_live_on",
         ),
         (
-            "Ctrl-C leaves threads at work",
-            "errors.append(error)\n        errors +=",
-            "errors.append(error)\n                break\n        errors +=",
+            "a call begins while threads are at the last one",
+            "self._wait()\n        outcomes, done",
+            "outcomes, done",
             "train/test_threads.py"
-            "::test_ctrl_c_waits_for_all_threads_and_the_next_results_are_their_own",
+            "::test_ctrl_c_leaves_at_once_and_the_next_call_waits_for_what_is_left",
+        ),
+        (
+            "an error keeps the memory of its piece",
+            "del outcomes\n",
+            "pass\n",
+            "train/test_threads.py::test_an_error_keeps_no_memory_of_the_pieces",
+        ),
+    ],
+    "minigpt/train::Workers.close": [
+        (
+            "what Ctrl-C leaves at work is waited for at the end",
+            "if self._call is IDLE else ()",
+            "",
+            "train/test_threads.py::test_what_ctrl_c_leaves_at_work_ends_after_the_workers",
         ),
     ],
     "minigpt/train::locked": [
@@ -541,8 +555,8 @@ MUTANTS = {
     "minigpt/train::Workers.__init__": [
         (
             "threads that were started stay where not all can be",
-            "self.close()",
-            "pass",
+            "self.close()\n            raise UserError(",
+            "raise UserError(",
             "train/test_threads.py::"
             "test_threads_that_cannot_be_started_are_told_and_those_started_end",
         ),
