@@ -56,8 +56,16 @@ def text_excerpt(path, tokenizer, name=None):
     most = CHARACTERS if tokenizer.unit == "characters" else SUBWORDS
     split = split_place(found.length)
     ids, border, whole = encode_beginnings(sources, found, tokenizer, split, most)
-    part = f"the first {most:,} characters of the training and of the validation part"
+    lengths = {"training": split, "validation": found.length - split}
+    part = " and ".join(beginning(f"{name} part", n, most) for name, n in lengths.items())
     return Excerpt(tokenizer, ids[:border], ids[border:], [], found.sha256, part * (not whole))
+
+
+def beginning(name, length, most):
+    """Return in words what the first `most` characters are of what has so many."""
+    if length <= most:
+        return f"the whole {name} ({length:,} characters)"
+    return f"the first {most:,} of {length:,} characters of the {name}"
 
 
 def pair_excerpt(path, seed, tokenizer, split):

@@ -45,8 +45,9 @@ def passages_section(checkpoint, data, why=None):
         f"a random guess. {KEYS}"
     )
     if ranking.scored < ranking.total:
+        of = " of the part that was read" if data.part else ""
         html += note(
-            f"Looked at: {ranking.scored:,} of {ranking.total:,} validation tokens, at even "
+            f"Looked at: {ranking.scored:,} of {ranking.total:,} validation tokens{of}, at even "
             "distances, to bound the time."
         )
     if data.part:

@@ -32,6 +32,7 @@ HELLO_BYTES, WELCOME = 1000, b'{"welcome": true}\n'
 KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}  # a lost machine: 11 s
 HERE = "127.0.0.1"
 LOST = "is gone: killed, or its machine is lost; resume from the last checkpoint by --resume"
+EARLY = "has ended, and this process waits for it; start all processes again, by the same command"
 UNSAVED = "the others were not there in time, and what was trained since the last save is lost"
 
 
@@ -82,7 +83,7 @@ def meet(rank, size, host, port, name):
     UserError
         If they are not together in TOGETHER_S.
     """
-    end_s, key = time.monotonic() + TOGETHER_S, f"{name} of {size}"
+    line, end_s, key = None, time.monotonic() + TOGETHER_S, f"{name} of {size}"
     waiting = f"{size} processes are to meet at {host}:{port}, of MASTER_ADDR and MASTER_PORT"
     note = threading.Timer(NOTE_S, cli.note, [f"{waiting}; this one waits"])
     note.start()
@@ -93,17 +94,19 @@ def meet(rank, size, host, port, name):
             line.wait(size - 1, TOGETHER_S)
             if len(line.peers) < size - 1:
                 missing = sorted({*range(1, size)} - {*line.peers})
-                line.close()
                 raise TimeoutError(f"rank {missing[0]} of {size} did not come")
             return line
         line = Lifeline(rank, size, key)
         line.call(keep_calling(host, port, end_s))
         return line
     except OSError as error:
-        raise UserError(
+        why = (
             f"{waiting}: {error.strerror or error}; give the first process's machine, a free port, "
             "and all processes the same"
-        ) from None
+        )
+        if line is not None:
+            line.close(why)
+        raise UserError(why) from None
     finally:
         note.cancel()
 
@@ -145,7 +148,7 @@ class Lifeline:
     def __init__(self, rank, size, password, server=None):
         self.rank, self.size, self.server, self.heard = rank, size, server, False
         self.peers, self.on_signal = {}, lambda number: None
-        self._password, self._ended = password, set()
+        self._password, self._ended = password, {}
         self._lock, self._sending = threading.Condition(), threading.Lock()
         self._values = {i: collections.deque() for i in range(size)}
         self._met, self._open = collections.deque(maxlen=RECENT), True
@@ -175,7 +178,13 @@ class Lifeline:
         return 0 in self.peers
 
     def exchange(self, x):
-        """Return [x of each rank]: numbers, texts, None, and lists and dicts of them."""
+        """Return [x of each rank]: numbers, texts, None, and lists and dicts of them.
+
+        Raises
+        ------
+        UserError
+            If a process that this one waits for has closed its connections: it sends nothing more.
+        """
         if self.rank:
             self._send(0, {"x": x})
             return self._take_values([0])[0]
@@ -188,8 +197,15 @@ class Lifeline:
 
     def _take_values(self, ranks):
         with self._lock:
-            self._lock.wait_for(lambda: all(self._values[rank] for rank in ranks))
-            return [self._values[rank].popleft() for rank in ranks]
+            self._lock.wait_for(
+                lambda: all(self._values[rank] or rank in self._ended for rank in ranks)
+            )
+            missing = [rank for rank in ranks if not self._values[rank]]
+            if not missing:
+                return [self._values[rank].popleft() for rank in ranks]
+        why, self.heard = self._ended[missing[0]], True
+        self._send_all({"end": why})
+        raise UserError(why)
 
     def met(self):
         """Note that all processes are at one place."""
@@ -279,7 +295,10 @@ class Lifeline:
                 self._values[rank].append(message["x"])
                 self._lock.notify_all()
         elif "end" in message:
-            self._ended.add(rank)
+            with self._lock:
+                why = message["end"] or f"rank {rank} of {self.size} {EARLY}"
+                self._ended.setdefault(rank, why)
+                self._lock.notify_all()
         elif "signal" in message:
             self.on_signal(message["signal"])
         elif "lost" in message:
@@ -321,10 +340,10 @@ class Lifeline:
         timer.daemon = True
         timer.start()
 
-    def close(self):
-        """End the connections in order: all processes are done."""
+    def close(self, why=None):
+        """End the connections in order: all processes are done, or hear why this one is alone."""
         self._open = False
-        self._send_all({"end": True})
+        self._send_all({"end": why})
         for peer in list(self.peers.values()):
             with contextlib.suppress(OSError):
                 peer.shutdown(socket.SHUT_WR)

@@ -294,7 +294,7 @@ class Ranks(Alone):
                 self.fail(error)
             elif not self._lifeline.heard:
                 self.gather(place="the end")
-        except RankFailed as failure:
+        except UserError as failure:
             error = error or failure
         except KeyboardInterrupt:
             pass  # whatever there was to do is done
@@ -311,8 +311,12 @@ class Ranks(Alone):
     def leave(self):
         """Wait for the first rank, whose end may be that of all, and close the connections."""
         sys.stdout.flush()
-        if not self._left:
-            self._exchange((None, LEAVE, None, None))
+        try:
+            if not self._left:
+                self._exchange((None, LEAVE, None, None))
+        except UserError:
+            self._lifeline.close()
+            raise
         self._lifeline.close()
 
 

@@ -45,8 +45,11 @@ def test_of_a_long_text_both_parts_have_their_first_characters(text, monkeypatch
         found = text_excerpt(text, whole.tokenizer)
         np.testing.assert_array_equal(found.train, whole.train[:most])
         np.testing.assert_array_equal(found.val, whole.val[:most])
-        assert found.part.startswith(f"the first {most:,} characters of ")
+        assert found.part.startswith(f"the first {most:,} of 1,800 characters of the training part")
         assert found.sha256 == whole.sha256  # of all
+        read = "the whole" if most > 200 else "the first 199 of 200 characters of the"
+        assert f" and {read} validation part" in found.part
+    assert found.part.endswith(" (200 characters)")
 
 
 def test_parts_of_texts_end_after_so_many_characters():

@@ -4,6 +4,7 @@ import base64
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,12 +15,13 @@ from minigpt.data import excerpts
 from minigpt.errors import UserError
 from minigpt.files import BEST, METRICS, PAGE
 from minigpt.model.gpt import GPTConfig
-from minigpt.report import heads, page, run_data, run_page
+from minigpt.report import heads, page, passages, run_data, run_page
 from minigpt.report.anatomy import anatomy_section, by_group, count
 from minigpt.report.curves import curve, curve_section, points
 from minigpt.report.heads import attention_section
 from minigpt.report.passages import passages_section
 from minigpt.report.samples import samples_section
+from minigpt.report.token_losses import rank_passages
 from minigpt.report.tokens import tokens_section
 from tests.tools import training
 
@@ -227,8 +229,13 @@ def test_a_page_of_a_long_text_is_of_its_beginnings_and_says_so(run, monkeypatch
     monkeypatch.setattr(excerpts, "CHARACTERS", 150)
     shown = run_page.open_run(run)
     assert len(shown.data.train) == len(shown.data.val) == 150
-    part = "the first 150 characters of the training and of the validation part"
-    assert f"Read for this page: {part}." in passages_section(shown.checkpoint, shown.data).html
+    each = "the first 150 of {} characters of the {} part"
+    part = f"{each.format('1,800', 'training')} and {each.format(200, 'validation')}"
+    assert part == shown.data.part
+    monkeypatch.setattr(passages, "rank_passages", partial(rank_passages, scored=20))
+    html = passages_section(shown.checkpoint, shown.data).html
+    assert f"Read for this page: {part}." in html
+    assert "validation tokens of the part that was read, at even distances" in html
     html = tokens_section(shown.checkpoint, shown.data).html
     assert f"Counted in a part of the data: {part}." in html
     assert "<dt>tokens in that part</dt><dd>300</dd>" in html

@@ -79,7 +79,7 @@ def test_the_time_bounds_how_many_are_looked_at(text, pairs):  # noqa: F811
 def test_that_passages_were_left_out_is_said_only_where_some_were(text, monkeypatch):  # noqa: F811
     assert "at even distances" not in passages_section(*text).html
     monkeypatch.setattr(passages, "rank_passages", partial(rank_passages, scored=20))
-    assert "at even distances" in passages_section(*text).html
+    assert "validation tokens, at even distances" in passages_section(*text).html
 
 
 def test_pairs_are_ranked_with_their_answers(pairs):  # noqa: F811

@@ -75,6 +75,40 @@ def test_those_that_do_not_come_are_missed(monkeypatch, capsys):
     assert capsys.readouterr().err.count("MASTER_PORT; this one waits") == 2
 
 
+def test_those_that_have_come_are_told_who_did_not(monkeypatch, ended):
+    monkeypatch.setattr(lifeline, "TOGETHER_S", 0.4)
+    port = free_port()
+
+    def work(rank):
+        with pytest.raises(UserError) as error:
+            meet(rank, 3, HERE, port, "a run").exchange(rank)
+        return str(error.value)
+
+    first, second = at_once(2, work)
+    assert first == second and "rank 2 of 3 did not come; give the first" in first
+    assert ended.empty()
+
+
+@pytest.mark.parametrize("gone", range(3))
+def test_nobody_waits_for_one_that_has_ended(gone, ended):
+    port = free_port()
+
+    def work(rank):
+        line = meet(rank, 3, HERE, port, "a run")
+        found = [line.exchange(rank)]
+        if rank != gone:
+            with pytest.raises(UserError) as error:
+                line.exchange(rank)
+            found.append(str(error.value))
+        line.close()
+        return found
+
+    told = [f"rank {gone} of 3 {lifeline.EARLY}"]
+    expected = [[[0, 1, 2], *told * (rank != gone)] for rank in range(3)]
+    assert at_once(3, work) == expected
+    assert ended.empty()
+
+
 @pytest.mark.parametrize("rank, name", [(1, "a run"), (2, "another")])
 def test_one_of_another_run_or_of_a_rank_that_is_there_is_told(rank, name):
     port = free_port()
@@ -134,7 +168,7 @@ def test_a_process_is_taken_once_and_nobody_is_once_all_are_there():
                 socket.create_connection((HERE, port), 5)
             line.close()
             both = one.makefile("rb").read(), two.makefile("rb").read()
-            assert both == (lifeline.WELCOME + b'{"end": true}\n',) * 2
+            assert both == (lifeline.WELCOME + b'{"end": null}\n',) * 2
 
 
 @pytest.mark.parametrize("nodes, host", [(["a", "a"], HERE), (["a", "b"], "0.0.0.0")])

@@ -66,6 +66,14 @@ MUTANTS = {
             RANKS + "test_a_signal_at_some_ranks_is_announced_once_and_at_once_and_obeyed_by_all",
         ),
     ],
+    "minigpt/train::meet": [
+        (
+            "those that have come hear nothing of one that did not",
+            "line.close(why)",
+            "line.close()",
+            LINE + "test_those_that_have_come_are_told_who_did_not",
+        ),
+    ],
     "minigpt/train::Ranks.announce": [
         (
             "each rank says that it obeys a signal",
@@ -206,9 +214,15 @@ MUTANTS = {
     ],
     "minigpt/train::Lifeline._take_values": [
         (
+            "an exchange waits for ever for a process that has ended",
+            " or rank in self._ended",
+            "",
+            LINE + "test_nobody_waits_for_one_that_has_ended",
+        ),
+        (
             "values are taken before all are there",
-            "all(self._values[rank] for rank in ranks)",
-            "any(self._values[rank] for rank in ranks)",
+            "all(self._values[rank] or rank in self._ended for rank in ranks)",
+            "any(self._values[rank] or rank in self._ended for rank in ranks)",
             LINE + "test_processes_that_know_an_address_exchange_values",
         ),
     ],
