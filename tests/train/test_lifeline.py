@@ -12,6 +12,7 @@ import pytest
 from minigpt.errors import UserError
 from minigpt.train import lifeline
 from minigpt.train.lifeline import Lifeline, connect, meet
+from minigpt.train.ranks import Ranks
 from tests.tools.mpirun import end, start_alone
 from tests.tools.together import in_ranks
 
@@ -76,7 +77,7 @@ def test_those_that_do_not_come_are_missed(monkeypatch, capsys):
 
 
 def test_those_that_have_come_are_told_who_did_not(monkeypatch, ended):
-    monkeypatch.setattr(lifeline, "TOGETHER_S", 0.4)
+    monkeypatch.setattr(lifeline, "TOGETHER_S", 1.0)
     port = free_port()
 
     def work(rank):
@@ -106,6 +107,25 @@ def test_nobody_waits_for_one_that_has_ended(gone, ended):
     told = [f"rank {gone} of 3 {lifeline.EARLY}"]
     expected = [[[0, 1, 2], *told * (rank != gone)] for rank in range(3)]
     assert at_once(3, work) == expected
+    assert ended.empty()
+
+
+@pytest.mark.parametrize("amid", [False, True])
+def test_ranks_of_which_one_has_ended_end_in_order(amid, ended):
+    port = free_port()
+
+    def work(rank):
+        line = meet(rank, 2, HERE, port, "a run")
+        ranks = Ranks(rank, 2, line.exchange, None, line)
+        if rank == 0:
+            with pytest.raises(UserError, match=f"rank 1 of 2 {lifeline.EARLY}"), ranks:
+                if amid:
+                    ranks.gather()
+        still_open = line._open
+        line.close()
+        return still_open
+
+    assert at_once(2, work) == [False, True]
     assert ended.empty()
 
 
