@@ -41,7 +41,7 @@ def dry_run(own, options, processes):
     data, rate = None, None
     if own["resume"]:
         _, state, config, train_config = stored_run(options)
-        limits = limits_of(state, train_config)
+        limits = limits_of(state, train_config, options)
     else:
         base, options = open_base(options)
         train_config = train_config_of(options)

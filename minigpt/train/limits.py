@@ -9,6 +9,7 @@ time for, and more time, or a faster machine, adds no passes beyond those that a
 """
 
 import math
+from decimal import Decimal
 from fractions import Fraction
 
 from minigpt.optim.schedule import budget_used
@@ -102,9 +103,10 @@ class Limits:
     def reason(self, step, seconds):
         """Return in words why a run is over, and what it has used of everything else."""
         steps, made = count(step, "step"), self.rows(step) / self.data_rows
+        made = round(made) if made >= 1000 else float(f"{made:.3g}")
         if not self.used_up(step):
-            of = f" of {self.passes:g}" if self.passes else ""
-            return f"ended after {self.time(seconds)}: {steps}, {made:.3g}{of} passes"
+            passes = f"{digits(made)} of {count_passes(self.passes)}" if self.passes else None
+            return f"ended after {self.time(seconds)}: {steps}, {passes or count_passes(made)}"
         if self.by_steps:
             return f"ended after {steps}: {describe_passes(made)}"
         time = f", {self.time(seconds)}" if self.seconds else ""
@@ -116,6 +118,16 @@ def count(n, noun):
     return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
+def digits(x):
+    """Return a number as it was given, without an exponent: "0.1234567", "1,500"."""
+    return f"{Decimal(str(x)).normalize():,f}"
+
+
+def count_passes(n):
+    """Return a number of passes with its noun."""
+    return f"{digits(n)} pass{'es' * (n != 1)}"
+
+
 def describe_passes(n):
     """Return a number of passes in words."""
-    return f"{n:.3g} pass{'es' * (n != 1)} through the training data"
+    return f"{count_passes(n)} through the training data"

@@ -15,6 +15,8 @@ from minigpt.train.presets import (
     DEFAULTS,
     FINETUNE,
     PRESETS,
+    check_length,
+    merge,
     options_of,
     put_together,
     training_options,
@@ -37,7 +39,8 @@ OWN = ("preset", "config", "resume", "overwrite", "dry_run", "plain")
 def parse(argv, prog=PROG):
     """Return (dict of what is not an option of a config, dict of the options given).
 
-    The options are those of --config, then those of the flags, which win.
+    The options are those of --config, then those of the flags, which win: so does a length among
+    them over one of another kind.
     """
     parser = cli.parser(prog, WHAT, aliases.TRAIN)
     parser.add_argument("--preset", help=PRESET_HELP)
@@ -69,7 +72,7 @@ def parse(argv, prog=PROG):
             f"--config {own['config']}: --resume keeps the run's settings: leave out preset"
         )
     own["preset"] = own["preset"] or preset
-    return own, {**from_file, **given}
+    return own, merge(from_file, given)
 
 
 def options(own, given):
@@ -94,7 +97,7 @@ def read_config(path):
     Raises
     ------
     UserError
-        If it cannot be read, or as check_options; it names the file and the key.
+        If it cannot be read, or as check_options and check_length; it names the file and the key.
     """
     if path is None:
         return None, {}
@@ -112,4 +115,6 @@ def read_config(path):
             raise UserError(
                 f"{where}[{name}] is a table, but options stand without one: n_layer = 6"
             )
-    return preset, check_options(aliases.rename(found), where)
+    given = check_options(aliases.rename(found), where)
+    check_length(given, where)
+    return preset, given

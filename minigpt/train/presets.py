@@ -13,6 +13,7 @@ from minigpt.train.config import (
     resolve,
     train_config_of,
 )
+from minigpt.train.limits import digits
 
 # nanoGPT's model and recipe for a CPU, as far as they differ from the defaults here.
 NANOGPT = {
@@ -149,6 +150,12 @@ FINETUNE = "finetune"  # where there is a model to begin from
 # and decay would draw the model back to its base. The rate is that of Hu et al. 2021 for GPT-2.
 FINETUNE_LORA = {"learning_rate": 2e-4, "min_lr": 2e-5, "weight_decay": 0.0}
 DEFAULTS = {"text": DEFAULT, "seq2seq": "dates"}  # by task
+# What a length that is given takes the place of.
+REPLACED = {
+    "max_iters": ("max_seconds", "max_passes"),
+    "max_passes": ("max_iters", "lr_decay_iters"),
+    "max_seconds": ("max_iters", "lr_decay_iters"),
+}
 
 
 def options_of(preset, task=None):
@@ -216,7 +223,7 @@ def put_together(base, given):
     if lr is not None and lr < base.get("learning_rate", 0.0):
         follow["min_lr"] = base.get("min_lr", 0.0) * lr / base["learning_rate"]
     if "max_iters" in given:
-        follow |= {"max_seconds": None, "max_passes": None}
+        follow |= dict.fromkeys(REPLACED["max_iters"])
         if base.get("lr_decay_iters") == base.get("max_iters"):
             follow["lr_decay_iters"] = None
         if 2 * base.get("warmup_iters", 0) > given["max_iters"]:
@@ -224,14 +231,23 @@ def put_together(base, given):
     return {**base, **follow, **given}
 
 
-def check_length(given):
+def merge(below, given):
+    """Return the options of `below` without what a length among those `given` takes the place of,
+    and with these on top.
+    """
+    lengths = [name for name in REPLACED if given.get(name) is not None]
+    replaced = {other for name in lengths for other in REPLACED[name]}
+    return {name: x for name, x in below.items() if name not in replaced} | given
+
+
+def check_length(given, where=""):
     """Raise a UserError if passes are given beside steps, which they take the place of."""
     passes = given.get("max_passes")
     for name in ("max_iters", "lr_decay_iters"):
         if passes is not None and given.get(name) is not None:
             raise UserError(
-                f"{name} is {given[name]}, but max_passes is {passes:g}, by which the run ends and "
-                "its learning rate decays: leave one out"
+                f"{where}{name} is {given[name]}, but max_passes is {digits(passes)}, by which the "
+                "run ends and its learning rate decays: leave one out"
             )
 
 

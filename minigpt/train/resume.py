@@ -94,9 +94,13 @@ def stored_run(given):
     return checkpoint, state, config, train_config
 
 
-def limits_of(state, train_config):
-    """Return the Limits of a run that goes on as `train_config` says, on the data that it had."""
-    return Limits(train_config, state.data_rows, taken_ahead(state, train_config)[1])
+def limits_of(state, train_config, given=()):
+    """Return the Limits of a run that goes on as `train_config` says, on the data that it had.
+
+    If the options `given` beside --resume name others, nobody knows yet how much a pass is.
+    """
+    data_rows = None if "data" in given else state.data_rows
+    return Limits(train_config, data_rows, taken_ahead(state, train_config)[1])
 
 
 def limits_before(state):
@@ -104,11 +108,25 @@ def limits_before(state):
     return limits_of(state, dataclasses.replace(TrainConfig(), **state.train))
 
 
-def check_incomplete(state, train_config):
-    """Raise a UserError if there is nothing left to do in a run."""
-    if state.due:
-        return  # the last evaluation
-    limits, before = limits_of(state, train_config), limits_before(state)
+class Complete(UserError):
+    """There is nothing left to do in a run."""
+
+
+def check_incomplete(state, train_config, before, limits):
+    """Raise Complete if there is nothing left to do in a run.
+
+    Parameters
+    ----------
+    state : RunState
+    train_config : TrainConfig
+    before, limits : Limits
+        Of the run as it was saved, and as it is to go on.
+
+    Returns
+    -------
+    over : bool
+        Whether an evaluation alone is left.
+    """
     no_more_time = before.seconds and limits.seconds and limits.seconds <= before.seconds
     if limits.used_up(state.step) and limits.by_steps:
         done, more = f"is at step {state.step} of {limits.steps}", "--max-iters"
@@ -118,8 +136,10 @@ def check_incomplete(state, train_config):
         done = f"has used {state.seconds:.1f} s of its {limits.seconds:g} s"
         more = "--max-seconds"
     else:
-        return
-    raise UserError(
+        return False
+    if state.due:
+        return True
+    raise Complete(
         f"--resume: the run in {train_config.out_dir} is complete: it {done}; give a larger "
         f"{more} to train on"
     )
@@ -129,7 +149,8 @@ def resume_run(given, ranks=ALONE):
     """Return the Run in --out-dir as it was saved, with the options given beside --resume."""
     began = time.perf_counter()
     checkpoint, state, config, train_config = stored_run(given)
-    check_incomplete(state, train_config)
+    before = limits_before(state)
+    check_incomplete(state, train_config, before, limits_of(state, train_config, given))
     ranks.use(train_config.backend)
     backend_of(train_config)
     ranks.first(lambda: check_trackers(train_config))
@@ -146,14 +167,12 @@ def resume_run(given, ranks=ALONE):
             if not same_losses:  # the part of the split that evaluations take is chosen anew
                 state.eval_targets = None
             run = Run(config, train_config, data, state, checkpoint, began, *base, ranks)
+            state.over = check_incomplete(state, train_config, before, run.limits)
             run.files.kept = file
-    except RankFailed:
+    except (Complete, RankFailed):
         raise
     except UserError as error:
         raise UserError(f"--resume: the run was trained on {trained_on}, but {error}") from None
-    limits = ("max_iters", "max_seconds", "max_passes")
-    same = all(state.train[name] == getattr(train_config, name) for name in limits)
-    state.over = bool(state.over and state.due and same)
     if data.sha256 != sha256:
         if "data" not in given:
             raise UserError(
@@ -164,7 +183,7 @@ def resume_run(given, ranks=ALONE):
         state.data_name, state.data_sha256 = data.name, data.sha256
         state.val_loss, state.measures = None, {}
     run.notes += compare_best(run, same_losses)
-    run.notes += compare_rates(state, train_config)
+    run.notes += compare_rates(state, train_config, before, run.limits)
     return run
 
 
@@ -215,9 +234,11 @@ def compare_best(run, same_losses):
     return [f"{best} {why}: the next evaluation begins a new record"]
 
 
-def compare_rates(state, train_config):
-    """Return a note where the learning rate rises because a run has become longer."""
-    before, limits, step = limits_before(state), limits_of(state, train_config), state.step
+def compare_rates(state, train_config, before, limits):
+    """Return a note where the learning rate rises because a run has become longer: from its Limits
+    `before` to its `limits`.
+    """
+    step = state.step
     if before.seconds or limits.seconds or not step:
         return []
     config = dataclasses.replace(TrainConfig(), **state.train)

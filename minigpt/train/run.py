@@ -20,7 +20,7 @@ from minigpt.optim.clipping import GRAD_SCALE
 from minigpt.sample.tasks import task_of
 from minigpt.train.clock import Clock
 from minigpt.train.interrupt import NEVER
-from minigpt.train.limits import Limits
+from minigpt.train.limits import Limits, describe_passes
 from minigpt.train.means import LossMean
 from minigpt.train.memory import smaller_step
 from minigpt.train.nonfinite import Diverged, Skips, WeightsDiffer, first_in_step
@@ -188,7 +188,7 @@ class Run:
             return None
         numbers = self.read()
         self.decide()  # on a GPU once more: the clock may have left out a pause
-        if state.over and not self.limits.used_up(state.step):
+        if state.over and not self.limits.by_steps:
             self.check_decay()
         state.due = numbers if self.evaluated else None
         return numbers
@@ -208,12 +208,18 @@ class Run:
         return self.logged
 
     def check_decay(self):
-        """Note at the end if so few steps have fitted the time that they missed the decay."""
-        config = self.train_config
+        """Note at the end that time or passes were enough for few steps, or too few to decay."""
+        config, limits, step = self.train_config, self.limits, self.state.step
         down = config.learning_rate - config.min_lr
         high = config.lr_decay_fraction and self.lr - config.min_lr > CUT_SHORT * down
-        if high or self.state.step < FEW:
-            steps = plural(self.state.step, "step")
+        steps = plural(step, "step")
+        if limits.used_up(step):  # with all of the decay that they have room for
+            if step < FEW:
+                self.notes.append(
+                    f"{describe_passes(limits.passes)} made {steps} only; give a larger "
+                    "--max-passes or a smaller --batch-size"
+                )
+        elif high or step < FEW:
             self.notes.append(
                 f"the time was enough for {steps} only, the last at a learning rate of "
                 f"{self.lr:.2g}; give a longer --max-seconds or a smaller model"

@@ -22,6 +22,7 @@ from minigpt.sample.evaluation import EVAL_TOKENS, GROUP, mean_loss
 from minigpt.sample.tasks import task_of
 from minigpt.train.config import make_optimizer, optimizer_parts
 from minigpt.train.interrupt import NEVER, Stopped
+from minigpt.train.limits import Limits
 from minigpt.train.ranks import ALONE
 from minigpt.train.threads import shard_slices, sum_gradients
 
@@ -204,15 +205,16 @@ class Trainer:
         """Return the weight decay of a step by how often the run will have met its data; see
         schedule.weight_decay, and `step` for the arguments.
         """
-        train_config, (_, ahead) = self.train_config, self.ahead
-        rows = train_config.batch_size * train_config.gradient_accumulation_steps
+        train_config = self.train_config
         items, _ = self.task.eval_size(split, self.config)
-        met = step * rows + ahead
+        limits = Limits(train_config, items, self.ahead[1])
         if progress is None:
-            met += (train_config.max_iters - step) * rows
+            met = limits.rows(train_config.max_iters)
+        elif not limits.seconds:
+            met = limits.rows(limits.steps)
         else:
-            met = met / progress if progress else 0.0
-        return weight_decay(met / items, rows / items, train_config.learning_rate)
+            met = limits.rows(step) / progress if progress else 0.0
+        return weight_decay(met / items, limits.step_rows / items, train_config.learning_rate)
 
     def sum_over_ranks(self, loss):
         """Bring the gradients of all ranks together; return the sum of their losses."""

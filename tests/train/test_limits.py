@@ -14,9 +14,11 @@ from minigpt.optim.adamw import AdamW
 from minigpt.optim.schedule import describe, learning_rate, weight_decay
 from minigpt.sample.tasks import TASKS
 from minigpt.train import __main__ as train
+from minigpt.train import resume as resuming
 from minigpt.train.config import TrainConfig
 from minigpt.train.cost import run_time
 from minigpt.train.limits import Limits
+from minigpt.train.options import options, parse
 from minigpt.train.presets import configs_of
 from tests.tools.training import TEXT, begin, metrics, refusal, resume, same
 from tests.train.test_clock import BY_CLOCK, rates, slow
@@ -28,9 +30,9 @@ WINDOWS = 225  # of 8 tokens in TEXT's training part: 75 steps of 3 rows are a p
 CAPPED = "--max-passes=0.6", "--weight-decay=auto", *BY_CLOCK  # 45 steps
 
 
-def limits(data_rows=None, ahead=0, **options):
+def limits(data_rows=None, ahead=0, **given):
     """The Limits of options."""
-    return Limits(TrainConfig(**options), data_rows, ahead)
+    return Limits(TrainConfig(**given), data_rows, ahead)
 
 
 def test_a_run_is_as_far_as_what_comes_first():
@@ -102,6 +104,42 @@ def test_limits_in_words():
     assert steps.reason(64, 4.0) == "ended after 64 steps: 1 pass through the training data"
 
 
+@pytest.mark.parametrize(
+    "asked, words",
+    [
+        (1500.0, "1,500 passes"),
+        (1234567.5, "1,234,567.5 passes"),
+        (0.1234567, "0.1234567 passes"),
+        (0.00001, "0.00001 passes"),
+        (0.999999, "0.999999 passes"),
+        (1.0, "1 pass"),
+        (20.0, "20 passes"),
+    ],
+)
+def test_passes_are_told_as_they_were_asked_for(asked, words):
+    whole = f"{words} through the training data"
+    this = limits(32, max_passes=asked, max_seconds=60.0)
+    assert limits(max_passes=asked).length() == whole
+    assert this.reason(this.steps, 9.0).startswith(f"ended after {whole}: ")
+    assert this.reason(0, 60.0).endswith(f" 0 steps, 0 of {words}")
+
+
+@pytest.mark.parametrize(
+    "data_rows, steps, words",
+    [
+        (20, 1400, "2,240 passes"),
+        (32_013, 1_000_000, "1,000 passes"),
+        (3_201_300, 100_000, "1 pass"),
+        (3_199_997, 99_999, "1 pass"),
+        (10_000_000, 3, "0.0000096 passes"),
+    ],
+)
+def test_passes_made_are_told_without_an_exponent(data_rows, steps, words):
+    by_steps = limits(data_rows, max_iters=steps)
+    assert by_steps.reason(steps, 0.0).endswith(f"steps: {words} through the training data")
+    assert limits(data_rows, max_seconds=60.0).reason(steps, 60.0).endswith(f" steps, {words}")
+
+
 def test_what_is_left_is_the_lesser_of_steps_and_time():
     both = limits(2048, max_passes=3.0, max_seconds=100.0)
     assert both.seconds_left(92, 40.0, 0.5) == 50.0 and both.seconds_left(92, 40.0, 1.0) == 60.0
@@ -170,7 +208,12 @@ def test_a_fast_machine_ends_after_the_passes(tmp_path, monkeypatch, clock, caps
     out, err = capsys.readouterr()
     assert re.search(r"ended after 0.6 passes .*: 45 steps, \d of 1000 s\n", out)
     assert begin(tmp_path / "few", "--max-passes=0.05", "--max-seconds=1000", *BY_CLOCK) == 0
-    assert "the time was enough" not in err + capsys.readouterr().err
+    few = capsys.readouterr().err
+    assert "the time was enough" not in err + few and "steps only" not in err
+    assert (
+        "note: 0.05 passes through the training data made 4 steps only; give a larger --max-passes "
+        "or a smaller --batch-size\n"
+    ) in few
     # A machine twice as fast: the same run, in half the time.
     clock.now = 0.0
     slow(monkeypatch, clock, "step", lambda i: -0.005)
@@ -306,6 +349,93 @@ def test_passes_are_those_of_all_batches_where_these_change_their_size(tmp_path,
     last = metrics(tmp_path / "run")[-1]
     assert last["step"] == 10 + 15 and last["tokens"] == 45 * 8
     assert last["weight_decay"] == pytest.approx(weight_decay(0.2, 1 / WINDOWS, 0.01))
+
+
+def test_without_a_clock_weight_decay_is_whole_from_the_first_step(tmp_path):
+    flags = "--weight-decay=auto", "--log-interval=1", "--batch-size=5"
+    assert begin(tmp_path / "run", "--max-passes=0.2", *flags) == 0
+    found = [line["weight_decay"] for line in metrics(tmp_path / "run")]
+    assert found == [weight_decay(0.2, 5 / WINDOWS, 0.01)] * 9
+
+
+def test_passes_are_those_through_the_data_that_a_run_goes_on_with(tmp_path, capsys):
+    """30 steps of 225 rows, which of others are fewer passes, or more."""
+    folder, other = tmp_path / "run", tmp_path / "other.txt"
+    assert begin(folder, "--max-passes=0.4", "--min-lr=0") == 0
+    saved = (folder / LAST).read_bytes()
+    other.write_text(TEXT[:500])  # 0.8 passes of 57 are 16 steps, of 225 they were 60
+    error = refusal(capsys, resume, folder, "--max-passes=0.8", f"--data={other}")
+    assert error.startswith(
+        f"error: --resume: the run in {folder} is complete: it has made its 0.8"
+    )
+    assert (folder / LAST).read_bytes() == saved
+    other.write_text(TEXT * 2)
+    assert resume(folder, "--max-passes=0.5", f"--data={other}", "--dry-run") is None
+    assert "0.5 passes through the training data\n" in capsys.readouterr().out
+    assert resume(folder, f"--data={other}") == 0
+    lines = metrics(folder)
+    assert lines[-1]["step"] == 60 and lines[-1]["learning_rate"] < 0.001
+    assert "the learning rate goes up again, from 2.7e-05 to 0.005" in capsys.readouterr().err
+
+
+def test_a_run_whose_data_were_not_counted_is_complete_by_its_passes(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    assert begin(folder, "--max-iters=40") == 0
+    state_of = resuming.state_of
+
+    def without(*args):
+        state = state_of(*args)
+        state.data_rows = None  # as in older checkpoints
+        return state
+
+    monkeypatch.setattr(resuming, "state_of", without)
+    error = refusal(capsys, resume, folder, "--max-passes=0.5")
+    assert "is complete: it has made its 0.5 passes through the training data; give a" in error
+    assert resume(folder, "--max-passes=0.6") == 0
+    assert metrics(folder)[-1]["step"] == 45
+
+
+@pytest.mark.parametrize(
+    "flags, steps", [(["--max-passes=0.1"], 15), (["--max-iters=7"], 15), ([], 30)]
+)
+def test_a_last_evaluation_is_the_end_where_the_new_limits_are_used_up(
+    tmp_path, monkeypatch, flags, steps
+):
+    with monkeypatch.context() as patch:
+        interrupt(patch, 14, owner=AdamW)
+        assert begin(tmp_path / "run", "--max-passes=0.2") == 130
+    if not flags:  # other data, of which the passes have hardly begun
+        (tmp_path / "other.txt").write_text(TEXT * 2)
+        flags = [f"--data={tmp_path / 'other.txt'}"]
+    assert resume(tmp_path / "run", *flags) == 0
+    last = metrics(tmp_path / "run")[-1]
+    assert last["step"] == steps and "val_loss" in last
+    assert checkpoint.load(tmp_path / "run" / LAST).state["over"]
+
+
+def test_a_length_among_the_flags_wins_over_that_of_a_file(tmp_path):
+    path = tmp_path / "run.toml"
+    config = f"--config={path}"
+
+    def lengths(*flags):
+        values = options(*parse([config, *flags]))
+        return values["max_iters"], values["max_passes"], values["max_seconds"]
+
+    path.write_text("max_iters = 500\nlr_decay_iters = 400")
+    quick = configs_of("quick")[1].max_iters
+    assert lengths() == (500, None, None)
+    assert lengths("--max-passes=3") == (quick, 3.0, None)
+    assert lengths("--max-seconds=3") == (quick, None, 3.0)
+    path.write_text("max_passes = 2\nmax_seconds = 60")
+    assert lengths("--max-iters=9") == (9, None, None)
+    assert lengths("--max-passes=3") == (quick, 3.0, 60.0)
+    assert lengths("--max-seconds=3") == (quick, 2.0, 3.0)
+    with pytest.raises(UserError, match="^max_iters is 9, but max_passes is 2, by which the run"):
+        lengths("--max-iters=9", "--max-passes=2")
+    path.write_text("max_passes = 2\nmax_iters = 9")
+    for flags in ([], ["--max-iters=3"]):
+        with pytest.raises(UserError, match=f"^--config {path}: max_iters is 9, but max_passes is"):
+            lengths(*flags)
 
 
 def test_a_learning_rate_that_rises_with_the_passes_is_said(tmp_path, capsys):

@@ -98,14 +98,14 @@ MUTANTS = {
     "minigpt/train::Trainer.decay": [
         (
             "the passes so far count, not those that the time allows",
-            "met = met / progress if progress else 0.0",
-            "pass",
+            "met = limits.rows(step) / progress if progress else 0.0",
+            "met = limits.rows(step)",
             "train/test_clock.py::test_weight_decay_follows_the_passes_that_the_time_allows",
         ),
         (
             "what a run took in larger steps does not count",
-            "met = step * rows + ahead",
-            "met = step * rows",
+            "Limits(train_config, items, self.ahead[1])",
+            "Limits(train_config, items)",
             "train/test_weight_decay.py"
             "::test_a_run_that_is_resumed_decays_as_one_that_was_not_stopped",
         ),
@@ -365,10 +365,12 @@ MUTANTS = {
             "None",
             "train/test_limits.py::test_a_run_by_passes_ends_after_them_and_says_so",
         ),
+    ],
+    "minigpt/train::Run.check_decay": [
         (
             "a few steps are blamed on the clock where the passes were over",
-            "if state.over and not self.limits.used_up(state.step):",
-            "if state.over:",
+            "if limits.used_up(step):",
+            "if False:",
             "train/test_limits.py::test_a_fast_machine_ends_after_the_passes",
         ),
     ],
@@ -392,8 +394,8 @@ MUTANTS = {
     "minigpt/train::resume_run": [
         (
             "passes that are added do not count where the last evaluation is due",
-            'limits = ("max_iters", "max_seconds", "max_passes")',
-            'limits = ("max_iters", "max_seconds")',
+            "state.over = check_incomplete(state, train_config, before, run.limits)",
+            "pass",
             "train/test_limits.py::test_a_last_evaluation_is_no_end_where_passes_are_added",
         ),
     ],
@@ -564,7 +566,7 @@ MUTANTS = {
     "minigpt/train::put_together": [
         (
             "steps that are given leave a preset its passes",
-            '{"max_seconds": None, "max_passes": None}',
+            'dict.fromkeys(REPLACED["max_iters"])',
             '{"max_seconds": None}',
             "train/test_config.py::test_a_preset_takes_options_in_python_as_on_the_command_line",
         ),
