@@ -339,7 +339,9 @@ def test_a_terminal_shows_a_bar(tmp_path):
     os.close(leader)
     assert process.returncode == 0
     shown = shown.decode()
-    bar = r"\d+%\|.*\| \d+/300, 00:\d\d, (\d\d:\d\d|\?) left, loss \d\.\d{4}, [\d,]+ tokens/s"
+    bar = (
+        r"\d+%\|.*\| step \d+ of 300, 00:\d\d, (\d\d:\d\d|\?) left, loss \d\.\d{4}, [\d,]+ tokens/s"
+    )
     assert re.search(bar, shown) and "left, evaluating" in shown
     assert shown.endswith("\r")  # the bar is wiped at the end
     assert "\r" not in out and "step    100   train" in out
