@@ -28,9 +28,10 @@ from bench.lib.attention_check import TOLERANCE, Shape, checked_rows, compare, e
 from bench.lib.rates import dtype_of
 from minigpt import cli
 from minigpt.backend import to_device, to_host
+from minigpt.backend.cpu.crew import shard_slices
 from minigpt.backend.devices import check_precision, load_backend
 from minigpt.ops.attention import attention_backward, attention_forward
-from minigpt.train.threads import Workers, shard_slices
+from minigpt.train.threads import Workers
 
 NAIVE_BYTES = 2**30  # torch's naive attention is left out where one array of scores takes more
 NOTE = """

@@ -23,7 +23,6 @@ import numpy as np
 
 from bench.lib import report
 from minigpt import cli
-from minigpt.backend.blas import blas_threads
 from minigpt.backend.cores import usable_cores
 from minigpt.errors import UserError
 from minigpt.model.init import init_params
@@ -84,7 +83,7 @@ def child(args):
         own |= {"block_size": args.block_size} if args.block_size else {}
         config, train_config = resolve(PRESETS[args.preset] | own, {"vocab_size": VOCABULARY})
         ids = np.random.default_rng(1337).integers(0, VOCABULARY, 100_000, dtype=np.int32)
-        with blas_threads(args.threads), Workers(args.threads) as workers:
+        with Workers(args.threads) as workers:
             made = init_params(config, 1337, np), config, train_config, np, workers
             trainer = Trainer(*made, ranks=ranks)
             found = {"step_s": repeat(lambda i: trainer.step(ids, i), args.seconds, ranks)}

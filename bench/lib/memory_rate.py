@@ -10,7 +10,6 @@ from unittest import mock
 import numpy as np
 
 from bench.lib import report, timing
-from minigpt.backend.blas import blas_threads
 from minigpt.backend.cpu import adamw as cpu_adamw
 from minigpt.backend.cpu.blocking import row_blocks
 from minigpt.optim.adamw import adamw_step
@@ -69,7 +68,6 @@ def by_way(n, threads, seconds):
     for x, value in zip(arrays, (1.0, 1e-3, 1e-3, 1e-6), strict=True):
         x[...] = value
     with contextlib.ExitStack() as stack:
-        stack.enter_context(blas_threads(1))
         candidates = {}
         for count in threads:
             workers = stack.enter_context(Workers(count))

@@ -59,9 +59,12 @@ def shell_word(text):
     return f"$'{plain}'"
 
 
-def plural(n, noun):
-    """Return a number with its noun, which may be given in the plural: "1 layer", "2 layers"."""
-    return f"{n} {noun.removesuffix('s')}{'s' * (n != 1)}"
+def plural(n, noun, how=""):
+    """Return a number with its noun, which may be given in the plural: "1 layer", "2 layers".
+
+    `how` it is written, as of format(): "," for "1,400 steps".
+    """
+    return f"{n:{how}} {noun.removesuffix('s')}{'s' * (n != 1)}"
 
 
 def first_of(items, n, separator=", "):

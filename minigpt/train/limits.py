@@ -12,6 +12,7 @@ import math
 from decimal import Decimal
 from fractions import Fraction
 
+from minigpt.cli import plural
 from minigpt.optim.schedule import budget_used
 
 
@@ -83,7 +84,7 @@ class Limits:
 
     def length(self):
         """Return the length of a run in words."""
-        steps = "" if self.steps is None else count(self.steps, "step")
+        steps = "" if self.steps is None else plural(self.steps, "step", ",")
         if self.by_steps:
             return steps
         time, passes = f"{self.seconds:g} seconds" if self.seconds else "", ""
@@ -102,7 +103,7 @@ class Limits:
 
     def reason(self, step, seconds):
         """Return in words why a run is over, and what it has used of everything else."""
-        steps, made = count(step, "step"), self.rows(step) / self.data_rows
+        steps, made = plural(step, "step", ","), self.rows(step) / self.data_rows
         made = round(made) if made >= 1000 else float(f"{made:.3g}")
         if not self.used_up(step):
             passes = f"{digits(made)} of {count_passes(self.passes)}" if self.passes else None
@@ -111,11 +112,6 @@ class Limits:
             return f"ended after {steps}: {describe_passes(made)}"
         time = f", {self.time(seconds)}" if self.seconds else ""
         return f"ended after {describe_passes(self.passes)}: {steps}{time}"
-
-
-def count(n, noun):
-    """Return a number with its noun: "1 step", "1,400 steps"."""
-    return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
 def digits(x):

@@ -15,6 +15,7 @@ import sys
 from minigpt.backend import is_plain
 from minigpt.backend.cpu import attention_tiles as tiles
 from minigpt.backend.cpu import blocking, cross_entropy
+from minigpt.backend.cpu.crew import shard_slices
 from minigpt.backend.devices import PRECISIONS
 from minigpt.model import count_parameters
 from minigpt.model.flops import count_layers
@@ -22,7 +23,7 @@ from minigpt.model.lora import adapter_shapes, count_adapter
 from minigpt.params import leaves
 from minigpt.sample import answers
 from minigpt.sample.evaluation import EVAL_TOKENS
-from minigpt.train.threads import STACK, shard_slices
+from minigpt.train.threads import STACK
 
 FLOAT = 4  # bytes of float32
 PAGE = 200 * 10**6  # bytes of a page, at the end of a run: the library or activations; measured

@@ -3,12 +3,12 @@
 import math
 
 from minigpt.backend import array_module, to_device
+from minigpt.backend.cpu.crew import shard_slices
 from minigpt.errors import UserError
 from minigpt.model.gpt import logits
 from minigpt.ops.dropout import Rng
 from minigpt.optim.gradients import sum_of_squares
 from minigpt.sample.tasks import task_of
-from minigpt.train.threads import shard_slices
 
 LIMIT = 5  # steps in a row that may be skipped
 

@@ -21,6 +21,7 @@ import traceback
 
 from minigpt import cli
 from minigpt.backend.cores import core_limit, cpu_quota
+from minigpt.backend.cpu.crew import shard_slices
 from minigpt.backend.devices import load_backend
 from minigpt.errors import UserError
 from minigpt.train.interrupt import NEVER, Stopped, announce, interruptible
@@ -28,7 +29,6 @@ from minigpt.train.launch import BY_HAND, find_meeting, find_place
 from minigpt.train.mpi import Mpi, load_mpi
 from minigpt.train.narrow import Narrow
 from minigpt.train.nccl import Nccl, choose_device
-from minigpt.train.threads import shard_slices
 
 LEAVE = "gone"
 OWN = {"threads", "data", "out_dir"}  # options that may differ: each machine has its own

@@ -11,6 +11,7 @@ import types
 import numpy
 
 from minigpt.backend import all_arrays_on, to_device, to_host
+from minigpt.backend.cpu.crew import shard_slices
 from minigpt.backend.devices import PRECISIONS, dtype_of, on_gpu
 from minigpt.backend.places import Later, gradient_places, gradients_into
 from minigpt.model.lora import join
@@ -24,7 +25,7 @@ from minigpt.train.config import make_optimizer, optimizer_parts
 from minigpt.train.interrupt import NEVER, Stopped
 from minigpt.train.limits import Limits
 from minigpt.train.ranks import ALONE
-from minigpt.train.threads import shard_slices, sum_gradients
+from minigpt.train.threads import sum_gradients
 
 
 class Trainer:

@@ -15,6 +15,7 @@ import numpy as np
 
 from minigpt.backend.blas import blas_threads
 from minigpt.backend.cpu import crew, pool
+from minigpt.backend.cpu.crew import shard_slices
 from minigpt.backend.cpu.pool import empty
 from minigpt.errors import UserError
 from minigpt.optim.gradients import gather
@@ -22,13 +23,6 @@ from minigpt.params import LINE_ELEMENTS
 
 IDLE = (), (), (), None  # no call of `_map` is under way
 STACK = 2**20  # numbers of x, or of a product to be added, that a thread has at one time
-
-
-def shard_slices(n, parts):
-    """Return min(n, parts) slices that cover 0 .. n - 1 as evenly as can be, in order."""
-    parts = min(n, parts)
-    edges = [n * i // max(parts, 1) for i in range(parts + 1)]
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
 
 
 class Workers:

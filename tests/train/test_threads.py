@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
 from minigpt.backend.cores import usable_cores
-from minigpt.backend.cpu.crew import share, size
+from minigpt.backend.cpu.crew import shard_slices, share, size
 from minigpt.errors import UserError
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.clipping import GRAD_NORM, GRAD_SCALE
 from minigpt.params import Params
-from minigpt.train.threads import Workers, cut, shard_slices, sum_gradients
+from minigpt.train.threads import Workers, cut, sum_gradients
 
 
 def blas_threads():

@@ -13,8 +13,14 @@ import numpy as np
 # and waiting for it takes 50.
 PART = 2**22
 
-_lent = threading.local()  # .crew: (how many, spread) within `lend`, else None
-NOBODY = (1, None)
+
+class Lent(threading.local):
+    """What the ops of this thread have: n threads, itself among them, and `spread`; see `lend`."""
+
+    n, spread = 1, None
+
+
+_lent = Lent()
 
 
 @contextlib.contextmanager
@@ -28,16 +34,17 @@ def lend(n, spread):
     spread : function
         spread(fn, items) runs fn on a part of the list `items` in each thread, and waits for all.
     """
-    before, _lent.crew = getattr(_lent, "crew", NOBODY), (n, spread)
+    before = _lent.n, _lent.spread
+    _lent.n, _lent.spread = n, spread
     try:
         yield
     finally:
-        _lent.crew = before
+        _lent.n, _lent.spread = before
 
 
 def size():
     """Return how many threads the ops of the calling thread have."""
-    return getattr(_lent, "crew", NOBODY)[0]
+    return _lent.n
 
 
 def share(fn, items):
@@ -45,16 +52,23 @@ def share(fn, items):
 
     What it makes of an item must not depend on the others of its part.
     """
-    n, spread = getattr(_lent, "crew", NOBODY)
+    n, spread = _lent.n, _lent.spread
     if n == 1 or len(items) < 2:
         fn(items)
         return
 
     def alone(part):
-        with lend(*NOBODY):
+        with lend(1, None):
             fn(part)
 
     spread(alone, items)
+
+
+def shard_slices(n, parts):
+    """Return min(n, parts) slices that cover 0 .. n - 1 as evenly as can be, in order."""
+    parts = min(n, parts)
+    edges = [n * i // max(parts, 1) for i in range(parts + 1)]
+    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
 
 
 def parts(n, work):
@@ -66,9 +80,7 @@ def parts(n, work):
     work : int
         Multiplications for all n.
     """
-    count = max(1, min(size(), n, work // PART))
-    edges = [n * i // count for i in range(count + 1)]
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return shard_slices(n, max(1, min(size(), work // PART)))
 
 
 def product(a, b, out):

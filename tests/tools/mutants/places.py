@@ -78,18 +78,20 @@ MUTANTS = {
     "minigpt/backend/cpu/crew.py::share": [
         (
             "an op that shares its parts lends threads to the ops within",
-            "lend(*NOBODY)",
+            "lend(1, None)",
             "lend(n, spread)",
             f"{THREADS}test_ops_share_their_parts_where_a_piece_of_work_is_alone",
         ),
     ],
-    "minigpt/backend/cpu/crew.py::parts": [
+    "minigpt/backend/cpu/crew.py::product": [
         (
             "the last part of a product is nobody's",
-            "range(count + 1)",
-            "range(count if count > 1 else 2)",
+            "parts(len(out), out.size * len(b))",
+            "parts(len(out), out.size * len(b))[:1]",
             f"{LATER}test_a_row_alone_is_shared_out_by_rows_and_blocks",
         ),
+    ],
+    "minigpt/backend/cpu/crew.py::parts": [
         (
             "small products wake up threads",
             "work // PART",

@@ -219,7 +219,7 @@ MUTANTS = {
             "train/test_run.py::test_cut_metrics_keeps_whole_lines_up_to_the_step",
         ),
     ],
-    "minigpt/train::shard_slices": [
+    "minigpt/backend/cpu/crew.py::shard_slices": [
         (
             "the last rows of a batch belong to no shard",
             "for a, b in zip(edges, edges[1:], strict=False)]",
