@@ -3,8 +3,8 @@
 minigpt with its KV cache; torch without one, recomputing the whole context for every token as
 nanoGPT does; and GPT2LMHeadModel of transformers with its KV cache, where that is installed. All
 have the same weights, prompt and number of tokens, and draw from the full distribution. Reading
-the prompt is part of the time. minigpt runs as `minigpt sample` does, with BLAS on one thread;
-torch has all. Before anything is timed, the logits after a prompt are compared;
+the prompt is part of the time. minigpt runs as `minigpt sample` does, with BLAS on one thread in
+each of its own. Before anything is timed, the logits after a prompt are compared;
 a difference ends with exit code 1. With --backend cupy all run on the GPU, and torch has a cache,
 too.
 """
@@ -43,7 +43,7 @@ above 1 minigpt is faster. bound: % of the rate at which the weights could be re
 step, from the measured rate of a matrix-vector product as large as all weights."""
 
 
-def minigpt_candidate(config, params, ids, n, place):
+def minigpt_candidate(config, params, ids, n, place, threads):
     """Return (logits after a prompt, function that draws n tokens)."""
     xp, dtype, _ = place
     dtype = rates.dtype_of(dtype)
@@ -54,7 +54,7 @@ def minigpt_candidate(config, params, ids, n, place):
 
     def draw():
         with blas_threads(1):
-            return list(generate(p, config, ids, n))
+            return list(generate(p, config, ids, n, threads=threads))
 
     return last.astype(np.float32), draw
 
@@ -110,7 +110,7 @@ def transformers_candidate(config, params, ids, n, place):
     return last, lambda: model.generate(prompt, **settings)
 
 
-def candidates(config, params, ids, n, torch, xp, dtype):
+def candidates(config, params, ids, n, threads, torch, xp, dtype):
     """Return {name: function that draws n tokens}, checked against each other.
 
     Raises
@@ -118,7 +118,8 @@ def candidates(config, params, ids, n, torch, xp, dtype):
     WrongResult
         If logits differ by more than `TOLERANCE` times the largest.
     """
-    makers, device = {"minigpt": minigpt_candidate}, timing.torch_device(torch, xp)
+    minigpt = functools.partial(minigpt_candidate, threads=threads)
+    makers, device = {"minigpt": minigpt}, timing.torch_device(torch, xp)
     if device is not None:
         makers["torch, no cache"] = torch_candidate
         if xp is not np:
@@ -146,7 +147,7 @@ def bench(name, batch, dtype, args, torch, xp):
     n = args.new_tokens or config.block_size // 4
     params = init_params(config, 1337, np)
     ids = np.random.default_rng(7).integers(0, CHARACTERS, (batch, prompt), dtype=np.int32)
-    found = candidates(config, params, ids, n, torch, xp, dtype)
+    found = candidates(config, params, ids, n, args.threads, torch, xp, dtype)
     times = timing.measure(found, args.seconds, xp=xp)
     read = 12 * config.n_layer * config.n_embd**2 + config.vocab_size * config.n_embd
     read *= rates.dtype_of(dtype).itemsize

@@ -145,6 +145,15 @@ class Field(typing.NamedTuple):
         """The type of values that are not None."""
         return next(t for t in self.types if t is not NoneType)
 
+    def is_none(self, value):
+        """Tell whether a value is the word none, and can only mean None: of a flag, in TOML."""
+        return (
+            isinstance(value, str)
+            and value.lower() == "none"
+            and NoneType in self.types
+            and self.kind is not str
+        )
+
     def check(self, value, name):
         """Return a value as the type that the field needs.
 
@@ -158,7 +167,8 @@ class Field(typing.NamedTuple):
             good = value and all(map(is_name, value))
             value = "\n".join(map(os.fspath, value)) if good else value
         auto = self.option.get("auto")
-        value = None if auto and value == AUTO else converted(value, self.kind)
+        left_out = value == AUTO if auto else self.is_none(value)
+        value = None if left_out else converted(value, self.kind)
         if type(value) not in self.types or value != value:
             words = NEEDED | {NoneType: AUTO} if auto else NEEDED
             needed = " or ".join(words.get(t, f"a {t.__name__}") for t in self.types)

@@ -55,7 +55,8 @@ def sample(given):
     check_flags(given.keys(), task)
     check_tokenizer(checkpoint.tokenizer)
     # A step reads all weights to multiply one vector. One thread uses up the memory's bandwidth;
-    # those of BLAS would wait for each other in every product, long where cores are busy.
+    # those of BLAS would wait for each other in every product, long where cores are busy. Where
+    # more threads gain something, `generate` has its own.
     with blas_threads(1):
         prompt = read_prompt(config.prompt, config.prompt_file)
         return task.decode(checkpoint, prompt, options[task.name])

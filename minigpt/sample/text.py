@@ -164,7 +164,7 @@ def short_text(data, tree, config, tokens, enough):
     """
     tokenizer, usual = data.tokenizer, TextOptions()
     settings = {name: getattr(usual, name) for name in ("temperature", "top_k", "top_p", "seed")}
-    settings |= {"vocab_size": tokenizer.vocab_size}
+    settings |= {"vocab_size": tokenizer.vocab_size, "threads": 1}
     decoder, text = tokenizer.decoder(), ""
     for (new,) in generate(tree, config, tokenizer.default_prompt()[None], tokens, **settings):
         if new == tokenizer.end_of_text:

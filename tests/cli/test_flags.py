@@ -231,6 +231,16 @@ def test_a_config_made_in_python_is_checked_like_a_command_line(values, message)
     assert str(error.value) == message
 
 
+def test_none_takes_a_value_away_where_there_may_be_none(capsys):
+    assert parse("--min-lr", "none") == {"min_lr": None}
+    assert Train(min_lr="None") == Train() and Train(out_dir="none").out_dir == "none"
+    with pytest.raises(SystemExit):
+        parse("--max-iters=none")
+    assert "--max-iters is 'none'; it must be a whole number" in capsys.readouterr().err
+    with pytest.raises(UserError, match="min_lr is 'nothing'; it must be a number or None"):
+        Train(min_lr="nothing")
+
+
 def test_numbers_and_paths_of_other_libraries_are_accepted():
     config = Train(max_iters=np.int64(7), min_lr=np.float32(0.5), out_dir=Path("a", "b"))
     assert config == Train(7, 0.5, os.path.join("a", "b"))

@@ -1,8 +1,10 @@
 """Decoding with a KV cache against the full forward pass."""
 
 import math
+import threading
 import tracemalloc
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from minigpt.errors import UserError
 from minigpt.model.gpt import gpt_forward, logits, shapes
 from minigpt.params import Params
 from minigpt.sample import generate as decoding
-from minigpt.sample.generate import generate
+from minigpt.sample.generate import PART_WORK, generate, parts_of
 from minigpt.sample.sampling import next_probabilities
 from tests.tools.options import gpt_config
 
@@ -121,6 +123,45 @@ def test_logits_that_are_not_finite_are_an_error(rng, value):
     tokens = generate(params.tree, CONFIG, [[0]], 5)
     with pytest.raises(UserError, match="the model's logits are not finite, so its weights have"):
         next(tokens)
+
+
+@pytest.mark.parametrize("threads, parts", [(1, 1), (2, 2), (3, 2)])
+def test_rows_are_the_same_over_threads(rng, monkeypatch, threads, parts):
+    p = make_params(rng, CONFIG).tree
+    prompt = rng.integers(CONFIG.vocab_size, size=(9, 5))
+    expected = list(generate(p, CONFIG, prompt, 20, seed=1, threads=1))
+    monkeypatch.setattr(decoding, "PART_WORK", 1)
+    shapes_seen, run = [], decoding.next_logits
+
+    def recording(ids, *args):
+        shapes_seen.append(ids.shape)
+        return run(ids, *args)
+
+    monkeypatch.setattr(decoding, "next_logits", recording)
+    monkeypatch.setattr(decoding, "PREFILL_TOKENS", 18)  # two of each of nine rows
+    monkeypatch.setattr(decoding, "gpt_forward", passes := mock.Mock(side_effect=gpt_forward))
+    tokens = generate(p, CONFIG, prompt, 20, seed=1, threads=threads)
+    new = [next(tokens)]
+    assert len(shapes_seen) == parts and sum(rows for rows, _ in shapes_seen) == 9
+    assert {call.args[0].shape[1] for call in passes.call_args_list} == {1, 2}
+    np.testing.assert_array_equal(new + list(tokens), expected)
+
+
+def test_a_part_has_enough_to_do():
+    p = {"wte": np.empty((2, PART_WORK // 8)), "b": np.empty(2**20)}  # a fourth, for each row
+    found = [[part.stop for part in parts_of(rows, p, 4)] for rows in (1, 3, 8, 16, 99)]
+    assert found == [[1], [3], [4, 8], [4, 8, 12, 16], [24, 49, 74, 99]]
+    assert parts_of(99, {"wte": np.empty((2, 9))}, 4) == [slice(0, 99)]
+    assert parts_of(99, p, 1) == [slice(0, 99)]
+
+
+def test_an_iterator_that_is_left_ends_its_threads(rng):
+    tokens = generate(make_params(rng, CONFIG).tree, CONFIG, [[3]], 5, threads=3)
+    before = threading.active_count()
+    next(tokens)
+    assert threading.active_count() == before + 2
+    tokens.close()
+    assert threading.active_count() == before
 
 
 def test_a_step_allocates_little(rng):

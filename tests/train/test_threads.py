@@ -1,9 +1,4 @@
-import contextlib
-import gc
-import signal
 import threading
-import time
-import weakref
 from threading import Thread
 
 import numpy as np
@@ -13,7 +8,6 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
 from minigpt.backend.cores import usable_cores
-from minigpt.backend.cpu.crew import shard_slices, share, size
 from minigpt.errors import UserError
 from minigpt.optim.adamw import AdamW
 from minigpt.optim.clipping import GRAD_NORM, GRAD_SCALE
@@ -27,132 +21,6 @@ def blas_threads():
 
 def test_at_least_one_core():
     assert usable_cores() >= 1
-
-
-@given(n=st.integers(1, 50), parts=st.integers(1, 60))
-def test_shards_cover_all_rows_once_in_order_and_evenly(n, parts):
-    slices = shard_slices(n, parts)
-    assert [i for s in slices for i in range(s.start, s.stop)] == list(range(n))
-    assert len(slices) == min(n, parts)
-    sizes = [s.stop - s.start for s in slices]
-    assert 1 <= min(sizes) <= max(sizes) <= min(sizes) + 1
-
-
-@pytest.mark.parametrize("n", [1, 2, 3])
-def test_map_keeps_the_order_whatever_finishes_first(n):
-    def slow_at_first(i):
-        time.sleep(0.02 / (i + 1))
-        return i, threading.current_thread().name
-
-    with Workers(n) as workers:
-        results = workers.map(slow_at_first, range(7))
-    assert [i for i, _ in results] == list(range(7))
-    names = [name for _, name in results]
-    assert len(set(names)) == n
-    assert all(names[i] == names[i % n] for i in range(7))  # item i on thread i mod n
-    assert names[0] == threading.current_thread().name
-
-
-def test_map_works_at_the_same_time():
-    meeting = threading.Barrier(3, timeout=10)
-    with Workers(3) as workers:
-        workers.map(lambda _: meeting.wait(), range(3))  # nobody passes alone
-
-
-@pytest.mark.parametrize("n", [1, 2, 3])
-@pytest.mark.parametrize("at", [0, 1, 4])
-def test_an_exception_reaches_the_caller_and_the_workers_live_on(n, at):
-    done = []
-
-    def work(i):
-        if i == at:
-            raise MemoryError(f"item {i}")
-        done.append(i)
-
-    with Workers(n) as workers:
-        with pytest.raises(MemoryError, match=f"item {at}"):
-            workers.map(work, range(5))
-        assert set(range(5)) - {*done, at} <= set(range(at + 1, 5))  # none is still running
-        assert workers.map(abs, [-1, -2, -3]) == [1, 2, 3]
-
-
-@pytest.fixture
-def ctrl_c():
-    """Return a function that interrupts this thread after some seconds."""
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
-
-
-@pytest.mark.parametrize("at", [0, 1])  # in the caller's own part, in its wait for the others
-def test_ctrl_c_leaves_at_once_and_the_next_call_waits_for_what_is_left(ctrl_c, at):
-    events = []
-
-    def work(item):
-        i, name = item
-        events.append(("begins", i, name))
-        if name == "left" and i >= at:
-            stop = time.monotonic() + 0.4
-            while time.monotonic() < stop:
-                time.sleep(0.01)
-        events.append(("ends", i, name))
-        return name
-
-    with Workers(2) as workers:
-        ctrl_c(0.05)
-        with pytest.raises(KeyboardInterrupt):
-            workers.map(work, [(0, "left"), (1, "left")])
-        assert ("ends", 1, "left") not in events
-        for name in "next", "last":
-            assert workers.map(work, [(0, name), (1, name)]) == [name, name]
-    assert events.index(("ends", 1, "left")) < events.index(("begins", 0, "next"))
-
-
-def test_what_ctrl_c_leaves_at_work_ends_after_the_workers(ctrl_c):
-    with pytest.raises(KeyboardInterrupt), Workers(2) as workers:
-        [thread] = workers._threads
-        ctrl_c(0.05)
-        workers.map(lambda i: time.sleep(0.4 * i), [0, 1])
-    assert thread.is_alive()
-    thread.join(timeout=10)
-    assert not thread.is_alive()
-
-
-@pytest.mark.parametrize("at", [0, 1])
-def test_an_error_keeps_no_memory_of_the_pieces(at):
-    class Large:
-        pass
-
-    kept = []
-
-    def work(i):
-        large = Large()
-        kept.append(weakref.ref(large))
-        if i == at:
-            raise ValueError
-
-    gc.disable()
-    try:
-        with Workers(2) as workers, contextlib.suppress(ValueError):
-            workers.map(work, [0, 1])
-        assert [ref() for ref in kept] == [None, None]
-    finally:
-        gc.enable()
-
-
-def test_threads_end_with_the_workers():
-    before = set(threading.enumerate())
-    workers = Workers(3)
-    new = set(threading.enumerate()) - before
-    assert len(new) == 2
-    workers.close()
-    assert not any(thread.is_alive() for thread in new)
-    workers.close()
 
 
 @pytest.mark.report("16")
@@ -184,43 +52,6 @@ def test_blas_has_one_thread_while_several_work_and_its_own_afterwards():
     with pytest.raises(ZeroDivisionError), Workers(2) as workers:
         workers.map(lambda i: 1 / i, [1, 0])
     assert blas_threads() == before
-
-
-@pytest.mark.parametrize("n", [1, 2, 3])
-def test_ops_share_their_parts_where_a_piece_of_work_is_alone(n):
-    def op(alone):
-        names, parts = set(), []
-
-        def part(items):
-            nested = []
-            if size() == 1:  # what shares already lends nothing; if it did, all would wait
-                share(nested.append, [1, 2])
-            names.add(threading.current_thread().name)
-            parts.append((items, nested))
-
-        share(part, [*range(5)])
-        return len(names), sorted(parts)
-
-    with Workers(n) as workers:
-        [(threads, parts)] = workers.map(op, [0])
-        assert threads == n and sum((items for items, _ in parts), []) == [*range(5)]
-        assert all(nested == [[1, 2]] for _, nested in parts)
-        assert [threads for threads, _ in workers.map(op, [0, 1])] == [1, 1]
-        with pytest.raises(ZeroDivisionError):
-            workers.map(lambda _: share(lambda items: [1 / i for i in items], [1, 1, 0]), [0])
-        assert workers.map(op, [0])[0][0] == n
-    assert op(0)[0] == 1
-
-
-@pytest.mark.parametrize("n", [1, 2, 3])
-@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 100])
-def test_ranges_cover_all_elements_once_in_cache_lines(n, size):
-    ranges = []
-    with Workers(n) as workers:
-        ends = workers.ranges(lambda start, stop: ranges.append((start, stop)) or stop, size)
-    assert [i for a, b in sorted(ranges) for i in range(a, b)] == list(range(size))
-    assert all(a % 16 == 0 for a, _ in ranges)
-    assert 1 <= len(ranges) <= n and ends == [stop for _, stop in sorted(ranges)]
 
 
 @given(sizes=st.lists(st.integers(0, 9), max_size=6), a=st.integers(0, 60), b=st.integers(0, 60))

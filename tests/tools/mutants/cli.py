@@ -13,6 +13,14 @@ MUTANTS = {
             IN_PYTHON,
         ),
     ],
+    "minigpt/cli::Field.is_none": [
+        (
+            "none is a value of every option",
+            "and NoneType in self.types",
+            "",
+            "cli/test_flags.py::test_none_takes_a_value_away_where_there_may_be_none",
+        ),
+    ],
     "minigpt/cli::Field.check": [
         (
             "a bound is not checked",

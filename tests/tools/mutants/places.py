@@ -1,6 +1,6 @@
 """Bugs in where gradients are left, and in what is made of the factors that shards leave."""
 
-THREADS = "train/test_threads.py::"
+THREADS = "backend/test_threads.py::"
 LATER = "train/test_later.py::"
 SUMS = f"{LATER}test_gradients_made_of_what_shards_leave_are_their_sums"
 BITS = f"{LATER}test_one_thread_has_the_bits_of_gradients_that_are_gathered"
@@ -59,7 +59,7 @@ MUTANTS = {
             f"{LATER}test_a_place_is_one_thread_s_while_the_context_lasts",
         ),
     ],
-    "minigpt/train/threads.py::Workers.map": [
+    "minigpt/backend/cpu/threads.py::Threads.map": [
         (
             "a piece of work that is alone lends no threads",
             "crew.lend(self.n, self._spread)",
@@ -67,12 +67,12 @@ MUTANTS = {
             f"{THREADS}test_ops_share_their_parts_where_a_piece_of_work_is_alone",
         ),
     ],
-    "minigpt/train/threads.py::Workers.ranges": [
+    "minigpt/backend/cpu/threads.py::Threads.ranges": [
         (
             "a part of no weights has no range",
             "max(-(-n // LINE_ELEMENTS), 1)",
             "-(-n // LINE_ELEMENTS)",
-            f"{THREADS}test_a_part_of_no_weights_has_a_norm_and_a_step",
+            "train/test_threads.py::test_a_part_of_no_weights_has_a_norm_and_a_step",
         ),
     ],
     "minigpt/backend/cpu/crew.py::share": [

@@ -50,7 +50,27 @@ MUTANTS = {
             "sample/test_sampling.py::test_what_has_no_probability_is_never_drawn",
         ),
     ],
+    "minigpt/sample::parts_of": [
+        (
+            "threads have parts that are too small for them",
+            "work // PART_WORK",
+            "work",
+            "sample/test_generate.py::test_a_part_has_enough_to_do",
+        ),
+    ],
     "minigpt/sample::generate": [
+        (
+            "every thread has the rows of the first",
+            "context[parts[i], kv.length : n]",
+            "context[: len(context[parts[i]]), kv.length : n]",
+            "sample/test_generate.py::test_rows_are_the_same_over_threads",
+        ),
+        (
+            "parts of the rows read as much at a time as all rows",
+            "kv, B)[",
+            "kv)[",
+            "sample/test_generate.py::test_rows_are_the_same_over_threads",
+        ),
         (
             "all rows have one stream of random numbers",
             "np.array([seed, r], np.uint64)",

@@ -166,33 +166,33 @@ MUTANTS = {
             "train/test_memory.py::test_memory_for_names_the_innermost_place_and_keeps_other_errors",
         ),
     ],
-    "minigpt/train::Workers._map": [
+    "minigpt/backend/cpu/threads.py::Threads._map": [
         (
             "what goes wrong in a shard is passed over",
             "outcome and outcome[1])",
             "outcome and False)",
-            "train/test_threads.py::test_an_exception_reaches_the_caller_and_the_workers_live_on",
+            "backend/test_threads.py::test_an_exception_reaches_the_caller_and_the_threads_live_on",
         ),
         (
             "a call begins while threads are at the last one",
             "self._wait()\n        outcomes, done",
             "outcomes, done",
-            "train/test_threads.py"
+            "backend/test_threads.py"
             "::test_ctrl_c_leaves_at_once_and_the_next_call_waits_for_what_is_left",
         ),
         (
             "an error keeps the memory of its piece",
             "del outcomes\n",
             "pass\n",
-            "train/test_threads.py::test_an_error_keeps_no_memory_of_the_pieces",
+            "backend/test_threads.py::test_an_error_keeps_no_memory_of_the_pieces",
         ),
     ],
-    "minigpt/train::Workers.close": [
+    "minigpt/backend/cpu/threads.py::Threads.close": [
         (
             "what Ctrl-C leaves at work is waited for at the end",
             "if self._call is IDLE else ()",
             "",
-            "train/test_threads.py::test_what_ctrl_c_leaves_at_work_ends_after_the_workers",
+            "backend/test_threads.py::test_what_ctrl_c_leaves_at_work_ends_after_the_others",
         ),
     ],
     "minigpt/train::locked": [
@@ -224,7 +224,7 @@ MUTANTS = {
             "the last rows of a batch belong to no shard",
             "for a, b in zip(edges, edges[1:], strict=False)]",
             "for a, b in zip(edges, edges[1:-1] + [n - (n > 1)], strict=False)]",
-            "train/test_threads.py::test_shards_cover_all_rows_once_in_order_and_evenly",
+            "backend/test_threads.py::test_shards_cover_all_rows_once_in_order_and_evenly",
         ),
     ],
     "minigpt/train::LossMean.read": [
@@ -554,7 +554,7 @@ MUTANTS = {
             "train/test_run.py::test_what_is_marked_read_only_is_found_before_any_work",
         ),
     ],
-    "minigpt/train::Workers.__init__": [
+    "minigpt/backend/cpu/threads.py::Threads.__init__": [
         (
             "threads that were started stay where not all can be",
             "self.close()\n            raise UserError(",
