@@ -116,8 +116,20 @@ def note_on_threads(threads):
 
 def processor():
     """Return the name of the processor."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as info:
-        found = re.search(r"model name\s*: (.+)", info.read())
-        if found:
-            return found[1]
+    with contextlib.suppress(OSError):
+        name = processor_name(Path("/proc/cpuinfo").read_text("utf-8", "replace"))
+        if name:
+            return name
     return platform.processor() or "an unknown processor"
+
+
+def processor_name(info):
+    """Return the name of the first processor in the text of /proc/cpuinfo, or None.
+
+    One without a number, as virtual machines have, gets the numbers that tell generations apart.
+    """
+    info = dict(re.findall(r"^(cpu family|model|model name)\s*: (.+)", info.split("\n\n")[0], re.M))
+    name, numbers = info.get("model name"), (info.get("cpu family"), info.get("model"))
+    if name and None not in numbers and not re.search(r"\d", name):
+        name += " (family {}, model {})".format(*numbers)
+    return name

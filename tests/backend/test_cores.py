@@ -8,7 +8,14 @@ import pytest
 from minigpt.backend import cores
 from minigpt.backend.__main__ import own_rows
 from minigpt.backend.blas import blas_threads
-from minigpt.backend.cores import VARIABLES, core_limit, cpu_quota, note_on_threads, usable_cores
+from minigpt.backend.cores import (
+    VARIABLES,
+    core_limit,
+    cpu_quota,
+    note_on_threads,
+    processor_name,
+    usable_cores,
+)
 from minigpt.train.config import TrainConfig
 from tests.backend.test_blas import sizes_of_blas
 from tests.tools import training
@@ -152,3 +159,19 @@ def test_blas_is_not_lifted_above_what_the_environment_allows(monkeypatch):
 
 def test_a_note_names_what_is_not_the_machine():
     assert note_on_threads(9) == ["9 threads on 8 cores: more threads than cores are slower"]
+
+
+@pytest.mark.parametrize(
+    "name, numbers, expected",
+    [
+        ("AMD EPYC", (23, 1), "AMD EPYC (family 23, model 1)"),
+        ("AMD EPYC 7763 64-Core", (25, 1), "AMD EPYC 7763 64-Core"),
+        ("AMD EPYC", (), "AMD EPYC"),
+        (None, (23, 1), None),
+    ],
+)
+def test_a_processor_has_a_name_or_numbers(name, numbers, expected):
+    lines = [f"{key}\t: {x}" for key, x in zip(("cpu family", "model"), numbers, strict=False)]
+    lines += [f"model name\t: {name}"] if name else []
+    other = "\n\nprocessor\t: 1\nmodel name\t: other\n"
+    assert processor_name("processor\t: 0\n" + "\n".join(lines) + other) == expected
