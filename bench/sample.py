@@ -3,8 +3,8 @@
 minigpt with its KV cache; torch without one, recomputing the whole context for every token as
 nanoGPT does; and GPT2LMHeadModel of transformers with its KV cache, where that is installed. All
 have the same weights, prompt and number of tokens, and draw from the full distribution. Reading
-the prompt is part of the time. minigpt runs as `minigpt sample` does, with BLAS on one thread in
-each of its own. Before anything is timed, the logits after a prompt are compared;
+the prompt is part of the time. minigpt has as many threads as torch, as in `minigpt sample`, and
+BLAS one in each of them. Before anything is timed, the logits after a prompt are compared;
 a difference ends with exit code 1. With --backend cupy all run on the GPU, and torch has a cache,
 too.
 """

@@ -146,7 +146,7 @@ class Field(typing.NamedTuple):
         return next(t for t in self.types if t is not NoneType)
 
     def is_none(self, value):
-        """Tell whether a value is the word none, and can only mean None: of a flag, in TOML."""
+        """Tell whether a value is the word none, from a flag or TOML, and can only mean None."""
         return (
             isinstance(value, str)
             and value.lower() == "none"

@@ -423,8 +423,8 @@ class Model:
 def on_one_thread(items):
     """Yield the items of a generator, each made with BLAS on one thread.
 
-    Of one row, a product reads all weights: one thread uses up the memory's bandwidth. In between,
-    where the caller works, BLAS has its own threads.
+    Of one row, a product reads all weights: one thread uses up the memory's bandwidth. For more,
+    `generate` has threads of its own. In between, where the caller works, BLAS has all of its own.
     """
     while True:
         with blas_threads(1):

@@ -12,15 +12,15 @@ from minigpt.backend.cores import usable_cores
 from minigpt.backend.cpu.crew import shard_slices
 from minigpt.backend.cpu.threads import Threads
 from minigpt.errors import UserError
+from minigpt.model.flops import count_flops
 from minigpt.model.gpt import gpt_forward, logits
-from minigpt.params import leaves
 from minigpt.sample.kv_cache import KVCache
 from minigpt.sample.sampling import draw, next_probabilities
 from minigpt.sample.step import is_step, step
 
 PREFILL_TOKENS = 1024  # in one pass, over all rows: bounds the memory of activations
-PART_ROWS = 4  # that a thread has at least: products of fewer rows take as long
-PART_WORK = 2**25  # multiplications of a step, at least: some ms, where Python's own take one
+PART_ROWS = 4  # of a thread's step, at least: products of fewer rows take as long
+PART_WORK = 2**25  # multiplications for a thread, at least: they take as long as Python's calls
 
 
 def generate(
@@ -40,9 +40,9 @@ def generate(
     """Iterate over the next tokens of each row.
 
     Row r has a random stream of its own, the counter-based Philox with key (seed, r), and its
-    token t takes number t of it. So a row is the same alone and among others, but for the
-    round-off of products of other shapes (some 1e-6 of a logit in float32): that can only tip a
-    draw which lies on the border of two tokens.
+    token t takes number t of it. So a row is the same alone and among others, and over any number
+    of threads, but for the round-off of products of other shapes (some 1e-6 of a logit in float32):
+    that can only tip a draw which lies on the border of two tokens.
 
     Parameters
     ----------
@@ -60,7 +60,8 @@ def generate(
     vocab_size : int, optional
         The tokenizer's, where the model's is padded: no id from there on is drawn.
     threads : int, optional
-        On a CPU, each with BLAS on one thread. The cores that may be used, if left out.
+        On a CPU, at most: they are used where they gain something. The caller holds
+        blas_threads(1). All cores that may be used, if left out.
 
     Yields
     ------
@@ -77,44 +78,56 @@ def generate(
         raise UserError(f"a prompt needs one id or more, from 0 to {config.vocab_size - 1}")
     keys = [np.array([seed, r], np.uint64) for r in (range(B) if rows is None else rows)]
     streams = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
-    context = np.empty((B, config.block_size), np.int32)
+    xp = array_module(p["wte"])
+    threads = (threads or usable_cores()) if xp is np else 1
+    kv, context = KVCache(config, B, xp, p["wte"].dtype), np.empty((B, config.block_size), np.int32)
     context[:, :n] = ids
-    xp, dtype = array_module(p["wte"]), p["wte"].dtype
-    with Threads((threads or usable_cores()) if xp is np else 1) as team:
-        parts = parts_of(B, p, team.n)
-        caches = [KVCache(config, part.stop - part.start, xp, dtype) for part in parts]
 
-        def run(i):
-            kv = caches[i]
-            return next_logits(context[parts[i], kv.length : n], p, config, kv, B)[:, :vocab_size]
+    def run(rows):
+        return next_logits(context[rows, kv.length : n], p, config, kv.part(rows), B)
 
+    with team_of(threads_of(config, B, 1, threads)) as stepping:
         for _ in range(max_new_tokens):
-            z = np.concatenate(team.map(run, range(len(parts))))
+            if n - kv.length == 1:
+                z = stepping.map(run, shard_slices(B, stepping.n))
+            else:
+                with team_of(threads_of(config, B, n - kv.length, threads)) as reading:
+                    z = reading.map(run, shard_slices(B, reading.n if reading.n <= B else 1))
+            kv.advance(context[:, kv.length : n])
             uniforms = np.array([stream.random() for stream in streams])
+            z = np.concatenate(z)[:, :vocab_size]
             new = draw(next_probabilities(z, temperature, top_k, top_p), uniforms)
             yield new
             if n == config.block_size:
                 n //= 2
                 context[:, :n] = context[:, config.block_size - n :]
-                for kv in caches:
-                    kv.reset()
+                kv.reset()
             context[:, n] = new
             n += 1
 
 
-def parts_of(rows, p, threads):
-    """Return slices of the rows: one for each thread that has enough to do, at least one.
+def threads_of(config, rows, tokens, threads):
+    """Return how many threads a pass over so many tokens of each row is worth, at most `threads`.
 
-    One part alone has all threads where it reads a prompt: `Threads.map` lends them to its ops.
+    In a step each has some of the rows. To read a prompt each has one or more; where there are more
+    threads than rows, the ops of all rows share them: see `Threads.map`.
     """
-    work = rows * sum(x.size for _, x in leaves(p) if np.ndim(x) == 2)
-    return shard_slices(rows, max(1, min(threads, rows // PART_ROWS, work // PART_WORK)))
+    worth = count_flops(config, rows, tokens) // (6 * PART_WORK)  # 6: both passes, see there
+    return max(1, min(threads, worth, rows // PART_ROWS if tokens == 1 else threads))
+
+
+def team_of(n):
+    """Return n Threads, or one where so many cannot be started."""
+    try:
+        return Threads(n)
+    except UserError:
+        return Threads(1)
 
 
 def next_logits(ids, p, config, kv, rows=None):
     """Run the tokens `ids` (B, T) that follow those in `kv`; return the last logits (B, V).
 
-    They may be a part of more `rows`.
+    They may be some of more `rows`.
     """
     ids = to_device(ids, array_module(p["wte"]))
     with np.errstate(over="ignore", invalid="ignore"):  # check_finite reports it, as an error

@@ -1,23 +1,31 @@
 """Decoding with a KV cache against the full forward pass."""
 
 import math
+import subprocess
+import sys
+import textwrap
 import threading
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
 
 from minigpt.backend import to_device, to_host
+from minigpt.backend.cpu import crew
+from minigpt.backend.cpu.crew import size
+from minigpt.backend.cpu.threads import Threads
 from minigpt.errors import UserError
 from minigpt.model.gpt import gpt_forward, logits, shapes
 from minigpt.params import Params
 from minigpt.sample import generate as decoding
-from minigpt.sample.generate import PART_WORK, generate, parts_of
+from minigpt.sample.generate import generate, threads_of
 from minigpt.sample.sampling import next_probabilities
 from tests.tools.options import gpt_config
 
+ROOT = Path(__file__).parents[2]
 CONFIG = gpt_config(vocab_size=11, block_size=6, n_layer=2, n_head=2, n_embd=8)
 OPTIONS = [{}, {"rotary": True}, {"bigram": True}, {"rotary": True, "bigram": True}]
 
@@ -125,43 +133,100 @@ def test_logits_that_are_not_finite_are_an_error(rng, value):
         next(tokens)
 
 
-@pytest.mark.parametrize("threads, parts", [(1, 1), (2, 2), (3, 2)])
-def test_rows_are_the_same_over_threads(rng, monkeypatch, threads, parts):
-    p = make_params(rng, CONFIG).tree
-    prompt = rng.integers(CONFIG.vocab_size, size=(9, 5))
-    expected = list(generate(p, CONFIG, prompt, 20, seed=1, threads=1))
+@pytest.mark.parametrize("options", OPTIONS[::3], ids=["", "rotary-bigram"])
+@pytest.mark.parametrize(
+    "threads, reading, stepping", [(1, 1, 1), (2, 2, 2), (3, 3, 2), (12, 1, 2)]
+)
+def test_rows_are_the_same_over_threads(rng, monkeypatch, options, threads, reading, stepping):
+    config = replace(CONFIG, **options)
+    p = make_params(rng, config).tree
+    prompt = rng.integers(config.vocab_size, size=(9, 5))
+    expected = list(generate(p, config, prompt, 20, seed=1, threads=1))
     monkeypatch.setattr(decoding, "PART_WORK", 1)
-    shapes_seen, run = [], decoding.next_logits
+    seen, run = [], decoding.next_logits
 
     def recording(ids, *args):
-        shapes_seen.append(ids.shape)
+        seen.append((ids.shape[1], len(ids), size()))
         return run(ids, *args)
 
     monkeypatch.setattr(decoding, "next_logits", recording)
     monkeypatch.setattr(decoding, "PREFILL_TOKENS", 18)  # two of each of nine rows
     monkeypatch.setattr(decoding, "gpt_forward", passes := mock.Mock(side_effect=gpt_forward))
-    tokens = generate(p, CONFIG, prompt, 20, seed=1, threads=threads)
+    tokens = generate(p, config, prompt, 20, seed=1, threads=threads)
     new = [next(tokens)]
-    assert len(shapes_seen) == parts and sum(rows for rows, _ in shapes_seen) == 9
+    assert [n for n, *_ in seen] == [5] * reading and sum(rows for _, rows, _ in seen) == 9
+    assert {lent for *_, lent in seen} == {threads if reading == 1 else 1}
     assert {call.args[0].shape[1] for call in passes.call_args_list} == {1, 2}
+    seen.clear()
+    new.append(next(tokens))
+    assert [n for n, *_ in seen] == [1] * stepping and sum(rows for _, rows, _ in seen) == 9
     np.testing.assert_array_equal(new + list(tokens), expected)
 
 
-def test_a_part_has_enough_to_do():
-    p = {"wte": np.empty((2, PART_WORK // 8)), "b": np.empty(2**20)}  # a fourth, for each row
-    found = [[part.stop for part in parts_of(rows, p, 4)] for rows in (1, 3, 8, 16, 99)]
-    assert found == [[1], [3], [4, 8], [4, 8, 12, 16], [24, 49, 74, 99]]
-    assert parts_of(99, {"wte": np.empty((2, 9))}, 4) == [slice(0, 99)]
-    assert parts_of(99, p, 1) == [slice(0, 99)]
+def test_threads_have_enough_to_do():
+    config = gpt_config(vocab_size=8, block_size=64, n_layer=1, n_head=1, n_embd=1024, bigram=True)
+    # The layer's products are three eighths of PART_WORK.
+    assert [threads_of(config, 1, n, 99) for n in (2, 5, 6, 20, 64)] == [1, 1, 2, 7, 24]
+    assert [threads_of(config, 20, n, 4) for n in (1, 2)] == [4, 4]
+    assert [threads_of(config, n, 1, 4) for n in (1, 7, 8, 12, 99)] == [1, 1, 2, 3, 4]
+    few = replace(config, n_embd=64)
+    assert [threads_of(few, n, 1, 4) for n in (20, 4 * 2**25 // (12 * 64**2))] == [1, 4]
 
 
-def test_an_iterator_that_is_left_ends_its_threads(rng):
-    tokens = generate(make_params(rng, CONFIG).tree, CONFIG, [[3]], 5, threads=3)
-    before = threading.active_count()
-    next(tokens)
-    assert threading.active_count() == before + 2
-    tokens.close()
-    assert threading.active_count() == before
+def new_threads(before):
+    return set(threading.enumerate()) - before
+
+
+def test_an_iterator_has_threads_for_its_prompts_and_for_many_rows(rng, monkeypatch):
+    p, before, made = make_params(rng, CONFIG).tree, set(threading.enumerate()), []
+    monkeypatch.setattr(decoding, "PART_WORK", 1)
+    monkeypatch.setattr(decoding, "usable_cores", lambda: 3)
+    monkeypatch.setattr(decoding, "Threads", lambda n: made.append(n) or Threads(n))
+    for rows, counts in (3, [1, 3]), (8, [2, 3]):
+        tokens = generate(p, CONFIG, [[3, 4]] * rows, 3)
+        next(tokens)
+        assert made == counts and len(new_threads(before)) == counts[0] - 1
+        tokens.close()
+        assert not new_threads(before)
+        made.clear()
+    list(generate(p, CONFIG, [[3]] * 3, 3))  # there is nothing to read
+    assert made == [1]
+
+
+@pytest.mark.report("16")
+def test_where_threads_cannot_be_started_one_does_it_all(rng, monkeypatch):
+    p = make_params(rng, CONFIG).tree
+    expected = list(generate(p, CONFIG, [[3, 4]] * 8, 9, threads=1))
+    monkeypatch.setattr(decoding, "PART_WORK", 1)
+    monkeypatch.setattr(threading.Thread, "start", mock.Mock(side_effect=RuntimeError("no more")))
+    np.testing.assert_array_equal(list(generate(p, CONFIG, [[3, 4]] * 8, 9, threads=4)), expected)
+
+
+@pytest.mark.filterwarnings("error")
+def test_threads_that_read_overflow_without_a_word(rng, monkeypatch):
+    monkeypatch.setattr(decoding, "PART_WORK", 1)
+    monkeypatch.setattr(crew, "PART", 1)
+    params = make_params(rng, CONFIG)
+    params.flat[...] *= 1e300
+    with np.errstate(all="raise"), pytest.raises(UserError, match="logits are not finite"):
+        next(generate(params.tree, CONFIG, [[3, 4, 5]], 1, threads=2))
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_python_ends_with_an_iterator_that_is_left(rows):
+    code = f"""
+        import numpy as np
+        from minigpt.model.init import init_params
+        from minigpt.sample import generate
+        from tests.sample.test_generate import CONFIG
+        generate.PART_WORK = 1
+        p = init_params(CONFIG, 1, np).tree
+        tokens = generate.generate(p, CONFIG, [[3, 4]] * {rows}, 9, threads=2)
+        print(len(next(tokens)))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (done.stdout, done.stderr, done.returncode) == (f"{rows}\n", "", 0)
 
 
 def test_a_step_allocates_little(rng):

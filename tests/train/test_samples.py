@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from minigpt.data.characters import CharTokenizer
 from minigpt.data.datasets import PairData
 from minigpt.data.tokenizers import PairTokenizer
 from minigpt.errors import UserError
 from minigpt.model.checkpoint import load
 from minigpt.model.encoder_decoder import Seq2SeqConfig
 from minigpt.model.init import init_params
-from minigpt.sample import answers
+from minigpt.sample import answers, text
 from minigpt.sample.tasks import TASKS
 from minigpt.train import samples
 from minigpt.train.samples import Samples
@@ -99,6 +100,14 @@ def pairs(monkeypatch):
     params = init_params(config, 1)
     params.flat[...] = np.random.default_rng(0).standard_normal(params.size) / 2
     return data, params, config
+
+
+def test_a_run_takes_its_text_on_the_thread_that_it_has(monkeypatch):
+    seen = []
+    monkeypatch.setattr(text, "generate", lambda *_, **given: seen.append(given) or iter(()))
+    data = SimpleNamespace(tokenizer=CharTokenizer.from_text("ab\n"))
+    assert text.short_text(data, {}, None, 9, lambda: False) == ""
+    assert seen[0]["threads"] == 1
 
 
 def test_answers_amid_training_are_those_of_the_search(pairs):

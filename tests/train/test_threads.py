@@ -35,7 +35,8 @@ def test_threads_that_cannot_be_started_are_told_and_those_started_end(monkeypat
         start(self)
 
     monkeypatch.setattr(Thread, "start", limited)
-    with pytest.raises(UserError, match="^8 threads cannot be started: .*; take fewer by --thre"):
+    told = "^8 threads cannot be started: .*; take fewer by --threads$"
+    with pytest.raises(UserError, match=told):
         Workers(8)
     for thread in started:
         thread.join(timeout=10)

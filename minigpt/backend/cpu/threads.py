@@ -5,6 +5,7 @@ goes by its number alone: a result depends on the number of threads, but never o
 """
 
 import queue
+import sys
 import threading
 
 import numpy as np
@@ -23,8 +24,8 @@ class Threads:
     Parameters
     ----------
     n : int
-        With 1, everything runs in the caller's thread. All handle overflows as the caller's does at
-        the start (numpy.errstate). Each call of BLAS should have one thread: blas_threads(1).
+        With 1, everything runs in the caller's thread. In each call all handle overflows as the
+        caller's does (numpy.errstate). BLAS should have one thread in each: blas_threads(1).
 
     Raises
     ------
@@ -35,7 +36,7 @@ class Threads:
     fewer = "OMP_NUM_THREADS"  # what takes fewer threads, as an error tells it
 
     def __init__(self, n):
-        self.n, self._errors = n, np.geterr()
+        self.n = n
         self._queues, self._threads = [queue.SimpleQueue() for _ in range(n - 1)], []
         self._call = IDLE
         try:
@@ -56,10 +57,10 @@ class Threads:
             raise
 
     def _work(self, tasks):
-        np.seterr(**self._errors)  # of this thread alone
         while (task := tasks.get()) is not None:
-            fn, i, item, outcomes, done = task
+            fn, i, item, outcomes, done, errors = task
             try:
+                np.seterr(**errors)  # of this thread alone
                 outcomes[i] = fn(item), None
             except BaseException as error:  # carried to the caller's thread
                 outcomes[i] = None, error
@@ -94,7 +95,8 @@ class Threads:
         outcomes, done = [None] * len(items), queue.SimpleQueue()  # (result, error) of each
         away, sent = [i for i in range(len(items)) if i % self.n], []
         queues = [self._queues[i % self.n - 1] for i in away]
-        tasks = [(fn, i, items[i], outcomes, done) for i in away]
+        errors = np.geterr()
+        tasks = [(fn, i, items[i], outcomes, done, errors) for i in away]
         self._call = outcomes, away, sent, done
         # All in one call of C, so that Ctrl-C comes before or after: `sent` says which.
         sent.extend(map(queue.SimpleQueue.put, queues, tasks))
@@ -139,12 +141,14 @@ class Threads:
     def close(self):
         """End the threads, and with them the memory that they kept.
 
-        Those that Ctrl-C has left at work end after it.
+        Those that Ctrl-C has left at work end after it. None is waited for where Python ends, which
+        may have stopped them.
         """
         try:
             for tasks in self._queues:
                 tasks.put(None)
-            for thread in self._threads if self._call is IDLE else ():
+            waits = self._call is IDLE and not sys.is_finalizing()
+            for thread in self._threads if waits else ():
                 thread.join()
         finally:
             self._queues = self._threads = ()

@@ -50,25 +50,33 @@ MUTANTS = {
             "sample/test_sampling.py::test_what_has_no_probability_is_never_drawn",
         ),
     ],
-    "minigpt/sample::parts_of": [
+    "minigpt/sample::threads_of": [
         (
             "threads have parts that are too small for them",
-            "work // PART_WORK",
-            "work",
-            "sample/test_generate.py::test_a_part_has_enough_to_do",
+            "(6 * PART_WORK)",
+            "6",
+            "sample/test_generate.py::test_threads_have_enough_to_do",
+        ),
+    ],
+    "minigpt/sample::KVCache.part": [
+        (
+            "a part has the tokens before its rows from the first rows",
+            "self.previous[rows]",
+            "self.previous[: rows.stop - rows.start]",
+            "sample/test_generate.py::test_rows_are_the_same_over_threads",
         ),
     ],
     "minigpt/sample::generate": [
         (
             "every thread has the rows of the first",
-            "context[parts[i], kv.length : n]",
-            "context[: len(context[parts[i]]), kv.length : n]",
+            "context[rows, kv.length : n]",
+            "context[: rows.stop - rows.start, kv.length : n]",
             "sample/test_generate.py::test_rows_are_the_same_over_threads",
         ),
         (
             "parts of the rows read as much at a time as all rows",
-            "kv, B)[",
-            "kv)[",
+            "kv.part(rows), B)",
+            "kv.part(rows))",
             "sample/test_generate.py::test_rows_are_the_same_over_threads",
         ),
         (
