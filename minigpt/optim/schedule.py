@@ -16,7 +16,7 @@ What the progress of a run is, by time and by passes through its data: train/lim
 import math
 
 SHAPES = ("cosine", "wsd")
-FORGET, PASSES = 1 / 16, 24  # fraction lost in a pass, for each pass of the run up to so many
+FORGET, PASSES = 0.3, 24  # fraction lost in a pass by a run of one; a run of how many loses most
 MOST = 0.01  # of the weights in a step
 WARMUP_FRACTION = 0.1  # of a run by its progress: the warm-up is over then at the latest
 
@@ -69,13 +69,13 @@ def decay(progress, shape, decay_fraction):
 def weight_decay(passes, per_step, lr):
     """Return the weight decay of a run that will have met its data so many times.
 
-        weight_decay = min(FORGET min(passes, PASSES) per_step, MOST) / lr
+        weight_decay = min(FORGET sqrt(min(passes, PASSES)) per_step, MOST) / lr
 
-    At this learning rate the weights lose the fraction FORGET * passes in each pass: the more often
-    a run meets its data, the fewer passes its weights remember, and the less it overfits. The best
-    decays of runs on parts of two texts are 0.27, 0.59, 0.73, 1.06 and 1.45 a pass for 4, 8, 12, 16
-    and 32 passes; below 2 passes nothing was measured. See bench/experiments.md, "Weight decay by
-    passes".
+    At this learning rate the weights lose the fraction FORGET sqrt(passes) in each pass: the more
+    often a run meets its data, the fewer passes its weights remember, and the less it overfits. The
+    best decays of runs on parts of two texts are 0.3, 0.6, 0.7, 1.1 and 1.5 a pass for 4, 8, 12, 16
+    and 32 passes, on larger parts more; below 2 passes nothing was measured. See
+    bench/experiments.md, "Weight decay by passes".
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def weight_decay(passes, per_step, lr):
     lr : float
         The peak learning rate.
     """
-    a_pass = FORGET * min(passes, PASSES)
+    a_pass = FORGET * math.sqrt(min(passes, PASSES))
     return min(a_pass * per_step, MOST) / lr if lr else 0.0
 
 

@@ -47,7 +47,8 @@ def parse(argv, prog=PROG):
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="TOML file of options, with lines such as n_layer = 6; flags win over it",
+        help="TOML file of options, with lines such as n_layer = 6; flags win over it. none, in "
+        "quotes there, takes a number of the preset away: --max-seconds none",
     )
     parser.add_argument(
         "--resume", action="store_true", help="resume from --out-dir/last.safetensors"
