@@ -16,7 +16,7 @@ What the progress of a run is, by time and by passes through its data: train/lim
 import math
 
 SHAPES = ("cosine", "wsd")
-FORGET, PASSES = 0.3, 24  # fraction lost in a pass by a run of one; a run of how many loses most
+FORGET, PASSES = 0.25, 24  # fraction lost in a run of one pass; passes beyond which it is the same
 MOST = 0.01  # of the weights in a step
 WARMUP_FRACTION = 0.1  # of a run by its progress: the warm-up is over then at the latest
 
@@ -73,9 +73,9 @@ def weight_decay(passes, per_step, lr):
 
     At this learning rate the weights lose the fraction FORGET sqrt(passes) in each pass: the more
     often a run meets its data, the fewer passes its weights remember, and the less it overfits. The
-    best decays of runs on parts of two texts are 0.3, 0.6, 0.7, 1.1 and 1.5 a pass for 4, 8, 12, 16
-    and 32 passes, on larger parts more; below 2 passes nothing was measured. See
-    bench/experiments.md, "Weight decay by passes".
+    best decays on small parts of two texts are 0.3, 0.6, 0.7, 1.1 and 1.5 a pass for 4, 8, 12, 16
+    and 32 passes, and less than 0.2 for 2; a larger part wants more. Below 2 passes nothing was
+    measured. See bench/experiments.md, "Weight decay by passes".
 
     Parameters
     ----------

@@ -5,6 +5,8 @@ block_size // 2 tokens and the new one are run again from position 0, and the ca
 there. (The lecture slides its window by one token, and runs all of it again for each.)
 """
 
+import copy
+
 import numpy as np
 
 from minigpt.backend import array_module, to_device, to_host
@@ -19,7 +21,7 @@ from minigpt.sample.sampling import draw, next_probabilities
 from minigpt.sample.step import is_step, step
 
 PREFILL_TOKENS = 1024  # in one pass, over all rows: bounds the memory of activations
-PART_ROWS = 4  # of a thread's step, at least: products of fewer rows take as long
+PART_ROWS = 4  # of a thread's step, or one: OpenBLAS takes as long for three rows as for eight
 PART_WORK = 2**25  # multiplications for a thread, at least: they take as long as Python's calls
 
 
@@ -84,16 +86,17 @@ def generate(
     context[:, :n] = ids
 
     def run(rows):
-        return next_logits(context[rows, kv.length : n], p, config, kv.part(rows), B)
+        return next_logits(ids[rows], p, config, part_of(kv, rows), B)
 
     with team_of(threads_of(config, B, 1, threads)) as stepping:
         for _ in range(max_new_tokens):
-            if n - kv.length == 1:
+            ids = to_device(context[:, kv.length : n], xp)
+            if ids.shape[1] == 1:
                 z = stepping.map(run, shard_slices(B, stepping.n))
             else:
-                with team_of(threads_of(config, B, n - kv.length, threads)) as reading:
+                with team_of(threads_of(config, B, ids.shape[1], threads)) as reading:
                     z = reading.map(run, shard_slices(B, reading.n if reading.n <= B else 1))
-            kv.advance(context[:, kv.length : n])
+            kv.advance(ids)
             uniforms = np.array([stream.random() for stream in streams])
             z = np.concatenate(z)[:, :vocab_size]
             new = draw(next_probabilities(z, temperature, top_k, top_p), uniforms)
@@ -109,11 +112,23 @@ def generate(
 def threads_of(config, rows, tokens, threads):
     """Return how many threads a pass over so many tokens of each row is worth, at most `threads`.
 
-    In a step each has some of the rows. To read a prompt each has one or more; where there are more
-    threads than rows, the ops of all rows share them: see `Threads.map`.
+    In a step each has one row, or several. To read a prompt each has one or more; where there are
+    more threads than rows, the ops of all rows share them: see `Threads.map`.
     """
-    worth = count_flops(config, rows, tokens) // (6 * PART_WORK)  # 6: both passes, see there
-    return max(1, min(threads, worth, rows // PART_ROWS if tokens == 1 else threads))
+    work = count_flops(config, rows, tokens) // 6  # that of both passes, see there
+    work -= rows * (tokens - 1) * config.vocab_size * config.n_embd  # the last token has the head
+    worth = min(threads, work // PART_WORK)
+    if tokens == 1:
+        worth = min(worth, rows if rows <= threads else rows // PART_ROWS)
+    return max(1, worth)
+
+
+def part_of(kv, rows):
+    """Return the KVCache of a slice of the rows, as it is now; its memory is that of `kv`."""
+    part = copy.copy(kv)
+    part.store = kv.store[:, :, rows]
+    part.previous = None if kv.previous is None else kv.previous[rows]
+    return part
 
 
 def team_of(n):

@@ -5,7 +5,6 @@ on it, so the keys and values of the past are what they were: they are kept and 
 Keys hold their positions, learned or rotary, and the cache has room for block_size tokens.
 """
 
-import copy
 from typing import NamedTuple
 
 
@@ -58,13 +57,6 @@ class KVCache:
         """Count the tokens ids (B, T), once all layers have stored theirs."""
         self.length += ids.shape[1]
         self.previous = ids[:, -1]
-
-    def part(self, rows):
-        """Return the cache of a slice of the rows, as it is now; the memory is this one's."""
-        part = copy.copy(self)
-        part.store = self.store[:, :, rows]
-        part.previous = None if self.previous is None else self.previous[rows]
-        return part
 
     def reset(self):
         """Forget all tokens and keep the memory."""

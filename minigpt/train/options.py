@@ -48,7 +48,7 @@ def parse(argv, prog=PROG):
         "--config",
         metavar="FILE",
         help="TOML file of options, with lines such as n_layer = 6; flags win over it. none, in "
-        "quotes there, takes a number of the preset away: --max-seconds none",
+        "quotes there, takes a limit of the preset away: --max-seconds none",
     )
     parser.add_argument(
         "--resume", action="store_true", help="resume from --out-dir/last.safetensors"

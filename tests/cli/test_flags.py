@@ -231,9 +231,18 @@ def test_a_config_made_in_python_is_checked_like_a_command_line(values, message)
     assert str(error.value) == message
 
 
+@dataclass(frozen=True)
+class Other(cli.Config):
+    base: str | None = option(None, "where the weights are from")
+    decay: float | None = option(0.1, "weight decay", auto=True)
+
+
 def test_none_takes_a_value_away_where_there_may_be_none(capsys):
     assert parse("--min-lr", "none") == {"min_lr": None}
     assert Train(min_lr="None") == Train() and Train(out_dir="none").out_dir == "none"
+    assert Other(base="none").base == "none" and Other(decay="auto").decay is None
+    with pytest.raises(UserError, match="decay is 'none'; it must be a number or auto"):
+        Other(decay="none")
     with pytest.raises(SystemExit):
         parse("--max-iters=none")
     assert "--max-iters is 'none'; it must be a whole number" in capsys.readouterr().err

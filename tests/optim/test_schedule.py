@@ -117,7 +117,7 @@ def test_a_resumed_run_goes_on_where_its_seconds_were():
 
 def test_weight_decay_grows_with_the_passes_and_forgets_by_passes_not_steps():
     decay = weight_decay(8.0, 1 / 245, 6e-3)
-    assert decay == pytest.approx(0.3 * 8**0.5 / 245 / 6e-3)
+    assert decay == pytest.approx(0.25 * 8**0.5 / 245 / 6e-3)
     assert weight_decay(0.0, 1 / 245, 6e-3) == 0
     assert weight_decay(32.0, 1 / 245, 6e-3) == weight_decay(24.0, 1 / 245, 6e-3)
     assert weight_decay(2.0, 1 / 245, 6e-3) == pytest.approx(decay / 2)

@@ -135,7 +135,7 @@ def test_logits_that_are_not_finite_are_an_error(rng, value):
 
 @pytest.mark.parametrize("options", OPTIONS[::3], ids=["", "rotary-bigram"])
 @pytest.mark.parametrize(
-    "threads, reading, stepping", [(1, 1, 1), (2, 2, 2), (3, 3, 2), (12, 1, 2)]
+    "threads, reading, stepping", [(1, 1, 1), (2, 2, 2), (3, 3, 2), (12, 1, 9)]
 )
 def test_rows_are_the_same_over_threads(rng, monkeypatch, options, threads, reading, stepping):
     config = replace(CONFIG, **options)
@@ -168,7 +168,11 @@ def test_threads_have_enough_to_do():
     # The layer's products are three eighths of PART_WORK.
     assert [threads_of(config, 1, n, 99) for n in (2, 5, 6, 20, 64)] == [1, 1, 2, 7, 24]
     assert [threads_of(config, 20, n, 4) for n in (1, 2)] == [4, 4]
-    assert [threads_of(config, n, 1, 4) for n in (1, 7, 8, 12, 99)] == [1, 1, 2, 3, 4]
+    assert [threads_of(config, n, 1, 4) for n in (1, 3, 4, 7, 8, 12, 99)] == [1, 1, 1, 1, 2, 3, 4]
+    assert [threads_of(config, n, 1, 9) for n in (6, 8, 9, 10)] == [2, 3, 3, 2]
+    large = replace(config, vocab_size=2**20, bigram=False)  # a head: 32 times PART_WORK
+    assert [threads_of(large, 1, n, 99) for n in (1, 2, 20)] == [1, 32, 39]
+    assert [threads_of(large, n, 1, 4) for n in (2, 3, 4, 5, 7, 8)] == [2, 3, 4, 1, 1, 2]
     few = replace(config, n_embd=64)
     assert [threads_of(few, n, 1, 4) for n in (20, 4 * 2**25 // (12 * 64**2))] == [1, 4]
 
@@ -182,14 +186,14 @@ def test_an_iterator_has_threads_for_its_prompts_and_for_many_rows(rng, monkeypa
     monkeypatch.setattr(decoding, "PART_WORK", 1)
     monkeypatch.setattr(decoding, "usable_cores", lambda: 3)
     monkeypatch.setattr(decoding, "Threads", lambda n: made.append(n) or Threads(n))
-    for rows, counts in (3, [1, 3]), (8, [2, 3]):
+    for rows, counts in (5, [1, 3]), (8, [2, 3]), (2, [2, 3]):
         tokens = generate(p, CONFIG, [[3, 4]] * rows, 3)
         next(tokens)
         assert made == counts and len(new_threads(before)) == counts[0] - 1
         tokens.close()
         assert not new_threads(before)
         made.clear()
-    list(generate(p, CONFIG, [[3]] * 3, 3))  # there is nothing to read
+    list(generate(p, CONFIG, [[3]] * 5, 3))  # there is nothing to read
     assert made == [1]
 
 

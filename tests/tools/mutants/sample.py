@@ -53,30 +53,30 @@ MUTANTS = {
     "minigpt/sample::threads_of": [
         (
             "threads have parts that are too small for them",
-            "(6 * PART_WORK)",
-            "6",
+            "work // PART_WORK",
+            "work",
             "sample/test_generate.py::test_threads_have_enough_to_do",
         ),
     ],
-    "minigpt/sample::KVCache.part": [
+    "minigpt/sample::part_of": [
         (
             "a part has the tokens before its rows from the first rows",
-            "self.previous[rows]",
-            "self.previous[: rows.stop - rows.start]",
+            "kv.previous[rows]",
+            "kv.previous[: rows.stop - rows.start]",
             "sample/test_generate.py::test_rows_are_the_same_over_threads",
         ),
     ],
     "minigpt/sample::generate": [
         (
             "every thread has the rows of the first",
-            "context[rows, kv.length : n]",
-            "context[: rows.stop - rows.start, kv.length : n]",
+            "ids[rows]",
+            "ids[: rows.stop - rows.start]",
             "sample/test_generate.py::test_rows_are_the_same_over_threads",
         ),
         (
             "parts of the rows read as much at a time as all rows",
-            "kv.part(rows), B)",
-            "kv.part(rows))",
+            "rows), B)",
+            "rows))",
             "sample/test_generate.py::test_rows_are_the_same_over_threads",
         ),
         (
