@@ -281,14 +281,19 @@ def test_the_first_step_comes_soon(tmp_path, corpus):
 
 @pytest.mark.slow
 def test_help_comes_at_once():
-    times = [math.inf]
-    while len(times) <= 10 and min(times) >= 0.5:  # a busy machine is no failure
-        start = time.perf_counter()
-        text = subprocess.run(
-            [*COMMAND, "--help"], env=environment(), capture_output=True, text=True, check=True
-        ).stdout
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.5
+    commands = [sys.executable, "-c", "import numpy"], [*COMMAND, "--help"]
+    best = [math.inf, math.inf]
+    for _ in range(10):  # a busy machine is no failure
+        for i, command in enumerate(commands):
+            start = time.perf_counter()
+            done = subprocess.run(
+                command, env=environment(), capture_output=True, text=True, check=True
+            )
+            best[i] = min(best[i], time.perf_counter() - start)
+        if best[1] < 4 * best[0]:
+            break
+    assert best[1] < 4 * best[0]  # about three times as long as NumPy alone
+    text = done.stdout
     for flag in ("--preset", "--resume", "--n-layer", "--no-bias", "--batch-size", "--dry-run"):
         assert flag in text
     assert all(name in text for name in PRESETS)
