@@ -22,8 +22,6 @@ STACK = 2**20  # numbers of x, or of a product to be added, that a thread has at
 class Workers(Threads):
     """The threads of a run, with BLAS on one in each of them while the object lives."""
 
-    fewer = "--threads"
-
     def __init__(self, n):
         self._blas = contextlib.ExitStack()
         self._blas.enter_context(blas_threads(1))

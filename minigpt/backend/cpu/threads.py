@@ -33,8 +33,6 @@ class Threads:
         If the system does not start as many; those that it has started end.
     """
 
-    fewer = "OMP_NUM_THREADS"  # what takes fewer threads, as an error tells it
-
     def __init__(self, n):
         self.n = n
         self._queues, self._threads = [queue.SimpleQueue() for _ in range(n - 1)], []
@@ -50,7 +48,7 @@ class Threads:
             self.close()
             raise UserError(
                 f"{n} threads cannot be started: {error or 'out of memory'}; take fewer by "
-                f"{self.fewer}"
+                "--threads"
             ) from None
         except BaseException:  # Ctrl-C
             self.close()
