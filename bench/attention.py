@@ -7,9 +7,9 @@ FLOPs are those of the products that the mathematics needs: 2 in the forward pas
 backward, 2 D for each query and key that may see each other. So a causal pass counts the lower
 triangle alone, and scores made a second time are not counted.
 
-On threads, minigpt takes shards of the batch, or of the heads where that divides more evenly.
-Results stay an array per shard, as in a training step. On a GPU both may also be timed in 16 bit
-(--dtype), where torch has its flash attention.
+On threads, minigpt takes shards of the batch, and the threads share the heads and queries of one
+that has a single row; results stay an array per shard: all as in a training step. On a GPU both may
+also be timed in 16 bit (--dtype), where torch has its flash attention.
 """
 
 import argparse
@@ -47,18 +47,9 @@ SHAPES = "12,4,64,32 16,6,256,64 4,12,1024,64 1,6,4096,64 16,6,64,256,64 4,12,25
 LONG = "1,1,16384,64"
 
 
-def shards(shape, n):
-    """Return the index of each thread's part of the (B, H, ...) arrays."""
-    batch = shard_slices(shape.B, n)
-    heads = shard_slices(shape.H, n)
-    if -(-shape.B // len(batch)) * shape.H <= -(-shape.H // len(heads)) * shape.B:
-        return [(rows, slice(None)) for rows in batch]
-    return [(slice(None), rows) for rows in heads]
-
-
 def minigpt_passes(shape, arrays, workers):
     """Return {"forward", "backward", "both": function}; both returns [(y, dq, dk, dv)]."""
-    parts = [[x[part] for x in arrays] for part in shards(shape, workers.n)]
+    parts = [[x[rows] for x in arrays] for rows in shard_slices(shape.B, workers.n)]
 
     def forward(part):
         return attention_forward(*part[:3], causal=shape.causal)
@@ -128,7 +119,7 @@ def check(shape, workers, torch, xp, dtype):
     host = inputs(shape, rows, dtype)
     right = expected(shape, host, rows)
     for name, passes in candidates(shape, host, workers, torch, xp, dtype).items():
-        parts = shards(shape, workers.n) if name == "minigpt" else [...]
+        parts = shard_slices(shape.B, workers.n) if name == "minigpt" else [...]
         results = [np.empty_like(x) for x in (host[0], *host[:3])]
         for part, got in zip(parts, passes["both"](), strict=True):
             for whole, x in zip(results, got, strict=True):
@@ -139,9 +130,8 @@ def check(shape, workers, torch, xp, dtype):
 def extra_memory(shape, name, threads):
     """Return the resident bytes that forward + backward add to this process at their peak."""
     torch = None if name == "minigpt" else timing.torch_on(threads)
-    n = len(shards(shape, threads))
-    with Workers(n) as workers:
-        small = Shape(n, n, 8, 8, shape.D)
+    with Workers(threads) as workers:
+        small = Shape(threads, threads, 8, 8, shape.D)
         candidates(small, inputs(small), workers, torch)[name]["both"]()
         both = candidates(shape, inputs(shape), workers, torch)[name]["both"]
         before = timing.resident_start()
@@ -160,12 +150,23 @@ def memory(shape, names, args, xp, dtype):
     return {name: timing.in_child(__file__, *flags, name) for name in names}
 
 
+def multiply(workers):
+    """Make a product in each thread that is larger than attention's, as every training step does.
+
+    Until then OpenBLAS's small products take up to three times as long: see experiments.md.
+    """
+    x = np.ones((1024, 1024), np.float32)
+    workers.map(lambda _: x @ x, range(workers.n))
+
+
 def bench(shape, dtype, args, torch, xp):
     """Check and time one problem, and measure its memory; return a record per pass."""
     print(f"{shape} {dtype} ...", file=sys.stderr, flush=True)
     records = []
-    with Workers(len(shards(shape, args.threads)) if xp is np else 1) as workers:
+    with Workers(args.threads if xp is np else 1) as workers:
         check(shape, workers, torch, xp, dtype)
+        if xp is np:
+            multiply(workers)
         found = candidates(shape, inputs(shape), workers, torch, xp, dtype)
         for name in PASSES:
             fns = {c: fns[name] for c, fns in found.items() if c != "naive" or name == "both"}

@@ -57,7 +57,7 @@ def shifts(q, k, kt, tiles):
     top = np.full(q.shape[:3], -math.inf, q.dtype)
     scratch = tile_buffer(tiles)
     for g in tiles.heads():
-        for i in tiles.queries():
+        for i in tiles.queries(0, 1):
             for j in tiles.keys(i):
                 s = tiles.scores(q, kt, g, i, j, scratch)
                 np.maximum(top[g][:, i], s.max(axis=-1), out=top[g][:, i])
@@ -82,10 +82,10 @@ def forward(q, k, v, causal, key_mask, dropout, rng):
     y, total = heads_last(q), np.zeros((*q.shape[:3], 1), q.dtype)
     ones = constant(tiles.columns, 1, q.dtype)
 
-    def attend(heads):
+    def attend(parts):
         scratch, y_scratch = tile_buffer(tiles), tile_buffer(tiles)
-        for g in heads:
-            for i in tiles.queries():
+        for g, part in parts:
+            for i in tiles.queries(part, tiles.cuts):
                 yi, ti = y[g][:, i], total[g][:, i]
                 for j in tiles.keys(i):
                     s = tiles.scores(q, kt, g, i, j, scratch)
@@ -101,7 +101,7 @@ def forward(q, k, v, causal, key_mask, dropout, rng):
                     ti[ti == 0] = 1
                 yi /= ti
 
-    share(attend, list(tiles.heads()))
+    share(attend, tiles.parts())
     lse = np.log(total) if shift is None else np.log(total) + shift
     return y, LseCache(q, k, v, y, lse, causal, key_mask, dropout, rng)
 
@@ -164,10 +164,14 @@ def backward(dy, cache):
     if tiles.causal and tiles.past < 0:  # queries that see nothing
         dq[...] = 0
 
-    def differentiate(heads):
+    sums = [(dk, dv)]  # over each part of the queries; the first has those that see all keys
+    sums += [(np.zeros_like(k), np.zeros_like(v)) for _ in range(1, tiles.cuts)]
+
+    def differentiate(parts):
         p_scratch, ds_scratch, d_scratch = (tile_buffer(tiles) for _ in range(3))
-        for g in heads:
-            for i in tiles.queries():
+        for g, part in parts:
+            dk_sum, dv_sum = sums[part]
+            for i in tiles.queries(part, tiles.cuts):
                 for j in tiles.keys(i):
                     p = tiles.scores(q, kt, g, i, j, p_scratch)
                     p -= lse[g][:, i]
@@ -181,11 +185,14 @@ def backward(dy, cache):
                     if tiles.rng is not None:
                         p *= mask
                     last = i.stop == tiles.Tq  # these queries come first, and see all keys
-                    put(p.swapaxes(1, 2), dy[g][:, i], dv[g][:, j], last, d_scratch)
-                    put(ds.swapaxes(1, 2), q[g][:, i], dk[g][:, j], last, d_scratch)
+                    put(p.swapaxes(1, 2), dy[g][:, i], dv_sum[g][:, j], last, d_scratch)
+                    put(ds.swapaxes(1, 2), q[g][:, i], dk_sum[g][:, j], last, d_scratch)
                     put(ds, k[g][:, j], dq[g][:, i], j.start == 0, d_scratch)
 
-    share(differentiate, list(tiles.heads()))
+    share(differentiate, tiles.parts())
+    for dk_sum, dv_sum in sums[1:]:
+        dk += dk_sum
+        dv += dv_sum
     return dq, dk, dv
 
 

@@ -46,8 +46,11 @@ class Tiles:
         self.short = self.Tq * self.Tk <= KEPT  # one tile, whose weights are kept
         self.rows = self.Tq if self.short else query_rows(self.Tq, causal)
         self.columns = self.Tk if self.short else min(self.Tk, KEYS)
-        each = -(-self.H // crew.size())  # heads of a thread
+        threads = crew.size()
+        each = self.H // threads if self.H % threads == 0 else 1  # heads of a thread
         self.group = min(each, max(1, TILE // (self.rows * self.columns)))
+        groups = self.B * -(-self.H // self.group)  # cut further, until each thread has as many
+        self.cuts = min(threads // math.gcd(groups, threads), -(-self.Tq // self.rows))
         self.causal_mask = causal_mask(self.rows, q.dtype) if causal else None
 
     def heads(self):
@@ -56,9 +59,18 @@ class Tiles:
             for h in range(0, self.H, self.group):
                 yield b, slice(h, min(h + self.group, self.H))
 
-    def queries(self):
-        """Yield slices of queries, the last ones first: they see all keys."""
-        for stop in range(self.Tq, 0, -self.rows):
+    def parts(self):
+        """Return [(g, part)], what threads share: all heads, each with a part of its queries."""
+        return [(g, part) for g in self.heads() for part in range(self.cuts)]
+
+    def queries(self, part, cuts):
+        """Yield slices of one of so many parts of the queries, the last first: it sees all keys.
+
+        Under the tril mask later queries see more keys. Of two parts the first has the tiles 0, 3,
+        4, 7, ... from the end, the other 1, 2, 5, 6, ...: about as many keys.
+        """
+        stops, turn = range(self.Tq, 0, -self.rows), 2 * cuts
+        for stop in sorted((*stops[part::turn], *stops[turn - 1 - part :: turn]), reverse=True):
             yield slice(max(0, stop - self.rows), stop)
 
     def keys(self, i):

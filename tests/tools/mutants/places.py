@@ -1,6 +1,7 @@
 """Bugs in where gradients are left, and in what is made of the factors that shards leave."""
 
 THREADS = "backend/test_threads.py::"
+SHARED = "ops/test_attention.py::"
 LATER = "train/test_later.py::"
 SUMS = f"{LATER}test_gradients_made_of_what_shards_leave_are_their_sums"
 BITS = f"{LATER}test_one_thread_has_the_bits_of_gradients_that_are_gathered"
@@ -102,9 +103,37 @@ MUTANTS = {
     "minigpt/backend/cpu/attention_tiles.py::Tiles.__init__": [
         (
             "one thread has the heads of all",
-            "-(-self.H // crew.size())",
-            "self.H",
+            "self.H // threads if",
+            "self.H if",
+            f"{LATER}test_a_row_alone_has_the_same_gradients_where_heads_divide_by_the_threads",
+        ),
+        (
+            "threads without a head of their own have nothing to do",
+            "threads // math.gcd(groups, threads)",
+            "1",
             f"{LATER}test_a_row_alone_is_shared_out_by_rows_and_blocks",
+        ),
+    ],
+    "minigpt/backend/cpu/attention_tiles.py::Tiles.queries": [
+        (
+            "later parts of the queries see fewer keys",
+            "(*stops[part::turn], *stops[turn - 1 - part :: turn])",
+            "stops[part::cuts]",
+            f"{SHARED}test_threads_share_heads_and_queries_evenly",
+        ),
+        (
+            "of the queries in each turn half are nobody's",
+            "*stops[turn - 1 - part :: turn]",
+            "*()",
+            f"{SHARED}test_threads_that_share_a_head_make_the_same_of_it",
+        ),
+    ],
+    "minigpt/backend/cpu/attention.py::backward": [
+        (
+            "keys get no gradient from the queries of other threads",
+            "sums[1:]",
+            "sums[2:]",
+            f"{SHARED}test_threads_that_share_a_head_make_the_same_of_it",
         ),
     ],
     "minigpt/train/threads.py::sum_gradients": [
