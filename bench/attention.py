@@ -151,7 +151,7 @@ def memory(shape, names, args, xp, dtype):
 
 
 def multiply(workers):
-    """Make a product in each thread that is larger than attention's, as every training step does.
+    """Make a product of NumPy's in each thread, larger than attention's, as training steps do.
 
     Until then OpenBLAS's small products take up to three times as long: see experiments.md.
     """

@@ -31,7 +31,7 @@ from minigpt.backend.cpu.attention_tiles import (
 )
 from minigpt.backend.cpu.blocking import constant
 from minigpt.backend.cpu.crew import share
-from minigpt.backend.cpu.pool import empty
+from minigpt.backend.cpu.pool import empty, zeros
 from minigpt.ops.attention import AttentionCache, scores
 
 LEAST = -3e38  # finite in float32
@@ -163,9 +163,7 @@ def backward(dy, cache):
     kt = transpose(k, tiles.scale)
     if tiles.causal and tiles.past < 0:  # queries that see nothing
         dq[...] = 0
-
-    sums = [(dk, dv)]  # over each part of the queries; the first has those that see all keys
-    sums += [(np.zeros_like(k), np.zeros_like(v)) for _ in range(1, tiles.cuts)]
+    sums = sums_of_parts(dk, dv, tiles)
 
     def differentiate(parts):
         p_scratch, ds_scratch, d_scratch = (tile_buffer(tiles) for _ in range(3))
@@ -190,10 +188,21 @@ def backward(dy, cache):
                     put(ds, k[g][:, j], dq[g][:, i], j.start == 0, d_scratch)
 
     share(differentiate, tiles.parts())
-    for dk_sum, dv_sum in sums[1:]:
-        dk += dk_sum
-        dv += dv_sum
+    add_parts(sums)
     return dq, dk, dv
+
+
+def sums_of_parts(dk, dv, tiles):
+    """Return where each part of the queries adds up dk and dv: the arrays, and zeros like them."""
+    more = range(1, tiles.cuts)
+    return [(dk, dv), *((zeros(dk.shape, dk.dtype), zeros(dv.shape, dv.dtype)) for _ in more)]
+
+
+def add_parts(sums):
+    """Add the sums of all parts to those of the first, in order."""
+    for more in sums[1:]:
+        for x, part in zip(sums[0], more, strict=True):
+            x += part
 
 
 def short_backward(dy, q, k, w, vt, delta, tiles, outs):

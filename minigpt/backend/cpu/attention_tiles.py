@@ -46,11 +46,12 @@ class Tiles:
         self.short = self.Tq * self.Tk <= KEPT  # one tile, whose weights are kept
         self.rows = self.Tq if self.short else query_rows(self.Tq, causal)
         self.columns = self.Tk if self.short else min(self.Tk, KEYS)
-        threads = crew.size()
-        each = self.H // threads if self.H % threads == 0 else 1  # heads of a thread
+        each = -(-self.H // crew.size())  # heads of a thread
         self.group = min(each, max(1, TILE // (self.rows * self.columns)))
-        groups = self.B * -(-self.H // self.group)  # cut further, until each thread has as many
-        self.cuts = min(threads // math.gcd(groups, threads), -(-self.Tq // self.rows))
+        # Parts of a head's queries: one, but where there are threads for more that are worth it
+        worth = 2 * self.Tq * self.Tk * self.D // crew.PART
+        tiles = -(-self.Tq // self.rows)
+        self.cuts = max(1, min(crew.size() // (self.B * self.H), tiles, worth))
         self.causal_mask = causal_mask(self.rows, q.dtype) if causal else None
 
     def heads(self):

@@ -1,7 +1,7 @@
 """Threads without rows of their own: a batch of one row lends them to the ops that can use them.
 
-What a thread makes is a range of rows, of heads or of blocks, by their number alone: so the bits
-depend on the number of threads, but never on which of them is faster.
+What a thread makes is a range of rows, heads or blocks, or some of a head's queries, by their
+number alone: so the bits depend on the number of threads, but never on which of them is faster.
 """
 
 import contextlib

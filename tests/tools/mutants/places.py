@@ -103,15 +103,15 @@ MUTANTS = {
     "minigpt/backend/cpu/attention_tiles.py::Tiles.__init__": [
         (
             "one thread has the heads of all",
-            "self.H // threads if",
-            "self.H if",
-            f"{LATER}test_a_row_alone_has_the_same_gradients_where_heads_divide_by_the_threads",
+            "-(-self.H // crew.size())",
+            "self.H",
+            f"{LATER}test_a_row_alone_is_shared_out_by_rows_and_blocks",
         ),
         (
             "threads without a head of their own have nothing to do",
-            "threads // math.gcd(groups, threads)",
+            "min(crew.size() // (self.B * self.H), tiles, worth)",
             "1",
-            f"{LATER}test_a_row_alone_is_shared_out_by_rows_and_blocks",
+            f"{SHARED}test_threads_share_a_head_s_queries_evenly",
         ),
     ],
     "minigpt/backend/cpu/attention_tiles.py::Tiles.queries": [
@@ -119,7 +119,7 @@ MUTANTS = {
             "later parts of the queries see fewer keys",
             "(*stops[part::turn], *stops[turn - 1 - part :: turn])",
             "stops[part::cuts]",
-            f"{SHARED}test_threads_share_heads_and_queries_evenly",
+            f"{SHARED}test_threads_share_a_head_s_queries_evenly",
         ),
         (
             "of the queries in each turn half are nobody's",
@@ -128,7 +128,15 @@ MUTANTS = {
             f"{SHARED}test_threads_that_share_a_head_make_the_same_of_it",
         ),
     ],
-    "minigpt/backend/cpu/attention.py::backward": [
+    "minigpt/backend/cpu/attention.py::shifts": [
+        (
+            "the largest score of a part of the queries only",
+            "tiles.queries(0, 1)",
+            "tiles.queries(0, tiles.cuts)",
+            f"{SHARED}test_threads_that_share_a_head_make_the_same_of_it",
+        ),
+    ],
+    "minigpt/backend/cpu/attention.py::add_parts": [
         (
             "keys get no gradient from the queries of other threads",
             "sums[1:]",
