@@ -229,7 +229,7 @@ def test_threads_share_a_head_s_queries_evenly(H, T, n):
     loads = {(h, part): 0 for h in range(H) for part in range(tiles.cuts)}
     seen = np.zeros((H, T))
     for (_, heads), part in tiles.parts():
-        queries = [*tiles.queries(part, tiles.cuts)]
+        queries = [*tiles.queries(part)]
         assert queries == sorted(queries, key=lambda i: -i.start)
         assert (part == 0) == (queries[0].stop == T)  # those that see all keys
         for i in queries:

@@ -56,8 +56,8 @@ def shifts(q, k, kt, tiles):
         k_norm = k_norm.max(axis=-1, keepdims=True)
     top = np.full(q.shape[:3], -math.inf, q.dtype)
     scratch = tile_buffer(tiles)
-    for g in tiles.heads():
-        for i in tiles.queries(0, 1):
+    for g, part in tiles.parts():
+        for i in tiles.queries(part):
             for j in tiles.keys(i):
                 s = tiles.scores(q, kt, g, i, j, scratch)
                 np.maximum(top[g][:, i], s.max(axis=-1), out=top[g][:, i])
@@ -85,7 +85,7 @@ def forward(q, k, v, causal, key_mask, dropout, rng):
     def attend(parts):
         scratch, y_scratch = tile_buffer(tiles), tile_buffer(tiles)
         for g, part in parts:
-            for i in tiles.queries(part, tiles.cuts):
+            for i in tiles.queries(part):
                 yi, ti = y[g][:, i], total[g][:, i]
                 for j in tiles.keys(i):
                     s = tiles.scores(q, kt, g, i, j, scratch)
@@ -169,7 +169,7 @@ def backward(dy, cache):
         p_scratch, ds_scratch, d_scratch = (tile_buffer(tiles) for _ in range(3))
         for g, part in parts:
             dk_sum, dv_sum = sums[part]
-            for i in tiles.queries(part, tiles.cuts):
+            for i in tiles.queries(part):
                 for j in tiles.keys(i):
                     p = tiles.scores(q, kt, g, i, j, p_scratch)
                     p -= lse[g][:, i]

@@ -49,9 +49,8 @@ class Tiles:
         each = -(-self.H // crew.size())  # heads of a thread
         self.group = min(each, max(1, TILE // (self.rows * self.columns)))
         # Parts of a head's queries: one, but where there are threads for more that are worth it
-        worth = 2 * self.Tq * self.Tk * self.D // crew.PART
-        tiles = -(-self.Tq // self.rows)
-        self.cuts = max(1, min(crew.size() // (self.B * self.H), tiles, worth))
+        worth = crew.parts(-(-self.Tq // self.rows), 2 * self.Tq * self.Tk * self.D)
+        self.cuts = min(len(worth), max(1, crew.size() // (self.B * self.H)))
         self.causal_mask = causal_mask(self.rows, q.dtype) if causal else None
 
     def heads(self):
@@ -64,13 +63,13 @@ class Tiles:
         """Return [(g, part)], what threads share: all heads, each with a part of its queries."""
         return [(g, part) for g in self.heads() for part in range(self.cuts)]
 
-    def queries(self, part, cuts):
-        """Yield slices of one of so many parts of the queries, the last first: it sees all keys.
+    def queries(self, part):
+        """Yield slices of a part of the queries, last first: that of the first part sees all keys.
 
         Under the tril mask later queries see more keys. Of two parts the first has the tiles 0, 3,
         4, 7, ... from the end, the other 1, 2, 5, 6, ...: about as many keys.
         """
-        stops, turn = range(self.Tq, 0, -self.rows), 2 * cuts
+        stops, turn = range(self.Tq, 0, -self.rows), 2 * self.cuts
         for stop in sorted((*stops[part::turn], *stops[turn - 1 - part :: turn]), reverse=True):
             yield slice(max(0, stop - self.rows), stop)
 

@@ -109,7 +109,7 @@ MUTANTS = {
         ),
         (
             "threads without a head of their own have nothing to do",
-            "min(crew.size() // (self.B * self.H), tiles, worth)",
+            "max(1, crew.size() // (self.B * self.H))",
             "1",
             f"{SHARED}test_threads_share_a_head_s_queries_evenly",
         ),
@@ -118,7 +118,7 @@ MUTANTS = {
         (
             "later parts of the queries see fewer keys",
             "(*stops[part::turn], *stops[turn - 1 - part :: turn])",
-            "stops[part::cuts]",
+            "stops[part :: self.cuts]",
             f"{SHARED}test_threads_share_a_head_s_queries_evenly",
         ),
         (
@@ -131,8 +131,8 @@ MUTANTS = {
     "minigpt/backend/cpu/attention.py::shifts": [
         (
             "the largest score of a part of the queries only",
-            "tiles.queries(0, 1)",
-            "tiles.queries(0, tiles.cuts)",
+            "tiles.parts()",
+            "tiles.parts()[:1]",
             f"{SHARED}test_threads_that_share_a_head_make_the_same_of_it",
         ),
     ],
