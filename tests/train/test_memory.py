@@ -408,7 +408,7 @@ def test_dry_run_says_memory_in_all_and_time_and_writes_nothing(tmp_path, capsys
     monkeypatch.setattr("minigpt.train.__main__.product_rate", lambda threads: 1e9 * threads)
     assert not begin(tmp_path / "run", "--dry-run")
     out = capsys.readouterr().out
-    assert re.search(r"^memory +about [\d.]+ MB in all, on 2 threads$", out, re.M)
+    assert re.search(r"^memory +about [\d.]+ [MG]B in all, on 2 threads$", out, re.M)
     assert re.search(r"^  libraries and data +[\d.]+ MB$", out, re.M)
     assert re.search(r"^time on this machine +about [\d.]+ ms a step, ", out, re.M)
     assert not (tmp_path / "run").exists()
